@@ -1,0 +1,72 @@
+# make demo    ProMoT against standard fine-tuning on a real model and real data; SEEDS="0 1 2" for several seeds
+# make test    fast tests, and those on the real model and data
+# make check   style and types
+#
+# Each makes what it needs first: .venv, the packages, the demonstration's model and data. Nothing is done twice.
+
+PYTHON ?= python3
+SEEDS ?=
+# Two workers suit two cores; a file's tests stay together, since they share fixtures.
+PYTEST_FLAGS ?= -q -n 2 --dist loadfile
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check --no-input
+STAMPS := $(VENV)/stamps
+comma := ,
+space := $(subst ,, )
+seeds := $(if $(strip $(SEEDS)),"--gin.SEEDS=[$(subst $(space),$(comma),$(strip $(SEEDS)))]")
+
+.PHONY: demo test test-slow check format assets clean distclean
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+demo: $(STAMPS)/demo assets
+	$(RUN) -m promot_jax.main --gin_file=demo.gin $(seeds)
+
+test: $(STAMPS)/test assets
+	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow"
+
+test-slow: $(STAMPS)/test assets
+	$(RUN) -m pytest -q -m slow
+
+check: $(STAMPS)/dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(STAMPS)/dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# Cheap when the files are there.
+assets: $(STAMPS)/demo
+	$(RUN) -m promot_jax.assets
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed and $(PYTHON) is not: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo: $(STAMPS)/venv setup.py pyproject.toml
+	$(PIP) -e ".[demo]"
+	@touch $@
+
+# torch first and exactly: resolved together with the rest, pip may choose a build for accelerators.
+$(STAMPS)/test: $(STAMPS)/demo
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[test]"
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/demo
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+# Leaves runs/ and the fetched model and data.
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,197 @@
+"""Text examples to model batches: the one place where a task meets a model's vocabulary and prompts."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from promot_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from promot_jax.data.text import Example
+
+Batch = dict[str, np.ndarray]
+
+# Widths that evaluation batches are padded to: each compiles once.
+WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """One example as ids: `inputs` with its virtual prompt ids in front, `targets` with its end-of-sequence."""
+
+    inputs: list[int]
+    targets: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+    """A vocabulary and the prompts in use.
+
+    Attributes:
+        encode: text to ids.
+        eos_id: ends every target.
+        bos_id: starts every input, behind the prompt, or None.
+        prompt_ids: `{task or mixture: virtual ids}`.
+        prompt: the key in `prompt_ids` for tasks that have none of their own, or "" for none.
+    """
+
+    encode: Callable[[str], Sequence[int]]
+    eos_id: int
+    bos_id: int | None
+    prompt_ids: dict[str, np.ndarray]
+    prompt: str = ""
+
+    def inputs(self, text: str, task: str = "") -> list[int]:
+        """Ids of an input text, behind the prompt of its task."""
+        virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
+        start = [] if self.bos_id is None else [self.bos_id]
+        return [*([] if virtual is None else virtual.tolist()), *start, *self.encode(text)]
+
+    def tokens(self, example: "Example") -> Tokens:
+        """Ids of an example. The target continues the input, one space after it."""
+        gap = "" if example.inputs[-1:].isspace() or not example.targets else " "
+        targets = [*self.encode(gap + example.targets), self.eos_id]
+        return Tokens(self.inputs(example.inputs, example.task), targets)
+
+
+def decoder_rows(rows: Sequence[Sequence[Tokens]], length: int, targets: int) -> Batch:
+    """Lays sequences out for a decoder-only model.
+
+    Args:
+        rows: each row's sequences, several when packed.
+        length: of a row, prompt and targets included.
+        targets: room for target tokens per row.
+
+    Returns:
+        `tokens`, `positions`, `segment_ids` `[batch, length]` int32 (segment 0 is padding; positions restart in each
+        segment), `target_positions`, `targets` `[batch, targets]` int32 and `weights` `[batch, targets]` float32.
+    """
+    wide = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "positions", "segment_ids")}
+    goal = {name: np.zeros((len(rows), targets), np.int32) for name in ("target_positions", "targets")}
+    weights = np.zeros((len(rows), targets), np.float32)
+    for row, sequences in enumerate(rows):
+        start = done = 0
+        for segment, sequence in enumerate(sequences, 1):
+            ids = [*sequence.inputs, *sequence.targets[:-1]]
+            span = slice(start, start + len(ids))
+            wide["tokens"][row, span] = ids
+            wide["positions"][row, span] = np.arange(len(ids))
+            wide["segment_ids"][row, span] = segment
+            aims = slice(done, done + len(sequence.targets))
+            goal["targets"][row, aims] = sequence.targets
+            # The state at the last input token predicts the first target.
+            goal["target_positions"][row, aims] = start + len(sequence.inputs) - 1 + np.arange(len(sequence.targets))
+            weights[row, aims] = 1.0
+            start, done = span.stop, aims.stop
+    return {**wide, **goal, "weights": weights}
+
+
+class TrainBatches:
+    """Fixed-shape training batches: a function of (examples, step), so that a resumed run sees the same ones.
+
+    Over-long examples are left out, never cut: cutting would lose the end of the template. `skipped` counts them.
+    """
+
+    def __init__(
+        self,
+        examples: Iterator["Example"],
+        binding: Binding,
+        *,
+        batch_size: int,
+        feature_lengths: dict[str, int],
+        pack: bool = False,
+    ):
+        """Binds a stream of examples.
+
+        Args:
+            examples: endless.
+            binding: vocabulary and prompts.
+            batch_size: rows.
+            feature_lengths: `inputs` and `targets` in tokens, without the prompt.
+            pack: put several examples into a row, each behind its own prompt ids.
+
+        Raises:
+            UserError: feature lengths that lack "inputs" or "targets".
+        """
+        if set(feature_lengths) != {"inputs", "targets"}:
+            raise UserError(f"TASK_FEATURE_LENGTHS names {sorted(feature_lengths)}; give 'inputs' and 'targets'.")
+        self.skipped = 0
+        self._examples, self._binding, self._batch_size, self._pack = examples, binding, batch_size, pack
+        self._targets = feature_lengths["targets"]
+        self._prompt = max((len(ids) for ids in binding.prompt_ids.values()), default=0)
+        self._inputs = feature_lengths["inputs"]
+        self._length = self._prompt + self._inputs + self._targets
+        self._waiting: Tokens | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches from step 0 on."""
+        while True:
+            yield decoder_rows([self._row() for _ in range(self._batch_size)], self._length, self._targets)
+
+    def _row(self) -> list[Tokens]:
+        row: list[Tokens] = []
+        length = targets = 0
+        while True:
+            tokens = self._next()
+            length += len(tokens.inputs) + len(tokens.targets) - 1
+            targets += len(tokens.targets)
+            if row and (length > self._length or targets > self._targets):
+                self._waiting = tokens
+                return row
+            row.append(tokens)
+            if not self._pack:
+                return row
+
+    def _next(self) -> Tokens:
+        if self._waiting is not None:
+            tokens, self._waiting = self._waiting, None
+            return tokens
+        misses = 0
+        while True:
+            tokens = self._binding.tokens(next(self._examples))
+            if len(tokens.inputs) <= self._inputs + self._prompt and len(tokens.targets) <= self._targets:
+                return tokens
+            self.skipped += 1
+            misses += 1
+            if misses == 1000:
+                raise UserError(
+                    f"1000 examples in a row are longer than TASK_FEATURE_LENGTHS ({self._inputs} inputs, "
+                    f"{self._targets} targets); the last has {len(tokens.inputs)} and {len(tokens.targets)} tokens."
+                )
+
+
+def buckets(inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1) -> Iterable[tuple[np.ndarray, Batch]]:
+    """Groups inputs of like length into batches of a few fixed shapes.
+
+    Args:
+        inputs: token ids per example.
+        budget: tokens of a batch; wide buckets get fewer rows.
+        multiple: rows are a multiple of this (the ways a batch is split).
+
+    Yields:
+        The indices of the examples, and `tokens` `[rows, width]`, `lengths` `[rows]`; rows behind the last index are
+        padding of length 0.
+
+    Raises:
+        UserError: an empty input, or one longer than the widest bucket.
+    """
+    lengths = np.array([len(ids) for ids in inputs], np.int32)
+    if lengths.size and not lengths.min():
+        raise UserError("An input is empty; give at least one token.")
+    if lengths.size and lengths.max() > WIDTHS[-1]:
+        raise UserError(f"An input has {lengths.max()} tokens; the longest that can be evaluated has {WIDTHS[-1]}.")
+    bucket = np.searchsorted(WIDTHS, lengths)
+    for index in np.unique(bucket):
+        width = WIDTHS[index]
+        rows = max(budget // width // multiple, 1) * multiple
+        members = np.flatnonzero(bucket == index)
+        for start in range(0, len(members), rows):
+            chosen = members[start : start + rows]
+            tokens = np.zeros((rows, width), np.int32)
+            for row, example in enumerate(chosen):
+                tokens[row, : lengths[example]] = inputs[example]
+            padded = np.zeros(rows, np.int32)
+            padded[: len(chosen)] = lengths[chosen]
+            yield chosen, {"tokens": tokens, "lengths": padded}

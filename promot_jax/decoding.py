@@ -1,0 +1,115 @@
+"""Greedy and sampled decoding with a KV cache, for every family: `prefill`, then `step` until all rows are done."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from promot_jax.errors import UserError
+from promot_jax.models import DecoderModel
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How outputs are chosen.
+
+    Attributes:
+        max_tokens: longest output, the stop token included.
+        temperature: 0 is greedy.
+        top_k: sample among the so many likeliest tokens; 0 is all.
+        top_p: sample among the likeliest tokens that hold this much probability.
+        stop: text at which an output ends; it is cut off.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: str = "\n"
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values out of range."""
+        if self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                "Decoding needs max_tokens >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1, "
+                f"not {self.max_tokens}, {self.temperature}, {self.top_k}, {self.top_p}."
+            )
+
+
+def stop_mask(token_strings: Sequence[str], stop: str, eos_id: int) -> np.ndarray:
+    """Returns bool `[vocab]`: the end-of-sequence token, and every token whose text holds the stop text."""
+    mask = np.array([bool(stop) and stop in text for text in token_strings])
+    mask[eos_id] = True
+    return mask
+
+
+def choose(logits: Array, settings: Decoding, key: Array) -> Array:
+    """Picks the next token of each row: `[batch, vocab]` to int32 `[batch]`."""
+    if settings.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / settings.temperature
+    if settings.top_k:
+        least = jax.lax.top_k(logits, min(settings.top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if settings.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        shares = jax.nn.softmax(ordered, axis=-1)
+        # A token stays if the mass before it is below top_p: the likeliest always does.
+        kept = jnp.cumsum(shares, axis=-1) - shares < settings.top_p
+        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("model", "settings"))
+def generate(
+    model: DecoderModel,
+    settings: Decoding,
+    params: Any,
+    prompt: Array | None,
+    inputs: Any,
+    stops: Array,
+    limit: Array,
+    key: Array,
+) -> Array:
+    """Decodes a batch; compiled once per shape.
+
+    Args:
+        model: its config.
+        settings: how outputs are chosen.
+        params: of the model.
+        prompt: `[prompt rows, embed]` or None; the ids in `inputs` say which rows of the batch use it.
+        inputs: `tokens` `[batch, length]` and `lengths` `[batch]`.
+        stops: bool `[vocab]`.
+        limit: tokens of this batch's longest output, at most `settings.max_tokens`; a value, so nothing recompiles.
+        key: random key, used when sampling.
+
+    Returns:
+        int32 `[batch, max_tokens]`; -1 behind the stop token.
+    """
+    logits, state = model.prefill(params, prompt, inputs, settings.max_tokens)
+    # Padding rows are empty and must not keep the batch running.
+    padding = inputs["lengths"] == 0
+    outputs = jnp.full((logits.shape[0], settings.max_tokens), -1, jnp.int32)
+
+    def put(outputs: Array, count: Any, logits: Array, done: Array) -> tuple[Array, Array, Array]:
+        token = choose(logits, settings, jax.random.fold_in(key, count))
+        return outputs.at[:, count].set(jnp.where(done, -1, token)), token, done | stops[token]
+
+    def running(carry: Any) -> Array:
+        return (carry[0] < limit) & ~carry[1].all()
+
+    def advance(carry: Any) -> Any:
+        count, done, outputs, token, state = carry
+        logits, state = model.step(params, state, token)
+        outputs, token, done = put(outputs, count, logits, done)
+        return count + 1, done, outputs, token, state
+
+    outputs, token, done = put(outputs, 0, logits, padding)
+    return jax.lax.while_loop(running, advance, (jnp.int32(1), done, outputs, token, state))[2]

@@ -1,0 +1,246 @@
+"""Runs SeqIO tasks on a model: prompts, generation, post-processing, scores."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from promot_jax import decoding, prompts, results, trees
+from promot_jax.analysis import bootstrap
+from promot_jax.analysis.format_share import format_share
+from promot_jax.data import batches, fewshot, text
+from promot_jax.errors import UserError
+from promot_jax.experiment import Evaluation
+from promot_jax.models import DecoderModel
+from promot_jax.partitioning import Partitioner
+from promot_jax.pretrained import Pretrained, cast_weights
+
+Params = dict[str, Any]
+
+
+# Longest outputs that a task is given, by the longest target of its split: so short answers do not wait for sentences.
+LIMITS = (4, 8, 16, 32, 64, 128, 256, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One thing to ask a model.
+
+    Attributes:
+        text: the whole input.
+        prompt: name of the soft prompt to put in front; "" for none.
+        limit: longest output in tokens, at most `Decoding.max_tokens`; 0 for that.
+    """
+
+    text: str
+    prompt: str = ""
+    limit: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One task's outputs and scores.
+
+    Attributes:
+        entry: the `results.json` entry: metric, score, ci95, n, format_share, and all metrics.
+        rows: one dict per example: task, id, input, target, raw and post-processed output.
+        sample: what the bootstrap resamples.
+    """
+
+    entry: dict[str, Any]
+    rows: list[dict[str, Any]]
+    sample: bootstrap.Sample
+
+
+class Evaluator:
+    """Asks one model family with one tokenizer; parameters are given at each call."""
+
+    def __init__(self, base: Pretrained, settings: Evaluation, partitioner: Partitioner, *, task: str, icl: str):
+        """Prepares the evaluation of a fine-tuning task and an ICL mixture.
+
+        Args:
+            base: model and tokenizer.
+            settings: what is evaluated.
+            partitioner: places batches.
+            task: the fine-tuning task, whose label set the format share counts; "" for none.
+            icl: ICL mixture without the number of shots, or "" for none.
+        """
+        self._model: DecoderModel = base.model
+        self._vocabulary = base.vocabulary
+        self._settings, self._partitioner = settings, partitioner
+        self._task, self._icl = task, icl
+        self._base = trees.flatten(base.params)
+        self._base_icl: dict[tuple[int, str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        stops = decoding.stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
+        # Padding rows of the head, if any, stop too: they are no token.
+        self._stops = np.pad(stops, (0, base.model.config.vocab_size - len(stops)), constant_values=True)
+
+    def binding(self, prompt: Mapping[str, Any] | None, default: str = "") -> batches.Binding:
+        """Vocabulary and prompts as the batches need them."""
+        vocabulary = self._vocabulary
+        return batches.Binding(
+            encode=vocabulary.encode,
+            eos_id=vocabulary.eos_id,
+            bos_id=vocabulary.bos_id if vocabulary.add_bos else None,
+            prompt_ids=prompts.layout(prompt, self._model.config.vocab_size),
+            prompt=default,
+        )
+
+    def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
+        """Returns the model's raw output for every request, in order.
+
+        Args:
+            params: `{"model": ..., "prompt": {name: rows}}`; without "prompt", or with requests that name none, the
+                plain model answers.
+            requests: what to ask; one batch may mix prompts and none.
+
+        Raises:
+            UserError: a request names a prompt that is not there, or is too long.
+        """
+        table = dict(params.get("prompt", {}))
+        used = {request.prompt for request in requests} - {""}
+        if used - set(table):
+            raise UserError(f"There is no soft prompt called {min(used - set(table))!r} here.")
+        # Where no request names a prompt, the model runs without a table: the plain model, bit for bit.
+        table = {name: table[name] for name in used}
+        binding, rows = self.binding(table), prompts.table(table)
+        # Cast once here, not at every decoding step.
+        weights = cast_weights(params["model"], self._model.config.dtype)
+        settings, ways = self._settings.decoding, self._partitioner.rows()
+        inputs = [binding.inputs(request.text, request.prompt) for request in requests]
+        limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
+        outputs = [""] * len(requests)
+        count = 0
+        for limit in np.unique(limits):
+            group = np.flatnonzero(limits == limit)
+            for members, batch in batches.buckets([inputs[i] for i in group], self._settings.tokens_per_batch, ways):
+                key = jax.random.fold_in(jax.random.key(self._settings.exemplar_seed), count)
+                placed = self._partitioner.batch(batch)
+                ids = decoding.generate(self._model, settings, weights, rows, placed, self._stops, np.int32(limit), key)
+                for member, row in zip(group[members], np.asarray(ids), strict=False):
+                    outputs[member] = self._text(row)
+                count += 1
+        return outputs
+
+    def _text(self, ids: np.ndarray) -> str:
+        output = str(self._vocabulary.decode([int(i) for i in ids if i >= 0]))
+        stop = self._settings.decoding.stop
+        return output.split(stop, 1)[0] if stop else output
+
+    def target(self, params: Params, split: str, limit: int, prompt: str = "") -> Scored:
+        """Scores the fine-tuning task zero-shot, behind its prompt if one is named; a mixture as its tasks' mean."""
+        names = text.task_names(self._task)
+        scored = self._run(params, names, split, limit, shots=0, prompt=prompt)
+        if len(names) == 1:
+            return scored[names[0]]
+        parts = list(scored.values())
+        entry = {
+            "metric": "norm_avg",
+            "score": bootstrap.normalized_average({name: part.entry["score"] for name, part in scored.items()}),
+            "ci95": list(bootstrap.average_interval({name: part.sample for name, part in scored.items()})),
+            "n": sum(part.entry["n"] for part in parts),
+        }
+        return Scored(entry, [row for part in parts for row in part.rows], [])
+
+    def icl(
+        self, params: Params, shots: int, split: str, limit: int, prompt: str = ""
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Scores the ICL mixture at a number of shots, stripped unless a prompt is named.
+
+        Returns:
+            The `results.json` entry of this number of shots, and one row per example.
+        """
+        # Every method starts at the base model: its scores are computed once.
+        model = trees.flatten(params["model"])
+        is_base = not prompt and all(model[path] is leaf for path, leaf in self._base.items())
+        if is_base and (shots, split, limit) in self._base_icl:
+            return self._base_icl[shots, split, limit]
+        names = text.task_names(f"{self._icl}_{shots}shot")
+        scored = self._run(params, names, split, limit, shots=shots, prompt=prompt)
+        tasks = {text.base_task(name): part for name, part in scored.items()}
+        ci95 = list(bootstrap.average_interval({name: part.sample for name, part in tasks.items()}))
+        entry = results.icl_result({name: part.entry for name, part in tasks.items()}, ci95=ci95)
+        entry["dropped_shots"] = sum(row["dropped_shots"] for part in tasks.values() for row in part.rows)
+        found = entry, [row for part in tasks.values() for row in part.rows]
+        if is_base:
+            self._base_icl[shots, split, limit] = found
+        return found
+
+    def _run(
+        self, params: Params, names: Sequence[str], split: str, limit: int, *, shots: int, prompt: str
+    ) -> dict[str, Scored]:
+        """Asks all tasks at once, so that their prompts share batches, and scores each."""
+        asked: list[tuple[str, text.Example, Request, int]] = []
+        for name in names:
+            asked += self._requests(name, split, limit, shots, prompt)
+        outputs = self.ask(params, [request for _, _, request, _ in asked])
+        return {
+            name: self._score(
+                name, [(*one[1:], raw) for one, raw in zip(asked, outputs, strict=True) if one[0] == name]
+            )
+            for name in names
+        }
+
+    def _requests(
+        self, name: str, split: str, limit: int, shots: int, prompt: str
+    ) -> list[tuple[str, text.Example, Request, int]]:
+        settings = self._settings
+        examples = _read(name, split, limit)
+        if not examples:
+            raise UserError(f"Task {name!r} has no example in its split {split!r}.")
+        # The train split of the same task; exemplars do not depend on the number of shots a task is registered with.
+        pool = _read(name, "train", None) if shots else []
+        longest = max(len(self._vocabulary.encode(example.targets)) for example in examples) + 2
+        steps = next((limit for limit in LIMITS if limit >= longest), LIMITS[-1])
+        asked = []
+        for example in examples:
+            chosen = fewshot.choose(text.base_task(name), settings.exemplar_seed, example.id, pool, shots)
+            composed, dropped = fewshot.compose(
+                example, chosen, lambda value: len(self._vocabulary.encode(value)), settings.max_input_length
+            )
+            asked.append((name, example, Request(composed, prompt, steps), dropped))
+        return asked
+
+    def _score(self, name: str, answers: Sequence[tuple[text.Example, Request, int, str]]) -> Scored:
+        task = text.get(name)
+        rows, targets, answered = [], [], []
+        for example, request, dropped, raw in answers:
+            features = dataclasses.asdict(example)
+            targets.append(task.postprocess_fn(example.targets, example=features, is_target=True))
+            answered.append(task.postprocess_fn(raw, example=features, is_target=False))
+            row = {"task": text.base_task(name), "id": example.id, "shots": example.shots, "dropped_shots": dropped}
+            rows.append(row | {"input": request.text, "target": targets[-1], "raw": raw, "output": answered[-1]})
+        metrics: dict[str, float] = {}
+        for metric_fn in task.metric_fns:
+            metrics |= {key: float(value) for key, value in metric_fn(targets, answered).items()}
+        sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
+        metric = next(iter(metrics))
+        low, high = bootstrap.interval(sample)
+        share = format_share([str(answer) for answer in answered], self._labels)
+        entry = results.task_result(metric, metrics[metric], ci95=[low, high], n=len(rows), format_share=share)
+        return Scored(entry | {"metrics": metrics}, rows, sample)
+
+    @functools.cached_property
+    def _labels(self) -> frozenset[str]:
+        """The fine-tuning task's label set, over all tasks of a mixture."""
+        if not self._task:
+            return frozenset()
+        first = [_read(name, "train", 1) for name in text.task_names(self._task)]
+        return frozenset(label for examples in first for example in examples for label in example.labels)
+
+
+@functools.lru_cache(maxsize=128)
+def _read(name: str, split: str, limit: int | None) -> list[text.Example]:
+    """`text.read`, once per process: the same examples are asked again at every checkpoint."""
+    return text.read(name, split, limit=limit)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes outputs as JSON lines, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

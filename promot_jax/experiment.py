@@ -1,0 +1,77 @@
+"""What every job shares: the model, the data and how they are evaluated, as plain settings."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from promot_jax.decoding import Decoding
+from promot_jax.partitioning import Partitioner
+from promot_jax.prompts import PromptInit
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, and when.
+
+    Attributes:
+        shots: exemplars per prompt in the closing evaluation; every number is a table of its own.
+        examples: per ICL task in the closing evaluation.
+        target_examples: of the fine-tuning task in the closing evaluation.
+        split: of the closing evaluation; no choice is made on it.
+        curve_shots: exemplars per prompt at every checkpoint.
+        curve_examples: per ICL task at every checkpoint; 0 leaves ICL out of the curve.
+        curve_target_examples: of the fine-tuning task at every checkpoint.
+        curve_split: split that checkpoints are compared and chosen on.
+        exemplar_seed: chooses the exemplars, with the task and the example.
+        tokens_per_batch: of prompts decoded together.
+        max_input_length: tokens of a prompt; whole exemplars are dropped until it fits.
+        decoding: how outputs are chosen.
+    """
+
+    shots: tuple[int, ...] = (1, 4)
+    examples: int = 100
+    target_examples: int = 500
+    split: str = "test"
+    curve_shots: int = 1
+    curve_examples: int = 30
+    curve_target_examples: int = 200
+    curve_split: str = "validation"
+    exemplar_seed: int = 0
+    tokens_per_batch: int = 4096
+    max_input_length: int = 1024
+    decoding: Decoding = Decoding()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The model and the data of a run.
+
+    Attributes:
+        checkpoint: base model (`INITIAL_CHECKPOINT_PATH`): "asset:NAME", a `.gguf` file, or a finished run's folder.
+        task: SeqIO task or mixture to train on (`MIXTURE_OR_TASK_NAME`).
+        modules: modules that register tasks (`MIXTURE_OR_TASK_MODULE`).
+        feature_lengths: `inputs` and `targets` in tokens, without the prompt (`TASK_FEATURE_LENGTHS`).
+        icl_mixture: mixture of the in-context learning tasks, without the number of shots (`ICL_MIXTURE`).
+        prompt_length: rows of the soft prompt.
+        prompt_init: how it starts.
+        prompt_path: trained prompts where a job takes them (`PROMPT_PATH`): a file or stage 1's folder, or several by
+            name, `{"sentiment": "runs/a", ...}`; "" for none.
+        force_prompt: take a prompt that was trained on another base model.
+        seed: of data order, initialisation and dropout.
+        dtype: of activations and products, "float32" or "bfloat16".
+        evaluation: what is evaluated, and when.
+        partitioner: the mesh.
+    """
+
+    checkpoint: str
+    task: str
+    modules: str | Sequence[str]
+    feature_lengths: Mapping[str, int]
+    icl_mixture: str
+    prompt_length: int = 16
+    prompt_init: PromptInit = PromptInit()
+    prompt_path: str | Mapping[str, str] = ""
+    force_prompt: bool = False
+    seed: int = 0
+    dtype: str = "float32"
+    evaluation: Evaluation = Evaluation()
+    partitioner: Partitioner = Partitioner()

@@ -1,0 +1,163 @@
+"""What a user can run: one stage, ProMoT end to end, a comparison of methods, ICL evaluation, inference.
+
+Jobs are plain functions of plain settings; `main` binds them from gin files.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from promot_jax import results, runs, stages, trees
+from promot_jax.errors import UserError, nearest
+from promot_jax.experiment import Experiment
+from promot_jax.runs import Tuning
+from promot_jax.train import Training
+
+if TYPE_CHECKING:
+    from promot_jax.evaluation import Request
+
+Json = dict[str, Any]
+
+
+def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Training) -> None:
+    """Job: trains one stage and evaluates what it leaves.
+
+    Args:
+        workdir: of the run.
+        experiment: model and data; stage 2 takes its prompt from `prompt_path`.
+        stage: "stage1" (prompt tuning), "stage2" (model tuning behind a frozen prompt) or "finetune".
+        training: how.
+
+    Raises:
+        UserError: an unknown stage, or a stage 2 without a prompt.
+    """
+    plan = {one.name: (name, one) for name, all_ in stages.METHODS.items() for one in all_[-1:]}
+    if stage not in plan:
+        raise UserError(f"Unknown stage {stage!r}{nearest(stage, plan)}.")
+    method, chosen = plan[stage]
+    if chosen is stages.STAGE2 and not experiment.prompt_path:
+        raise UserError("Stage 2 needs a trained prompt: set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
+    session = runs.open_session(experiment)
+    params: trees.Tree = {"model": session.base.params}
+    if chosen is stages.STAGE2:
+        params["prompt"] = {experiment.task: next(iter(runs.saved_prompts(session).values()))}
+    elif chosen.prompt:
+        params["prompt"] = runs.fresh_prompt(session)
+    params = runs.run_stage(session, workdir, chosen, training, params)
+    if not (workdir / "results.json").is_file():
+        run = runs.close(session, workdir, method, params, {stage: workdir})
+        _print_table([run])
+
+
+def promot(workdir: Path, experiment: Experiment, tuning: Tuning) -> None:
+    """Job: ProMoT end to end: pretrained evaluation, stage 1, stage 2, strip, evaluation, report."""
+    session = runs.open_session(experiment)
+    finished = [
+        runs.run_method(session, workdir / "pretrained", "pretrained", tuning),
+        runs.run_method(session, workdir, "promot", tuning),
+    ]
+    _report(workdir, finished)
+
+
+def compare(
+    workdir: Path, experiment: Experiment, tuning: Tuning, methods: Sequence[str], seeds: int | Sequence[int] = (0,)
+) -> None:
+    """Job: runs methods x seeds, each cell in a folder of its own, and reports them side by side.
+
+    Safe to kill and run again: finished cells are kept, the others go on where they stopped.
+
+    Args:
+        workdir: of the comparison; cells lie in `<method>/seed_<seed>`.
+        experiment: model and data; its seed is replaced by each of `seeds`, the exemplars' seed too.
+        tuning: settings of the stages, the same for every method.
+        methods: keys of `stages.METHODS`.
+        seeds: one or several.
+    """
+    for method in methods:
+        stages.method(method)
+    session = runs.open_session(experiment)
+    finished: list[Json] = []
+    for seed in [seeds] if isinstance(seeds, int) else seeds:
+        seeded = runs.reseeded(session, seed)
+        for method in methods:
+            print(f"==== {method}, seed {seed} ====", flush=True)
+            finished.append(runs.run_method(seeded, workdir / method / f"seed_{seed}", method, tuning))
+            results.write(results.comparison(finished), workdir / "results.json")
+    _report(workdir, finished)
+
+
+def icl_eval(workdir: Path, experiment: Experiment) -> None:
+    """Job: evaluates a model on the fine-tuning task and on in-context learning, behind a prompt where one is given."""
+    session = runs.open_session(experiment)
+    params: trees.Tree = {"model": session.base.params}
+    name = ""
+    if experiment.prompt_path:
+        params["prompt"] = runs.saved_prompts(session)
+        name = next(iter(params["prompt"]))
+    run = runs.evaluate(session, workdir, "icl_eval", params, target_prompt=name, icl_prompt=name, stages={})
+    _print_table([run])
+
+
+def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) -> None:
+    """Job: text in, text out.
+
+    Args:
+        workdir: gets `outputs.jsonl`: input, prompt and output per line.
+        experiment: model and prompts.
+        inputs: texts; or a file, "-" for standard input: plain text with one input per line, or (`.jsonl`)
+            `{"input": ..., "prompt": name}` per line. Without "prompt" an input stands behind the first of the
+            prompts in `prompt_path`, with "prompt": "" behind none.
+
+    Raises:
+        UserError: no such file, a malformed line, or an unknown prompt.
+    """
+    from promot_jax.evaluation import Request, write_rows
+
+    session = runs.open_session(experiment)
+    params: trees.Tree = {"model": session.base.params}
+    if experiment.prompt_path:
+        params["prompt"] = runs.saved_prompts(session)
+    default = next(iter(params.get("prompt", {})), "")
+    requests = (
+        [Request(item, default) for item in inputs] if not isinstance(inputs, str) else _requests(inputs, default)
+    )
+    outputs = session.evaluator.ask(params, requests)
+    rows = []
+    for request, output in zip(requests, outputs, strict=True):
+        rows.append({"input": request.text, "prompt": request.prompt, "output": output})
+        print(f"{request.prompt or '-'} | {request.text} -> {output}", flush=True)
+    write_rows(workdir / "outputs.jsonl", rows)
+
+
+def _requests(path: str, default: str) -> "list[Request]":
+    from promot_jax.evaluation import Request
+
+    try:
+        lines = (sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the inputs in {path!r}: {error}.") from error
+    if not path.endswith(".jsonl"):
+        return [Request(line, default) for line in lines if line]
+    requests = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            requests.append(Request(row["input"] + "", row.get("prompt", default) + ""))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f'{path} line {number} is not {{"input": text, "prompt": name}}.') from error
+    return requests
+
+
+def _print_table(finished: Sequence[Json]) -> None:
+    from promot_jax import report
+
+    print("\n" + report.table(results.comparison(finished)), flush=True)
+
+
+def _report(workdir: Path, finished: Sequence[Json]) -> None:
+    from promot_jax import report
+
+    _print_table(finished)
+    print(f"\nReport: {report.write(results.comparison(finished), workdir)}", flush=True)

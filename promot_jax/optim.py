@@ -1,0 +1,126 @@
+"""Optimizers and schedules, as data that a run can record."""
+
+import dataclasses
+
+import jax
+import optax
+
+from promot_jax import trees
+from promot_jax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimizer with its schedule.
+
+    Attributes:
+        name: "adafactor" (the paper's) or "adamw".
+        learning_rate: peak; absolute, or relative to the parameter's scale (see `scale_by_parameter`).
+        schedule: "constant", "linear" or "cosine", the latter two down to zero at the last step.
+        warmup_steps: of linear warm-up from zero, before the schedule.
+        clip_norm: global norm over the trained leaves that gradients are clipped to; 0 is off.
+        weight_decay: decoupled; per step for adafactor (not times the learning rate), times the rate for adamw.
+        scale_by_parameter: adafactor: multiply updates by the parameter's root mean square. The paper's model
+            tuning does, prompt tuning does not.
+        decay_rate: adafactor: exponent of the second-moment decay `1 - step ** -decay_rate`.
+        decay_offset: adafactor: added to the step in that decay. T5X runs inherit the checkpoint's step (about 1.1M),
+            so their decay is close to 1 from the first step, which is what prompt tuning's learning rates of 0.2 to
+            0.3 belong to. 0 is a fresh counter.
+        factored: adafactor: factored second moments for matrices with both sides of 128 or more; never for prompts.
+        b1: adamw.
+        b2: adamw.
+        eps: adamw.
+    """
+
+    name: str = "adafactor"
+    learning_rate: float = 1e-3
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    weight_decay: float = 0.0
+    scale_by_parameter: bool = True
+    decay_rate: float = 0.8
+    decay_offset: int = 0
+    factored: bool = True
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def rate(self, steps: int) -> optax.Schedule:
+        """Returns the learning rate as a function of the step, for a run of `steps` steps."""
+        warmup, rest = self.warmup_steps, max(steps - self.warmup_steps, 1)
+        bodies = {
+            "constant": optax.constant_schedule(self.learning_rate),
+            "linear": optax.linear_schedule(self.learning_rate, 0.0, rest),
+            "cosine": optax.cosine_decay_schedule(self.learning_rate, rest),
+        }
+        if self.schedule not in bodies:
+            raise UserError(f"Unknown schedule {self.schedule!r}{nearest(self.schedule, bodies)}.")
+        if not warmup:
+            return bodies[self.schedule]
+        # (step + 1) / warmup: a first step at rate zero would be wasted.
+        rise = optax.linear_schedule(self.learning_rate / warmup, self.learning_rate, max(warmup - 1, 1))
+        return optax.join_schedules([rise, bodies[self.schedule]], [warmup])
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """Returns the optax transformation for a run of `steps` steps, over the trained leaves only.
+
+        Raises:
+            UserError: unknown optimizer or schedule.
+        """
+        rate = self.rate(steps)
+        if self.name == "adamw":
+            core = optax.adamw(rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
+        elif self.name == "adafactor":
+            core = _adafactor(self, rate)
+        else:
+            raise UserError(f"Unknown optimizer {self.name!r}{nearest(self.name, ['adafactor', 'adamw'])}.")
+        if self.clip_norm:
+            return optax.chain(optax.clip_by_global_norm(self.clip_norm), core)
+        return core
+
+
+def _adafactor(settings: Optimizer, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adafactor as in T5X: each layer of a stack is a block of its own, prompts stay unfactored, the counter continues.
+
+    optax subtracts its `decay_offset` from the step (a restart), hence the sign. Its update clipping and parameter
+    scale are root mean squares over a leaf, which for stacked layers would mix all of them, hence the `vmap`.
+    """
+
+    def make(factored: bool) -> optax.GradientTransformationExtraArgs:
+        return optax.adafactor(
+            rate,
+            decay_rate=settings.decay_rate,
+            decay_offset=-settings.decay_offset,
+            multiply_by_parameter_scale=settings.scale_by_parameter,
+            clipping_threshold=1.0,
+            weight_decay_rate=settings.weight_decay or None,
+            factored=factored,
+        )
+
+    plain = make(settings.factored)
+
+    def update(
+        grads: optax.Updates, state: optax.OptState, params: optax.Params
+    ) -> tuple[optax.Updates, optax.OptState]:
+        return jax.vmap(plain.update)(grads, state, params)
+
+    per_layer = optax.GradientTransformation(jax.vmap(plain.init), update)
+
+    def grouped(params: trees.Tree) -> optax.GradientTransformationExtraArgs:
+        labels = {path: _group(path) for path in trees.flatten(params)}
+        transforms = dict.fromkeys(labels.values(), per_layer) | {"prompt": make(False), "rest": plain}
+        return optax.partition(transforms, trees.unflatten(labels))
+
+    return optax.GradientTransformation(
+        lambda params: grouped(params).init(params),
+        lambda grads, state, params: grouped(params).update(grads, state, params),
+    )
+
+
+def _group(path: str) -> str:
+    """Returns "prompt", the stack of scanned layers a path belongs to (`model/decoder/layers/`), or "rest"."""
+    if path.startswith("prompt/"):
+        return "prompt"
+    head, separator, _ = path.partition("/layers/")
+    return head + separator if separator else "rest"

@@ -1,0 +1,277 @@
+"""From results to the paper's tables: `report.md` with figures, and the same table for a terminal.
+
+Besides the layout of `promot_jax.results`, these keys of a run are shown where they are there:
+
+- `model`: name of the base model;
+- `settings`: flat object of what the run was done with; its `curve_shots` says at how many shots curves were evaluated;
+- `samples`: list of `{"task", "input", "target", "output"}`, all text, with `shots` if wanted;
+- `matched`: `{"step", "target", "icl"}`, the scores of the checkpoint at matched target score, laid out as in the run.
+"""
+
+import os
+import re
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from promot_jax import figures, tables
+from promot_jax.results import as_comparison, write_text
+
+Json = dict[str, Any]
+
+METHODS_ACROSS = 4  # wider Markdown tables cannot be read without scrolling
+SAMPLES_PER_TASK = 3
+SAMPLE_LENGTH = 240
+READING = (
+    "In parentheses: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
+    "several, otherwise the 95 % bootstrap interval over examples. Format share: ICL outputs that lie in the "
+    "fine-tuned task's label set."
+)
+MATCHED = (
+    "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "
+    "checkpoint that reaches it, after at least one update of the model. Scores of the validation split, as in the "
+    "curves."
+)
+
+_SPECIAL = re.compile(r"[&<>`*\[\]\\|~!#$^{}@\"]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=[wW]{3})\.")
+_BIDIRECTIONAL = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
+
+
+def write(
+    results: Json, folder: str | os.PathLike[str], *, title: str = "ProMoT report", tolerance: float = 0.0
+) -> Path:
+    """Writes `report.md` and its figures (`figures/*.svg`) into a folder.
+
+    Args:
+        results: a comparison, or a single run. Methods, seeds, tasks and curves that are missing show as "-".
+        folder: created if need be.
+        title: first line of the report.
+        tolerance: of the matched target score, in points (`promot_jax.analysis.tradeoff`).
+
+    Returns:
+        Path of `report.md`.
+
+    Raises:
+        UserError: the results are not in the layout of `promot_jax.results`.
+    """
+    results = as_comparison(results)
+    folder = Path(folder)
+    shares = tables.format_shares(results)
+    parts = [f"# {escape(title)}", _header(results), "## Scores", _scores(tables.scores(results))]
+    parts += ["## At matched target score", *_matched(results, tolerance)]
+    if shares.rows:
+        parts += ["## Format share per task (%)", markdown_table(shares)]
+    parts += ["## Figures", *_figures(results, folder)]
+    samples = _samples(results)
+    if samples:
+        parts += ["## Sample outputs", *samples]
+    return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+
+
+def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
+    """The paper's table for a terminal, and the comparison at matched target score under it.
+
+    Args:
+        results: a comparison, or a single run.
+        width: in characters; methods that do not fit side by side follow below.
+        tolerance: of the matched target score, in points.
+
+    Raises:
+        UserError: the results are not in the layout of `promot_jax.results`.
+    """
+    results = as_comparison(results)
+    main = tables.scores(results)
+    parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(READING, width)])]
+    rows, notes = tables.matched(results, tolerance=tolerance)
+    if rows:
+        parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(MATCHED, width)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(results: Json) -> str:
+    """What was run: model, task, seeds, settings, commit, versions."""
+    runs = [run for members in results["methods"].values() for run in members]
+    versions = [f"{name} {value}" for run in runs for name, value in (run.get("versions") or {}).items() if value]
+    items = {
+        "Model": [run.get("model") for run in runs],
+        "Fine-tuned task": [run["target"]["task"] for run in runs if run.get("target")],
+        "Seeds": sorted({run["seed"] for run in runs}),
+        "Commit": [run.get("commit") for run in runs],
+        "Versions": versions,
+    }
+    lines = [f"- {name}: {_listed(values)}" for name, values in items.items()]
+    rows = [["", *(escape(tables.label(method)) for method in results["methods"])]]
+    members = results["methods"].values()
+    rows.append(["seeds", *(_listed(run["seed"] for run in runs) for runs in members)])
+    stages = dict.fromkeys(stage for run in runs for stage in run["steps"])
+    rows += [
+        [f"steps, {escape(stage)}", *(_listed(run["steps"].get(stage) for run in runs) for runs in members)]
+        for stage in stages
+    ]
+    rows.append(["seconds", *(_listed(_whole(run.get("seconds")) for run in runs) for runs in members)])
+    settings = dict.fromkeys(name for run in runs for name in run.get("settings") or {})
+    for name in settings:
+        rows.append(
+            [escape(name), *(_listed((run.get("settings") or {}).get(name) for run in runs) for runs in members)]
+        )
+    return "\n".join(lines) + "\n\n" + markdown(rows)
+
+
+def _listed(values: Iterable[Any]) -> str:
+    """The different values, escaped, in order; "-" for none."""
+    known = dict.fromkeys(str(value) for value in values if value is not None)
+    return ", ".join(map(escape, known)) or tables.ABSENT
+
+
+def _whole(seconds: float | None) -> str | None:
+    return None if seconds is None else f"{seconds:.0f}"
+
+
+def _scores(scores: tables.Table) -> str:
+    if not scores.rows:
+        return "No scores."
+    return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), READING])])
+
+
+def _matched(results: Json, tolerance: float) -> list[str]:
+    rows, notes = tables.matched(results, tolerance=tolerance)
+    if not rows:
+        return ["No method has a curve of target scores."]
+    parts = [markdown([[escape(name), *numbers] for name, *numbers in rows]), " ".join([*map(escape, notes), MATCHED])]
+    if any(run.get("matched") for runs in results["methods"].values() for run in runs):
+        parts += ["All tasks, at those checkpoints:", _scores(tables.scores(results, key="matched"))]
+    return parts
+
+
+def _figures(results: Json, folder: Path) -> list[str]:
+    try:
+        pictures = figures.write(results, folder / "figures")
+    except ImportError:
+        return ["Figures are left out: Matplotlib is not installed (`pip install matplotlib`)."]
+    if not pictures:
+        return ["No run has a curve."]
+    note = "Lines: mean over seeds. Bands: range over seeds. Scores of the validation split."
+    images = [f"### {escape(one.title)}\n\n![{escape(one.alt)}](figures/{one.path.name})" for one in pictures]
+    return [note, *images]
+
+
+def _samples(results: Json) -> list[str]:
+    """The first samples of each task, method beside method, of the lowest seed that has any."""
+    methods = tables.ordered(results["methods"])
+    with_samples = {m: [run for run in results["methods"][m] if run.get("samples")] for m in methods}
+    seeds = [run["seed"] for runs in with_samples.values() for run in runs]
+    if not seeds:
+        return []
+    outputs: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    for method, runs in with_samples.items():
+        for sample in (sample for run in runs if run["seed"] == min(seeds) for sample in run["samples"]):
+            key = (sample["task"], str(sample.get("shots", "")), sample["input"], sample["target"])
+            outputs.setdefault(key, {})[method] = sample["output"]
+    shown = [method for method in methods if with_samples[method]]
+    rows = [["task", "input", "target", *(escape(tables.label(method)) for method in shown)]]
+    counts: dict[tuple[str, str], int] = {}
+    for (task, shots, source, target), by_method in sorted(outputs.items(), key=lambda item: item[0][:2]):
+        counts[task, shots] = counts.get((task, shots), 0) + 1
+        if counts[task, shots] <= SAMPLES_PER_TASK:
+            name = escape(task + (f" ({shots}-shot)" if shots else ""))
+            cells = [code(_start(by_method[method])) if method in by_method else tables.ABSENT for method in shown]
+            rows.append([name, code(_end(source)), code(_start(target)), *cells])
+    return [f"Seed {min(seeds)}; what the models wrote, as it is, apart from length.", markdown(rows)]
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= SAMPLE_LENGTH else text[:SAMPLE_LENGTH] + "…"
+
+
+def _end(text: str) -> str:
+    """The end of an input, where the query is; exemplars come before it."""
+    return text if len(text) <= SAMPLE_LENGTH else "…" + text[-SAMPLE_LENGTH:]
+
+
+def escape(text: str) -> str:
+    """Makes any text safe inside a Markdown line (not at its start) or table cell, and as HTML text.
+
+    Nothing in it renders as markup or ends a cell; what shows is the text itself, line breaks included. Characters that
+    would not show (control characters, direction overrides, lone surrogates) become U+FFFD, tabs become spaces.
+    """
+    text = "".join(_visible(character) for character in text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", text)
+    # Some renderers look for e-mail addresses after decoding; a break opportunity ends the run of text before the sign.
+    return text.replace("&#64;", "<wbr>&#64;").replace("\n", "<br>")
+
+
+def code(text: str) -> str:
+    """`escape`, set as code, where renderers leave mentions and emoji codes alone that they replace elsewhere."""
+    return f"<code>{escape(text)}</code>"
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t":
+        return character.replace("\t", " ")
+    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return "\ufffd" if hidden or unicodedata.bidirectional(character) in _BIDIRECTIONAL else character
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of cells that are safe already, the header first."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def markdown_table(scores: tables.Table) -> str:
+    """Scores with their intervals below them; a few methods side by side, the others in further tables."""
+    blocks = []
+    for start in range(0, len(scores.methods), METHODS_ACROSS):
+        columns = scores.columns(scores.methods[start : start + METHODS_ACROSS])
+        names = [
+            f"{escape(tables.label(method))} {f'{shots}-shot' if shots else ''}".strip() for method, shots in columns
+        ]
+        rows = [["", *names]]
+        for row in scores.rows:
+            parts = [scores.parts(row, column) for column in columns]
+            cells = [f"{main}<br><sub>{interval}</sub>" if interval else main for main, interval in parts]
+            rows.append([escape(row.label), *cells])
+        blocks.append(markdown(rows))
+    return "\n\n".join(blocks)
+
+
+def text_table(scores: tables.Table, *, width: int = 120) -> str:
+    """Scores for a terminal: under each line of scores one of intervals; methods that do not fit follow below."""
+    blocks: list[str] = []
+    methods: list[str] = []
+    for method in scores.methods:
+        wider = _text_block(scores, [*methods, method])
+        fits = max(map(len, wider.splitlines())) <= width
+        if methods and fits:
+            blocks[-1] = wider
+            methods.append(method)
+        else:
+            blocks.append(_text_block(scores, [method]))
+            methods = [method]
+    return "\n\n".join(blocks)
+
+
+def _text_block(scores: tables.Table, methods: Sequence[str]) -> str:
+    columns = scores.columns(methods)
+    first = [
+        tables.label(method) if not index or columns[index - 1][0] != method else ""
+        for index, (method, _) in enumerate(columns)
+    ]
+    rows = [["", *first], ["", *(f"{shots}-shot" if shots else "" for _, shots in columns)]]
+    for row in scores.rows:
+        parts = [scores.parts(row, column) for column in columns]
+        rows += [[row.label, *(main for main, _ in parts)], ["", *(interval for _, interval in parts)]]
+    return aligned(rows, header=2)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, header: int = 1) -> str:
+    """Plain text columns, a rule under the header; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    kept = [line for line in lines[header:] if line]
+    return "\n".join([*lines[:header], "-" * max(map(len, lines)), *kept])

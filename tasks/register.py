@@ -1,0 +1,161 @@
+"""Registers a text task or mixture with SeqIO, and its k-shot variants. This is for our tasks and for yours.
+
+    from promot_jax.tasks import metrics, register, templates
+
+    ROWS = {"train": [{"id": "1", "country": "France", "capital": "Paris"}, ...], "validation": [...], "test": [...]}
+    template = templates.labelled("Country", "Capital", "country", "capital")
+    register.register("my_capital", ROWS.__getitem__, template, [metrics.exact_match])
+
+Put the module's name in `MIXTURE_OR_TASK_MODULE` and the task's in `MIXTURE_OR_TASK_NAME`.
+"""
+
+import functools
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from promot_jax.data import text
+from promot_jax.errors import UserError, nearest
+
+from . import postprocess
+from .templates import Template
+
+SPLITS = ("train", "validation", "test")
+SHOTS = (1, 4)
+Row = Mapping[str, str]
+MetricFn = Callable[..., Mapping[str, float]]
+
+
+class RowsSource(seqio.DataSource):
+    """Rows held in memory, as a SeqIO source. Nothing is read before a data set or a count is asked for."""
+
+    def __init__(self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str]):
+        """Keeps `rows`, a function from a split's name to its rows (string fields, the same in each row)."""
+        super().__init__(splits=splits)
+        self._rows = rows
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """False: SeqIO itself deals the examples out to the shards."""
+        return False
+
+    def num_input_examples(self, split: str) -> int:
+        """Returns the number of rows (SeqIO's mixing rates by size ask for it)."""
+        return len(self._rows(split))
+
+    def list_shards(self, split: str) -> list[str]:
+        """Returns one shard per split."""
+        return [split]
+
+    def get_dataset(
+        self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **unused: Any
+    ) -> tf.data.Dataset:
+        """Returns the rows as a data set of string scalars, one feature per field, `id` among them."""
+        del shard_info, unused
+        rows = self._rows(split)
+        columns = {field: [row[field] for row in rows] for field in (rows[0] if rows else ())}
+        columns.setdefault("id", [text.stable_hash(*row.values()) for row in rows])
+        tensors = {field: tf.constant(values, tf.string, [len(rows)]) for field, values in columns.items()}
+        data = tf.data.Dataset.from_tensor_slices(tensors)
+        return data.shuffle(max(len(rows), 1), seed=seed) if shuffle else data
+
+
+def register(
+    name: str,
+    rows: Callable[[str], Sequence[Row]],
+    template: Template,
+    metric_fns: Sequence[MetricFn],
+    *,
+    labels: Sequence[str] = (),
+    postprocess_fn: postprocess.Postprocess | None = None,
+    splits: Sequence[str] = SPLITS,
+) -> seqio.Task:
+    """Registers the task `name`, and `<name>_1shot` and `<name>_4shot`; any other k is registered when asked for.
+
+    Args:
+      name: letters, digits and underscores.
+      rows: from a split's name to its rows; called when the split is first read. A row is a mapping of strings; its
+        field `id` must be unique within the task (without one, a hash of the row serves).
+      template: makes inputs and targets of a row.
+      metric_fns: `fn(targets, predictions) -> {name: score on [0, 100]}`; the first key of the first is the task's
+        score.
+      labels: the label set of a classification task.
+      postprocess_fn: from raw output to answer; by default the label look-up with a label set, else the plain cut.
+      splits: the splits `rows` knows.
+
+    Raises:
+      UserError: when a task or mixture of that name exists.
+    """
+    _check_free(name)
+    default = postprocess.label(labels, template.prefix) if labels else postprocess.text(template.prefix)
+    task = seqio.TaskRegistry.add(
+        name,
+        source=RowsSource(rows, splits),
+        preprocessors=[
+            functools.partial(_fill, task=name, template=template, labels=tuple(labels)),
+            seqio.CacheDatasetPlaceholder(),
+        ],
+        output_features=text.FEATURES,
+        postprocess_fn=postprocess_fn or default,
+        metric_fns=list(metric_fns),
+    )
+    _register_shots(name)
+    return task
+
+
+def register_mixture(name: str, tasks: Sequence[str] | Mapping[str, float]) -> seqio.Mixture:
+    """Registers a mixture of registered tasks, and its 1-shot and 4-shot variants.
+
+    Args:
+      name: letters, digits and underscores.
+      tasks: names, mixed equally, or a mapping from names to rates.
+
+    Raises:
+      UserError: when the name is taken, or a task is unknown.
+    """
+    _check_free(name)
+    rates = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
+    mixture = seqio.MixtureRegistry.add(name, [(text.get(task).name, float(rate)) for task, rate in rates.items()])
+    _register_shots(name)
+    return mixture
+
+
+def _check_free(name: str) -> None:
+    if name in seqio.TaskRegistry.names() or name in seqio.MixtureRegistry.names():
+        raise UserError(f"a task or mixture called {name!r} is registered already: choose another name")
+
+
+def _register_shots(name: str) -> None:
+    for k in SHOTS:
+        text.get(f"{name}_{k}shot")
+
+
+def _fill(data: tf.data.Dataset, task: str, template: Template, labels: tuple[str, ...]) -> tf.data.Dataset:
+    """Preprocessor: rows to the features of `text.FEATURES`."""
+    used = [_pieces(pattern) for pattern in (template.inputs, template.targets)]
+    for _, field in used[0] + used[1]:
+        if field and field not in data.element_spec:
+            raise UserError(f"the template of task {task!r} names a field {field!r}{nearest(field, data.element_spec)}")
+
+    def fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        return tf.strings.join([part for literal, field in pieces for part in (literal, row[field] if field else "")])
+
+    def example(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {
+            "inputs": fill(used[0], row),
+            "targets": fill(used[1], row),
+            "id": row["id"],
+            "labels": tf.constant(labels, tf.string, [len(labels)]),
+            "prefix": tf.constant(template.prefix),
+            "shots": tf.constant(0, tf.int32),
+        }
+
+    return data.map(example)
+
+
+def _pieces(pattern: str) -> list[tuple[str, str | None]]:
+    """Splits a format string into (literal text, field that follows it or None)."""
+    return [(literal, field) for literal, field, _, _ in string.Formatter().parse(pattern)]

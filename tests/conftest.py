@@ -1,0 +1,51 @@
+"""What all tests share: CPU only, no network, TensorFlow silent, one random state per test."""
+
+import os
+
+# Before jax, TensorFlow or transformers is imported. Tests that need several devices start a process of their own.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# The same examples every time, and no deadline: the machine may be busy, and the first call of a function is slow.
+settings.register_profile("promot_jax", derandomize=True, deadline=None)
+settings.load_profile("promot_jax")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    """A test draws the same numbers whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the tiny model and its gin file (`tests/tiny.py`), and JAX set to compile fast and once only."""
+    import jax
+    import tiny
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = tiny.workspace(tmp_path_factory.mktemp("tiny"))
+    wanted = tiny.jax_settings(folder)
+    before = {name: getattr(jax.config, name) for name in wanted}
+
+    def configure(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # it looks at its settings once only
+
+    configure(wanted)
+    yield folder
+    configure(before)

@@ -1,0 +1,100 @@
+import inspect
+from collections.abc import Sequence
+
+import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
+from promot_jax.tasks import metrics
+
+MEANS = [metrics.accuracy, metrics.exact_match, metrics.token_f1, metrics.rouge2]
+
+
+# By hand, from the rules of SQuAD's evaluate-v1.1.py.
+@pytest.mark.parametrize(
+    ("target", "prediction", "exact", "f1"),
+    [
+        ("Paris", "paris", 100.0, 100.0),
+        ("The Eiffel Tower", "eiffel tower!", 100.0, 100.0),
+        ("an apple", "apple", 100.0, 100.0),
+        ("1,234 people", "1234 people", 100.0, 100.0),
+        ("Sub-Saharan Africa", "Africa", 0.0, 200 / 3),  # "subsaharan africa": precision 1, recall 1/2
+        ("the cat sat", "cat cat", 0.0, 50.0),  # one shared of two and two
+        ("Paris", "", 0.0, 0.0),
+        ("the", "a", 100.0, 100.0),  # nothing is left of either
+        ("Rome", "Paris", 0.0, 0.0),
+        (["Rome", "the city of Rome"], "city of Rome", 100.0, 100.0),
+        (["Rome", "Roma"], "Roma, Italy", 0.0, 200 / 3),
+    ],
+)
+def test_squad(target: metrics.Target, prediction: str, exact: float, f1: float) -> None:
+    assert metrics.exact_match([target], [prediction]) == {"exact_match": exact}
+    assert metrics.token_f1([target], [prediction])["token_f1"] == pytest.approx(f1)
+
+
+def test_accuracy_takes_the_answer_to_the_letter() -> None:
+    assert metrics.accuracy(["True", "False", "True", "True"], ["True", "True", "true", ""]) == {"accuracy": 25.0}
+
+
+SENTENCES = ["The camera was not a marvel.", "It is time for us to take action.", "Are its priorities skewed?"]
+OUTPUTS = ["The camera was a marvel.", "it is not time for us to take action.", "Are its priorities skewed?"]
+
+
+def test_bleu_is_sacrebleus() -> None:
+    expected = sacrebleu.corpus_bleu(OUTPUTS, [SENTENCES]).score
+
+    assert 0 < expected < 100
+    assert metrics.bleu(SENTENCES, OUTPUTS) == {"bleu": pytest.approx(expected)}
+    assert not hasattr(metrics.bleu, "per_example")
+
+
+def test_bleu_takes_unequal_numbers_of_references() -> None:
+    many: list[metrics.Target] = [[SENTENCES[0], OUTPUTS[0]], SENTENCES[1], [SENTENCES[2]]]
+    expected = sacrebleu.corpus_bleu(OUTPUTS, [SENTENCES, [OUTPUTS[0], None, None]]).score
+
+    assert metrics.bleu(many, OUTPUTS)["bleu"] == pytest.approx(expected)
+    assert metrics.bleu(many, OUTPUTS)["bleu"] > metrics.bleu(SENTENCES, OUTPUTS)["bleu"]
+
+
+def test_rouge2_is_the_mean_f_measure_of_rouge_score() -> None:
+    scorer = rouge_scorer.RougeScorer(["rouge2"])
+    each = [100 * scorer.score(t, p)["rouge2"].fmeasure for t, p in zip(SENTENCES, OUTPUTS, strict=True)]
+
+    assert metrics.rouge2(SENTENCES, OUTPUTS)["rouge2"] == pytest.approx(sum(each) / 3)
+    assert metrics.rouge2([[SENTENCES[0], OUTPUTS[0]]], OUTPUTS[:1]) == {"rouge2": 100.0}
+
+
+@pytest.mark.parametrize("metric", [*MEANS, metrics.bleu])
+def test_seqio_recognises_the_signature(metric: object) -> None:
+    assert callable(metric)
+    assert list(inspect.signature(metric).parameters) == ["targets", "predictions"]
+
+
+@pytest.mark.parametrize("metric", [*MEANS, metrics.bleu])
+@pytest.mark.parametrize(("targets", "predictions"), [([], []), (["a"], []), (["a"], ["a", "b"]), ([[]], ["a"])])
+def test_nothing_to_score(metric: metrics.MeanMetric, targets: Sequence[str], predictions: Sequence[str]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  each says it its own way
+        metric(targets, predictions)
+
+
+WORDS = st.lists(st.sampled_from(["a", "the", "cat", "sat", "Cat!", "on"]), max_size=5).map(" ".join)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=6))
+def test_the_score_is_the_mean_of_the_scores_per_example(pairs: list[tuple[str, str]]) -> None:
+    targets, predictions = zip(*pairs, strict=True)
+    for metric in MEANS:
+        each = [metric.per_example(t, p) for t, p in pairs]
+
+        assert all(0 <= score <= 100 for score in each)
+        assert metric(targets, predictions) == {metric.name: pytest.approx(sum(each) / len(each))}
+
+
+@given(WORDS, WORDS)
+def test_token_f1_is_symmetric_and_never_below_exact_match(target: str, prediction: str) -> None:
+    score = metrics.token_f1.per_example(target, prediction)
+
+    assert score == pytest.approx(metrics.token_f1.per_example(prediction, target))
+    assert score >= metrics.exact_match.per_example(target, prediction)
