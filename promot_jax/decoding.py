@@ -75,7 +75,7 @@ def generate(
     prompt: Array | None,
     inputs: Any,
     stops: Array,
-    limit: Array,
+    limits: Array,
     key: Array,
 ) -> Array:
     """Decodes a batch; compiled once per shape.
@@ -87,7 +87,7 @@ def generate(
         prompt: `[prompt rows, embed]` or None; the ids in `inputs` say which rows of the batch use it.
         inputs: `tokens` `[batch, length]` and `lengths` `[batch]`.
         stops: bool `[vocab]`.
-        limit: tokens of this batch's longest output, at most `settings.max_tokens`; a value, so nothing recompiles.
+        limits: int32 `[batch]`, tokens of each row's longest output, at most `settings.max_tokens`.
         key: random key, used when sampling.
 
     Returns:
@@ -100,10 +100,10 @@ def generate(
 
     def put(outputs: Array, count: Any, logits: Array, done: Array) -> tuple[Array, Array, Array]:
         token = choose(logits, settings, jax.random.fold_in(key, count))
-        return outputs.at[:, count].set(jnp.where(done, -1, token)), token, done | stops[token]
+        return outputs.at[:, count].set(jnp.where(done, -1, token)), token, done | stops[token] | (count + 1 >= limits)
 
     def running(carry: Any) -> Array:
-        return (carry[0] < limit) & ~carry[1].all()
+        return ~carry[1].all()
 
     def advance(carry: Any) -> Any:
         count, done, outputs, token, state = carry

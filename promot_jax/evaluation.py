@@ -22,9 +22,7 @@ from promot_jax.pretrained import Pretrained, cast_weights
 
 Params = dict[str, Any]
 
-
-# Longest outputs that a task is given, by the longest target of its split: so short answers do not wait for sentences.
-LIMITS = (4, 8, 16, 32, 64, 128, 256, 512)
+LONGEST_OF = 1000  # training targets that a task's longest output is estimated from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Evaluator:
         self._settings, self._partitioner = settings, partitioner
         self._task, self._icl = task, icl
         self._base = trees.flatten(base.params)
-        self._base_icl: dict[tuple[int, str, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        self._base_icl: dict[tuple[int, str, int, bool], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         stops = decoding.stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
         # Padding rows of the head, if any, stop too: they are no token.
         self._stops = np.pad(stops, (0, base.model.config.vocab_size - len(stops)), constant_values=True)
@@ -115,16 +113,15 @@ class Evaluator:
         inputs = [binding.inputs(request.text, request.prompt) for request in requests]
         limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
         outputs = [""] * len(requests)
-        count = 0
-        for limit in np.unique(limits):
-            group = np.flatnonzero(limits == limit)
-            for members, batch in batches.buckets([inputs[i] for i in group], self._settings.tokens_per_batch, ways):
-                key = jax.random.fold_in(jax.random.key(self._settings.exemplar_seed), count)
-                placed = self._partitioner.batch(batch)
-                ids = decoding.generate(self._model, settings, weights, rows, placed, self._stops, np.int32(limit), key)
-                for member, row in zip(group[members], np.asarray(ids), strict=False):
-                    outputs[member] = self._text(row)
-                count += 1
+        groups = batches.buckets(inputs, self._settings.tokens_per_batch, ways, limits)
+        for count, (members, batch) in enumerate(groups):
+            key = jax.random.fold_in(jax.random.key(self._settings.exemplar_seed), count)
+            rows_limits = np.ones(len(batch["lengths"]), np.int32)
+            rows_limits[: len(members)] = limits[members]
+            placed = self._partitioner.batch(batch)
+            ids = decoding.generate(self._model, settings, weights, rows, placed, self._stops, rows_limits, key)
+            for member, row in zip(members, np.asarray(ids), strict=False):
+                outputs[member] = self._text(row)
         return outputs
 
     def _text(self, ids: np.ndarray) -> str:
@@ -148,9 +145,11 @@ class Evaluator:
         return Scored(entry, [row for part in parts for row in part.rows], [])
 
     def icl(
-        self, params: Params, shots: int, split: str, limit: int, prompt: str = ""
+        self, params: Params, shots: int, split: str, limit: int, prompt: str = "", intervals: bool = True
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Scores the ICL mixture at a number of shots, stripped unless a prompt is named.
+
+        `intervals` asks for bootstrap intervals, which take longer than the scores where a metric is BLEU.
 
         Returns:
             The `results.json` entry of this number of shots, and one row per example.
@@ -158,33 +157,40 @@ class Evaluator:
         # Every method starts at the base model: its scores are computed once.
         model = trees.flatten(params["model"])
         is_base = not prompt and all(model[path] is leaf for path, leaf in self._base.items())
-        if is_base and (shots, split, limit) in self._base_icl:
-            return self._base_icl[shots, split, limit]
+        if is_base and (shots, split, limit, intervals) in self._base_icl:
+            return self._base_icl[shots, split, limit, intervals]
         names = text.task_names(f"{self._icl}_{shots}shot")
-        scored = self._run(params, names, split, limit, shots=shots, prompt=prompt)
+        scored = self._run(params, names, split, limit, shots=shots, prompt=prompt, intervals=intervals)
         tasks = {text.base_task(name): part for name, part in scored.items()}
-        ci95 = list(bootstrap.average_interval({name: part.sample for name, part in tasks.items()}))
+        samples = {name: part.sample for name, part in tasks.items()}
+        ci95 = list(bootstrap.average_interval(samples)) if intervals else None
         entry = results.icl_result({name: part.entry for name, part in tasks.items()}, ci95=ci95)
         entry["dropped_shots"] = sum(row["dropped_shots"] for part in tasks.values() for row in part.rows)
         found = entry, [row for part in tasks.values() for row in part.rows]
         if is_base:
-            self._base_icl[shots, split, limit] = found
+            self._base_icl[shots, split, limit, intervals] = found
         return found
 
     def _run(
-        self, params: Params, names: Sequence[str], split: str, limit: int, *, shots: int, prompt: str
+        self,
+        params: Params,
+        names: Sequence[str],
+        split: str,
+        limit: int,
+        *,
+        shots: int,
+        prompt: str,
+        intervals: bool = True,
     ) -> dict[str, Scored]:
         """Asks all tasks at once, so that their prompts share batches, and scores each."""
         asked: list[tuple[str, text.Example, Request, int]] = []
         for name in names:
             asked += self._requests(name, split, limit, shots, prompt)
         outputs = self.ask(params, [request for _, _, request, _ in asked])
-        return {
-            name: self._score(
-                name, [(*one[1:], raw) for one, raw in zip(asked, outputs, strict=True) if one[0] == name]
-            )
-            for name in names
-        }
+        answers: dict[str, list[tuple[text.Example, Request, int, str]]] = {name: [] for name in names}
+        for (name, example, request, dropped), raw in zip(asked, outputs, strict=True):
+            answers[name].append((example, request, dropped, raw))
+        return {name: self._score(name, answers[name], intervals) for name in names}
 
     def _requests(
         self, name: str, split: str, limit: int, shots: int, prompt: str
@@ -193,10 +199,8 @@ class Evaluator:
         examples = _read(name, split, limit)
         if not examples:
             raise UserError(f"Task {name!r} has no example in its split {split!r}.")
-        # The train split of the same task; exemplars do not depend on the number of shots a task is registered with.
         pool = _read(name, "train", None) if shots else []
-        longest = max(len(self._vocabulary.encode(example.targets)) for example in examples) + 2
-        steps = next((limit for limit in LIMITS if limit >= longest), LIMITS[-1])
+        steps = _longest_output(self._vocabulary, name)
         asked = []
         for example in examples:
             chosen = fewshot.choose(text.base_task(name), settings.exemplar_seed, example.id, pool, shots)
@@ -206,23 +210,32 @@ class Evaluator:
             asked.append((name, example, Request(composed, prompt, steps), dropped))
         return asked
 
-    def _score(self, name: str, answers: Sequence[tuple[text.Example, Request, int, str]]) -> Scored:
+    def _score(self, name: str, answers: Sequence[tuple[text.Example, Request, int, str]], intervals: bool) -> Scored:
         task = text.get(name)
         rows, targets, answered = [], [], []
         for example, request, dropped, raw in answers:
-            features = dataclasses.asdict(example)
+            features = {**example.features, **dataclasses.asdict(example)}
             targets.append(task.postprocess_fn(example.targets, example=features, is_target=True))
             answered.append(task.postprocess_fn(raw, example=features, is_target=False))
             row = {"task": text.base_task(name), "id": example.id, "shots": example.shots, "dropped_shots": dropped}
             rows.append(row | {"input": request.text, "target": targets[-1], "raw": raw, "output": answered[-1]})
         metrics: dict[str, float] = {}
         for metric_fn in task.metric_fns:
-            metrics |= {key: float(value) for key, value in metric_fn(targets, answered).items()}
-        sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
+            # SeqIO's own metrics wrap their numbers.
+            metrics |= {
+                key: float(getattr(value, "value", value)) for key, value in metric_fn(targets, answered).items()
+            }
+        if not metrics:
+            raise UserError(f"Task {name!r} has no metric; register it with metric_fns.")
         metric = next(iter(metrics))
-        low, high = bootstrap.interval(sample)
+        if not 0 <= metrics[metric] <= 100:
+            raise UserError(
+                f"Task {name!r} scores {metric} = {metrics[metric]}; its first metric must lie in [0, 100]."
+            )
+        sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
+        ci95 = list(bootstrap.interval(sample)) if intervals else None
         share = format_share([str(answer) for answer in answered], self._labels)
-        entry = results.task_result(metric, metrics[metric], ci95=[low, high], n=len(rows), format_share=share)
+        entry = results.task_result(metric, metrics[metric], ci95=ci95, n=len(rows), format_share=share)
         return Scored(entry | {"metrics": metrics}, rows, sample)
 
     @functools.cached_property
@@ -240,7 +253,14 @@ def _read(name: str, split: str, limit: int | None) -> list[text.Example]:
     return text.read(name, split, limit=limit)
 
 
+@functools.lru_cache(maxsize=128)
+def _longest_output(vocabulary: Any, name: str) -> int:
+    """Room for a task's outputs in tokens: half as much again as its longest training target, never those evaluated."""
+    longest = max((len(vocabulary.encode(example.targets)) for example in _read(name, "train", LONGEST_OF)), default=1)
+    return longest + longest // 2 + 2
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes outputs as JSON lines, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    results.write_text(path, "".join(json.dumps(results.plain(dict(row)), ensure_ascii=False) + "\n" for row in rows))

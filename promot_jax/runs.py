@@ -109,8 +109,13 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     experiment, base = session.experiment, session.base
     if not stage.prompt:
         params = {"model": params["model"]}
+    shared = _shared(experiment)
+    for key in ("split", "shots", "examples", "target_examples"):  # of the closing evaluation: training may be kept
+        del shared["experiment"]["evaluation"][key]
+    start = trees.fingerprint(params)  # a prompt or model that was replaced in place is another start
+    own = dataclasses.asdict(training)
+    keep_settings(folder, {"stage": stage.name, "training": own, "start": start, **shared})
     name = experiment.task if stage.prompt else ""
-    _keep_settings(folder, {"stage": stage.name, "training": dataclasses.asdict(training), **_shared(experiment)})
     finished = pretrained.describe(folder)
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
@@ -126,10 +131,10 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         point: Json = {"target": target.entry["score"], "target_ci95": target.entry["ci95"]}
         if settings.curve_examples and experiment.icl_mixture and stage.trains == "model":
             icl, more = session.evaluator.icl(
-                current, settings.curve_shots, settings.curve_split, settings.curve_examples
+                current, settings.curve_shots, settings.curve_split, settings.curve_examples, intervals=False
             )
             point |= {"icl": icl["norm_avg"], "format_share": icl["format_share"]}
-            point["tasks"] = {task: entry["score"] for task, entry in icl["tasks"].items()}
+            point["tasks"] = icl["tasks"]
             rows += [{"step": step, **row} for row in more]
         write_rows(folder / "outputs" / f"step_{step:06d}.jsonl", rows)
         return point
@@ -207,8 +212,11 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> J
     """
     plan = stages.method(method)
     tuned = {stage.name: dataclasses.asdict(tuning.of(stage)) for stage in plan}
-    _keep_settings(folder, {"method": method, "tuning": tuned, **_shared(session.experiment)})
-    if (folder / "results.json").is_file():
+    done = (folder / "results.json").is_file()
+    if not done:  # the stages watch over their own settings; those of the closing evaluation may still change
+        (folder / "settings.json").unlink(missing_ok=True)
+    keep_settings(folder, {"method": method, "tuning": tuned, **_shared(session.experiment)})
+    if done:
         print(f"[{method}] is finished in {folder}.", flush=True)
         return results.read(folder)
     params: trees.Tree = {"model": session.base.params}
@@ -302,11 +310,16 @@ def evaluate(
         base=session.base.base,
         best_step={name: stage["best_step"] for name, stage in stages.items()},
         leaves=session.base.leaves,
-        samples=[{key: row[key] for key in ("task", "input", "target", "output")} for row in samples],
+        samples=[{key: _as_text(row[key]) for key in ("task", "input", "target", "output")} for row in samples],
         settings=_summary(folder, stages) | {"curve_shots": settings.curve_shots, "dtype": experiment.dtype},
     )
     results.write(run, folder / "results.json")
     return run
+
+
+def _as_text(value: Any) -> str:
+    """A post-processed target or output as a person reads it."""
+    return " | ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _shared(experiment: Experiment) -> Json:
@@ -317,7 +330,7 @@ def _shared(experiment: Experiment) -> Json:
     return {"experiment": shared}
 
 
-def _keep_settings(folder: Path, settings: Json) -> None:
+def keep_settings(folder: Path, settings: Json) -> None:
     """Writes the settings of a run at its start, and refuses to go on in a folder that was started with others."""
     settings = results.plain(settings)
     path = folder / "settings.json"

@@ -213,12 +213,12 @@ def train(
     rate = training.optimizer.rate(training.steps)
 
     # ---- evaluate, save ----------------------------------------------------------------------------------------------
-    def measure(step: int, loss: float | None) -> None:
+    def measure(step: int, loss: float | None, current: Tree) -> None:
         point = {
             "step": step,
             "stage": stage.name,
             "loss": loss,
-            **evaluate(trees.merge(state["params"], frozen), step),
+            **evaluate(current, step),
         }
         curve.append(point)
         write(step, {f"eval/{name}": value for name, value in point.items() if isinstance(value, float)})
@@ -227,19 +227,20 @@ def train(
 
     def check(step: int, metrics: Tree) -> dict[str, float]:
         scalars = {name: float(value) for name, value in metrics.items()}
-        if not (math.isfinite(scalars["loss"]) and math.isfinite(scalars["grad_norm"])):
+        if not all(map(math.isfinite, scalars.values())):
             checkpoints.wait()
             good = checkpoints.latest()
             where = f"the last good checkpoint is {checkpoints.folder / str(good)}" if good else "no checkpoint yet"
             raise TrainingError(
-                f"[{stage.name}] the loss or its gradient is not finite at step {step} (loss {scalars['loss']}, "
-                f"gradient norm {scalars['grad_norm']}); {where}. Lower LEARNING_RATE or set clip_norm."
+                f"[{stage.name}] the loss, its gradient or the update is not finite at step {step} (loss "
+                f"{scalars['loss']}, gradient norm {scalars['grad_norm']}); {where}. Lower LEARNING_RATE or set "
+                "clip_norm, with another --workdir."
             )
         return scalars
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
     if done == 0 and not curve:
-        measure(0, None)
+        measure(0, None, params)
     losses: list[float] = []
     ticked = time.monotonic()
     for index, batch in enumerate(batches):
@@ -262,7 +263,7 @@ def train(
             )
             ticked = time.monotonic()
         if step % training.eval_period == 0 or step == training.steps:
-            measure(step, sum(losses) / len(losses))
+            measure(step, sum(losses) / len(losses), trees.merge(state["params"], frozen))
             losses = []
             spent = time.monotonic() - started
             checkpoints.save(step, state, {"curve": curve, "seconds": spent}, float(curve[-1]["target"]))

@@ -79,7 +79,8 @@ def draws(sample: Sample, *, resamples: int | None = None, seed: int | Sequence[
         chosen = generator.integers(0, size, size)
         targets = [outputs.targets[index] for index in chosen]
         metrics = outputs.metric(targets, [outputs.predictions[index] for index in chosen])
-        values[row] = float(next(iter(metrics.values())))
+        first = next(iter(metrics.values()))
+        values[row] = float(getattr(first, "value", first))
     return values
 
 

@@ -1,7 +1,7 @@
 """Text examples to model batches: the one place where a task meets a model's vocabulary and prompts."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ Batch = dict[str, np.ndarray]
 
 # Widths that evaluation batches are padded to: each compiles once.
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+MIN_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,17 @@ class Binding:
         return [*([] if virtual is None else virtual.tolist()), *start, *self.encode(text)]
 
     def tokens(self, example: "Example") -> Tokens:
-        """Ids of an example. The target continues the input, one space after it."""
+        """Ids of an example. The target continues the input, one space after it.
+
+        Raises:
+            UserError: the input is empty, so that nothing stands before the first target.
+        """
+        inputs = self.inputs(example.inputs, example.task)
+        if not inputs:
+            raise UserError(f"Example {example.id!r} of task {example.task!r} has an empty input; leave it out.")
         gap = "" if example.inputs[-1:].isspace() or not example.targets else " "
         targets = [*self.encode(gap + example.targets), self.eos_id]
-        return Tokens(self.inputs(example.inputs, example.task), targets)
+        return Tokens(inputs, targets)
 
 
 def decoder_rows(rows: Sequence[Sequence[Tokens]], length: int, targets: int) -> Batch:
@@ -162,13 +170,16 @@ class TrainBatches:
                 )
 
 
-def buckets(inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1) -> Iterable[tuple[np.ndarray, Batch]]:
-    """Groups inputs of like length into batches of a few fixed shapes.
+def buckets(
+    inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1, order: Sequence[int] | np.ndarray = ()
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Groups inputs of like length into batches of a few fixed shapes: a width of `WIDTHS`, rows a power of two.
 
     Args:
         inputs: token ids per example.
         budget: tokens of a batch; wide buckets get fewer rows.
         multiple: rows are a multiple of this (the ways a batch is split).
+        order: one number per example; within a width, examples of like number come together.
 
     Yields:
         The indices of the examples, and `tokens` `[rows, width]`, `lengths` `[rows]`; rows behind the last index are
@@ -182,13 +193,18 @@ def buckets(inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1) -> 
         raise UserError("An input is empty; give at least one token.")
     if lengths.size and lengths.max() > WIDTHS[-1]:
         raise UserError(f"An input has {lengths.max()} tokens; the longest that can be evaluated has {WIDTHS[-1]}.")
+    ranks = np.asarray(order) if len(order) else np.zeros(len(inputs), np.int32)
     bucket = np.searchsorted(WIDTHS, lengths)
     for index in np.unique(bucket):
         width = WIDTHS[index]
-        rows = max(budget // width // multiple, 1) * multiple
+        most = 1 << max(budget // width, 1).bit_length() - 1
         members = np.flatnonzero(bucket == index)
-        for start in range(0, len(members), rows):
-            chosen = members[start : start + rows]
+        members = members[np.lexsort((lengths[members], ranks[members]))]
+        while len(members):
+            # Few sizes, so that few programs are compiled; small ones, so that little of a batch is padding.
+            rows = min(most, max(MIN_ROWS, 1 << (len(members) - 1).bit_length()))
+            rows = -(-rows // multiple) * multiple
+            chosen, members = members[:rows], members[rows:]
             tokens = np.zeros((rows, width), np.int32)
             for row, example in enumerate(chosen):
                 tokens[row, : lengths[example]] = inputs[example]

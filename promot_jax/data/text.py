@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Example:
       labels: the label set; empty when the task is open.
       prefix: post-processing cuts an output from the second occurrence of this on; "" cuts nothing.
       shots: exemplars to put in front.
+      features: everything the task yields, for its post-processor.
     """
 
     task: str
@@ -58,6 +59,7 @@ class Example:
     labels: tuple[str, ...]
     prefix: str
     shots: int
+    features: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def import_tasks(modules: Sequence[str]) -> None:
@@ -65,7 +67,7 @@ def import_tasks(modules: Sequence[str]) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, TypeError, ValueError) as error:
             raise UserError(
                 f"task module {module!r} cannot be imported ({error}): check its name and the path"
             ) from None
@@ -204,6 +206,7 @@ def _example(task: seqio.Task, raw: Mapping[str, Any]) -> Example:
         labels=tuple(map(_decode, raw.get("labels", ()))),
         prefix=_decode(raw.get("prefix", b"")),
         shots=int(raw.get("shots", 0)),
+        features=dict(raw),
     )
 
 
