@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from promot_jax.errors import UserError
 
 State = dict[str, Any]
 
-# An empty folder `9/` counts as a step to Orbax; a finished checkpoint has this file.
+# Any folder `9/` counts as a step to Orbax; a finished checkpoint has this file.
 _FINISHED = "_CHECKPOINT_METADATA"
 
 
@@ -27,8 +28,9 @@ class Checkpoints:
         """Opens `folder`, making it if needed."""
         self.folder = Path(folder).absolute()
         for path in self.folder.glob("*"):
-            if path.name.isdigit() and path.is_dir() and not any(path.iterdir()):
-                path.rmdir()  # Orbax would refuse to write this step, and keep it as the newest
+            if path.name.isdigit() and path.is_dir() and not (path / _FINISHED).is_file():
+                # Left by a kill while Orbax deleted it. Orbax would refuse to write this step, or keep it for good.
+                shutil.rmtree(path)
         keep = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -115,11 +117,20 @@ class Checkpoints:
             raise UserError(f"The checkpoint {self.folder}/{step} also trains {min(extra)}, which this run does not.")
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the trained parameters in a checkpoint, by path."""
-        with ocp.PyTreeCheckpointer() as reader:
-            metadata = reader.metadata(self.folder / str(step) / "state")
-        tree = getattr(metadata, "item_metadata", metadata)
-        tree = getattr(tree, "tree", tree)
+        """Shapes of the trained parameters in a checkpoint, by path.
+
+        Raises:
+            UserError: there is no such checkpoint, or a part of it is missing.
+        """
+        handler = ocp.PyTreeCheckpointHandler()
+        try:
+            tree = handler.metadata(self.folder / str(step) / "state").tree
+        except FileNotFoundError as error:
+            raise UserError(
+                f"The checkpoint {self.folder}/{step} is gone; put it back, or delete the run's folder to start again."
+            ) from error
+        finally:
+            handler.close()
         return {path: tuple(leaf.shape) for path, leaf in trees.flatten(tree["params"]).items()}
 
     def wait(self) -> None:

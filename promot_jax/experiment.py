@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from promot_jax.decoding import Decoding
+from promot_jax.errors import UserError
 from promot_jax.partitioning import Partitioner
 from promot_jax.prompts import PromptInit
 
@@ -40,6 +41,13 @@ class Evaluation:
     max_input_length: int = 1024
     decoding: Decoding = Decoding()
 
+    def __post_init__(self) -> None:
+        """Raises UserError for counts that cannot be."""
+        if min(self.examples, self.target_examples, self.curve_target_examples, self.max_input_length) < 1:
+            raise UserError("Evaluation needs at least one example, and room for at least one input token.")
+        if min(self.curve_examples, self.curve_shots, self.exemplar_seed, self.tokens_per_batch, *self.shots, 0) < 0:
+            raise UserError("Evaluation's counts and seeds are not negative.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -75,3 +83,13 @@ class Experiment:
     dtype: str = "float32"
     evaluation: Evaluation = Evaluation()
     partitioner: Partitioner = Partitioner()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that cannot be."""
+        if self.seed < 0 or self.prompt_length < 1:
+            raise UserError(
+                f"SEED is not negative and PROMPT_LENGTH at least 1, not {self.seed}, {self.prompt_length}."
+            )
+        lengths = self.feature_lengths
+        if set(lengths) != {"inputs", "targets"} or not all(isinstance(n, int) and n > 0 for n in lengths.values()):
+            raise UserError(f"TASK_FEATURE_LENGTHS is {lengths}; give 'inputs' and 'targets' in tokens.")

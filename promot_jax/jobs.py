@@ -5,18 +5,16 @@ Jobs are plain functions of plain settings; `main` binds them from gin files.
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promot_jax import results, runs, stages, trees
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiment import Experiment
 from promot_jax.runs import Tuning
 from promot_jax.train import Training
-
-if TYPE_CHECKING:
-    from promot_jax.evaluation import Request
 
 Json = dict[str, Any]
 
@@ -46,9 +44,8 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
     elif chosen.prompt:
         params["prompt"] = runs.fresh_prompt(session)
     params = runs.run_stage(session, workdir, chosen, training, params)
-    if not (workdir / "results.json").is_file():
-        run = runs.close(session, workdir, method, params, {stage: workdir})
-        _print_table([run])
+    run = _earlier(workdir, method) or runs.close(session, workdir, method, params, {stage: workdir})
+    _print_table([run])
 
 
 def promot(workdir: Path, experiment: Experiment, tuning: Tuning) -> None:
@@ -77,9 +74,15 @@ def compare(
     """
     for method in methods:
         stages.method(method)
+    wanted = [seeds] if isinstance(seeds, int) else list(seeds)
+    for name, values in (("method", list(methods)), ("seed", wanted)):
+        if len(set(values)) < len(values) or not values:
+            raise UserError(f"A comparison needs at least one {name}, and each only once, not {values}.")
+    if min(wanted) < 0:
+        raise UserError(f"Seeds are not negative: {wanted}.")
     session = runs.open_session(experiment)
     finished: list[Json] = []
-    for seed in [seeds] if isinstance(seeds, int) else seeds:
+    for seed in wanted:
         seeded = runs.reseeded(session, seed)
         for method in methods:
             print(f"==== {method}, seed {seed} ====", flush=True)
@@ -90,6 +93,7 @@ def compare(
 
 def icl_eval(workdir: Path, experiment: Experiment) -> None:
     """Job: evaluates a model on the fine-tuning task and on in-context learning, behind a prompt where one is given."""
+    _earlier(workdir, "icl_eval")
     session = runs.open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
     name = ""
@@ -104,7 +108,7 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     """Job: text in, text out.
 
     Args:
-        workdir: gets `outputs.jsonl`: input, prompt and output per line.
+        workdir: gets `outputs.jsonl`: input, prompt, raw output and the output up to its first line's end, per line.
         experiment: model and prompts.
         inputs: texts; or a file, "-" for standard input: plain text with one input per line, or (`.jsonl`)
             `{"input": ..., "prompt": name}` per line. Without "prompt" an input stands behind the first of the
@@ -115,39 +119,62 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     """
     from promot_jax.evaluation import Request, write_rows
 
+    started = time.monotonic()
+    asked = _inputs(inputs) if isinstance(inputs, str) else [(text, None) for text in inputs]
     session = runs.open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
     if experiment.prompt_path:
         params["prompt"] = runs.saved_prompts(session)
     default = next(iter(params.get("prompt", {})), "")
-    requests = (
-        [Request(item, default) for item in inputs] if not isinstance(inputs, str) else _requests(inputs, default)
-    )
+    requests = [Request(text, default if prompt is None else prompt) for text, prompt in asked]
     outputs = session.evaluator.ask(params, requests)
-    rows = []
-    for request, output in zip(requests, outputs, strict=True):
-        rows.append({"input": request.text, "prompt": request.prompt, "output": output})
-        print(f"{request.prompt or '-'} | {request.text} -> {output}", flush=True)
+    rows = [
+        {"input": request.text, "prompt": request.prompt, "raw": output, "output": output.strip()}
+        for request, output in zip(requests, outputs, strict=True)
+    ]
     write_rows(workdir / "outputs.jsonl", rows)
+    summary = {"job": "infer", "model": experiment.checkpoint, "base": session.base.base, "n": len(rows)}
+    summary |= {"seconds": time.monotonic() - started, "versions": results.versions(), "commit": results.commit()}
+    results.write(summary, workdir / "results.json")
+    for row in rows:
+        print(_printable(f"{row['prompt'] or '-'} | {row['input']} -> {row['output']}"), flush=True)
 
 
-def _requests(path: str, default: str) -> "list[Request]":
-    from promot_jax.evaluation import Request
-
+def _inputs(path: str) -> list[tuple[str, str | None]]:
+    """Reads what to ask: texts, each with the name of its prompt where the file gives one."""
     try:
-        lines = (sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")).splitlines()
+        whole = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the inputs in {path!r}: {error}.") from error
+    lines = whole.removesuffix("\n").split("\n") if whole else []  # splitlines() would cut at U+2028 within a text
     if not path.endswith(".jsonl"):
-        return [Request(line, default) for line in lines if line]
-    requests = []
+        return [(line, None) for line in lines if line]
+    asked: list[tuple[str, str | None]] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            requests.append(Request(row["input"] + "", row.get("prompt", default) + ""))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f'{path} line {number} is not {{"input": text, "prompt": name}}.') from error
-    return requests
+            text, prompt = row["input"], row.get("prompt")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            text = prompt = None
+        if not isinstance(text, str) or not isinstance(prompt, str | None):
+            raise UserError(f'{path} line {number} is not {{"input": text, "prompt": name}}.')
+        asked.append((text, prompt))
+    return asked
+
+
+def _printable(text: str) -> str:
+    """Text for a terminal: control characters, which could move the cursor or worse, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def _earlier(workdir: Path, method: str) -> Json | None:
+    """The finished run in a folder, if there is one; that of another method is not to be written over."""
+    if not (workdir / "results.json").is_file():
+        return None
+    run = results.read(workdir)
+    if run.get("method") != method:
+        raise UserError(f"{workdir} holds results of {run.get('method', 'a comparison')!r}; give another --workdir.")
+    return run
 
 
 def _print_table(finished: Sequence[Json]) -> None:

@@ -102,7 +102,11 @@ def read(path: Path, parents: tuple[Path, ...] = ()) -> Iterator[Setting]:
     if path in parents:
         raise UserError(f"{path} includes itself.")
     name = str(path.relative_to(gin_folder()) if path.is_relative_to(gin_folder()) else path)
-    for statement in _parse(path.read_text("utf-8"), name):
+    try:
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} cannot be read as a gin file: {error}.") from error
+    for statement in _parse(content, name):
         place = f"{name} line {statement.location.line_num}"
         if isinstance(statement, config_parser.IncludeStatement):
             found = find_gin_file(statement.filename, (path.parent, gin_folder(), Path()))
@@ -267,13 +271,15 @@ def run(argv: Sequence[str]) -> int:
     workdir = Path(values.workdir or Path("runs") / "-".join(path.stem for path in paths))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.gin").write_text(gin.config_str(120), "utf-8")
-        (workdir / "operative_config.gin").write_text(gin.operative_config_str(120), "utf-8")
+        if not any(workdir.iterdir()):  # the job may yet refuse to go on in a folder of other settings
+            (workdir / "config.gin").write_text(gin.config_str(120), "utf-8")
+            (workdir / "operative_config.gin").write_text(gin.operative_config_str(120), "utf-8")
     except OSError as error:
         raise UserError(f"Cannot write to the workdir {workdir}: {error.strerror}.") from error
     flags.FLAGS.mark_as_parsed()  # libraries may read the flags they define
     start = time.monotonic()
     job(workdir=workdir)
+    (workdir / "config.gin").write_text(gin.config_str(120), "utf-8")
     (workdir / "operative_config.gin").write_text(gin.operative_config_str(120), "utf-8")
     written = "  ".join(sorted(path.name + "/" * path.is_dir() for path in workdir.iterdir()))
     print(f"Done after {time.monotonic() - start:.0f} s. {workdir}/ holds: {written}", flush=True)

@@ -46,6 +46,16 @@ class Optimizer:
     b2: float = 0.999
     eps: float = 1e-8
 
+    def __post_init__(self) -> None:
+        """Raises UserError for names that are not known and values out of range."""
+        for name, options in (("name", ("adafactor", "adamw")), ("schedule", ("constant", "linear", "cosine"))):
+            given = getattr(self, name)
+            if given not in options:
+                raise UserError(f"Unknown Optimizer.{name} {given!r}{nearest(given, options)}.")
+        for name in ("learning_rate", "warmup_steps", "clip_norm", "weight_decay", "decay_offset"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"Optimizer.{name} is {getattr(self, name)}; it has to be finite and not negative.")
+
     def rate(self, steps: int) -> optax.Schedule:
         """Returns the learning rate as a function of the step, for a run of `steps` steps."""
         warmup, rest = self.warmup_steps, max(steps - self.warmup_steps, 1)
@@ -54,8 +64,6 @@ class Optimizer:
             "linear": optax.linear_schedule(self.learning_rate, 0.0, rest),
             "cosine": optax.cosine_decay_schedule(self.learning_rate, rest),
         }
-        if self.schedule not in bodies:
-            raise UserError(f"Unknown schedule {self.schedule!r}{nearest(self.schedule, bodies)}.")
         if not warmup:
             return bodies[self.schedule]
         # (step + 1) / warmup: a first step at rate zero would be wasted.
@@ -63,18 +71,12 @@ class Optimizer:
         return optax.join_schedules([rise, bodies[self.schedule]], [warmup])
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """Returns the optax transformation for a run of `steps` steps, over the trained leaves only.
-
-        Raises:
-            UserError: unknown optimizer or schedule.
-        """
+        """Returns the optax transformation for a run of `steps` steps, over the trained leaves only."""
         rate = self.rate(steps)
         if self.name == "adamw":
             core = optax.adamw(rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
-        elif self.name == "adafactor":
-            core = _adafactor(self, rate)
         else:
-            raise UserError(f"Unknown optimizer {self.name!r}{nearest(self.name, ['adafactor', 'adamw'])}.")
+            core = _adafactor(self, rate)
         if self.clip_norm:
             return optax.chain(optax.clip_by_global_norm(self.clip_norm), core)
         return core

@@ -27,7 +27,8 @@ class Pretrained:
         model: family and config.
         params: `params["model"]`, float32, placed on the mesh.
         vocabulary: its tokenizer.
-        base: fingerprint of the base model: the one a fine-tuned model started from, so that its prompts still fit.
+        base: fingerprint of the base model; a fine-tuned model has that of the one it started from.
+        fingerprint: of these very parameters.
         path: where it was loaded from, as given.
         leaves: how many leaves were loaded, new and unused.
     """
@@ -36,8 +37,14 @@ class Pretrained:
     params: trees.Tree
     vocabulary: "TokenizerVocabulary"
     base: str
+    fingerprint: str
     path: str
     leaves: dict[str, int]
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """Fingerprints of the models whose prompts fit: itself, and the one it was fine-tuned from."""
+        return (self.fingerprint, self.base)
 
 
 def load(path: str, partitioner: Partitioner, *, dtype: str = "float32", dropout_rate: float = 0.0) -> Pretrained:
@@ -70,7 +77,7 @@ def load(path: str, partitioner: Partitioner, *, dtype: str = "float32", dropout
     base = trees.fingerprint(params)
     placed = partitioner.place({"model": params})["model"]
     leaves = {"loaded": len(trees.flatten(params)), "new": 0, "unused": 0}
-    return Pretrained(build(config), placed, vocabulary, base, path, leaves)
+    return Pretrained(build(config), placed, vocabulary, base, base, path, leaves)
 
 
 def record(folder: Path, description: dict[str, Any]) -> None:
@@ -92,7 +99,9 @@ def describe(folder: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{folder / STAGE_FILE} is not readable ({error}); delete it to run the stage again."
         ) from error
-    if not isinstance(description, dict) or not {"stage", "checkpoint", "base", "best_step"} <= set(description):
+    if not isinstance(description, dict) or not {"stage", "trains", "checkpoint", "base", "best_step", "curve"} <= set(
+        description
+    ):
         raise UserError(f"{folder / STAGE_FILE} does not describe a stage; delete it to run the stage again.")
     return description
 
@@ -118,7 +127,7 @@ def _load_stage(folder: Path, path: str, partitioner: Partitioner, *, dtype: str
             f"holds {source.base[:12]}; put the old file back."
         )
     params = overlay(folder, description["best_step"], {"model": source.params})["model"]
-    return dataclasses.replace(source, params=params, path=path)
+    return dataclasses.replace(source, params=params, path=path, fingerprint=trees.fingerprint(params))
 
 
 def overlay(folder: Path, step: int, params: trees.Tree) -> trees.Tree:

@@ -39,6 +39,9 @@ def table(prompt: Mapping[str, Array] | None) -> Array | None:
     return jnp.concatenate([prompt[task] for task in sorted(prompt)])
 
 
+METHODS = ("uniform", "uniform_positive", "vocabulary", "labels", "text", "file")
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptInit:
     """How a soft prompt starts.
@@ -59,6 +62,13 @@ class PromptInit:
     first: int = 0
     text: str = ""
     path: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for an unknown method or a value out of range."""
+        if self.method not in METHODS:
+            raise UserError(f"Unknown prompt initialiser {self.method!r}{nearest(self.method, METHODS)}.")
+        if self.scale <= 0 or self.first < 0:
+            raise UserError(f"A prompt's scale is positive and first is not negative, not {self.scale}, {self.first}.")
 
     def rows(
         self,
@@ -81,11 +91,8 @@ class PromptInit:
             `[length, embed]`, float32.
 
         Raises:
-            UserError: unknown method, or one that lacks what it needs.
+            UserError: the method lacks what it needs.
         """
-        methods = ("uniform", "uniform_positive", "vocabulary", "labels", "text", "file")
-        if self.method not in methods:
-            raise UserError(f"Unknown prompt initialiser {self.method!r}{nearest(self.method, methods)}.")
         if length < 1:
             raise UserError(f"PROMPT_LENGTH is {length}; a soft prompt needs at least one row.")
         vocab, embed = embedding.shape
@@ -153,12 +160,12 @@ def save(folder: str | os.PathLike[str], array: Any, info: PromptInfo) -> Path:
     return folder / "prompt.npy"
 
 
-def load(path: str | os.PathLike[str], base: str, force: bool = False) -> tuple[np.ndarray, PromptInfo]:
+def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = False) -> tuple[np.ndarray, PromptInfo]:
     """Reads a saved prompt.
 
     Args:
         path: the array file, its folder, or the working folder of the run that trained it.
-        base: fingerprint of the base model at hand.
+        accepted: fingerprints of the models whose prompts fit the one at hand.
         force: take a prompt of another base model all the same.
 
     Returns:
@@ -178,10 +185,10 @@ def load(path: str | os.PathLike[str], base: str, force: bool = False) -> tuple[
         raise UserError(f"{description} is not the description of a prompt: {error}.") from error
     if info.length != array.shape[0]:
         raise UserError(f"{description} says {info.length} rows, but {array_path} holds {array.shape[0]}.")
-    if info.base != base and not force:
+    if info.base not in accepted and not force:
         raise UserError(
-            f"The prompt {array_path} was trained on another base model ({info.base[:12]}, this one is {base[:12]}); "
-            "load the model it belongs to, or force it with Experiment.force_prompt = True."
+            f"The prompt {array_path} was trained on another base model ({info.base[:12]}, this one is "
+            f"{accepted[0][:12]}); load the model it belongs to, or force it with Experiment.force_prompt = True."
         )
     return array, info
 
@@ -190,7 +197,8 @@ def _array_path(path: str | os.PathLike[str]) -> Path:
     if not str(path):
         raise UserError("PROMPT_PATH is empty; set it to a prompt file or to stage 1's working folder.")
     given = Path(path)
-    for candidate in (given, given / "prompt.npy", given / "prompt" / "prompt.npy"):
+    places = ("", "prompt.npy", "prompt/prompt.npy", "stage1/prompt/prompt.npy")
+    for candidate in (given / place for place in places):
         if candidate.is_file():
             return candidate
     raise UserError(f"No prompt at {given}; give a prompt.npy or the working folder of a finished stage 1.")

@@ -31,6 +31,22 @@ class Session:
     evaluator: "Evaluator"
 
 
+def _check_data(experiment: Experiment) -> None:
+    """Raises UserError for names, splits and shots that would fail only after hours of training."""
+    from promot_jax.data import text
+
+    settings = experiment.evaluation
+    wanted = ("train", settings.curve_split, settings.split)
+    tasks = text.task_names(experiment.task) if experiment.task else []
+    if experiment.task and text.base_task(experiment.task) != experiment.task:
+        raise UserError(f"{experiment.task!r} is a k-shot task; fine-tune on {text.base_task(experiment.task)!r}.")
+    for name in tasks + (text.task_names(experiment.icl_mixture) if experiment.icl_mixture else []):
+        for split in wanted:
+            if split not in text.get(name).splits:
+                splits = ", ".join(text.get(name).splits)
+                raise UserError(f"Task {name!r} has no split {split!r} (it has {splits}); set Evaluation's splits.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Tuning:
     """How the two kinds of stage train; stage 2 and standard fine-tuning share one budget and learning rate.
@@ -57,10 +73,7 @@ def open_session(experiment: Experiment) -> Session:
     from promot_jax.data import text
 
     text.import_tasks([experiment.modules] if isinstance(experiment.modules, str) else experiment.modules)
-    if experiment.task:
-        text.get(experiment.task)
-    if experiment.icl_mixture:
-        text.get(experiment.icl_mixture)
+    _check_data(experiment)
     from promot_jax.evaluation import Evaluator
 
     started = time.monotonic()
@@ -177,7 +190,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
             step=trained.best_step,
             score=score,
             initialiser=experiment.prompt_init.method,
-            base=base.base,
+            base=base.fingerprint,
         )
         saved = prompts.save(folder / "prompt", trained.params["prompt"][name], info)
         print(f"[{stage.name}] prompt of step {trained.best_step} (target {score:.1f}): {saved}", flush=True)
@@ -248,11 +261,11 @@ def saved_prompts(session: Session) -> trees.Tree:
     experiment = session.experiment
     given = experiment.prompt_path
     if isinstance(given, str):
-        array, info = prompts.load(given, session.base.base, experiment.force_prompt)
+        array, info = prompts.load(given, session.base.accepts, experiment.force_prompt)
         loaded = {info.task: array}
     else:
         loaded = {
-            name: prompts.load(path, session.base.base, experiment.force_prompt)[0] for name, path in given.items()
+            name: prompts.load(path, session.base.accepts, experiment.force_prompt)[0] for name, path in given.items()
         }
     width = session.base.params["token_embedder"]["embedding"].shape[1]
     for name, array in loaded.items():

@@ -8,7 +8,7 @@ for having an effect.
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from promot_jax.errors import UserError, nearest
@@ -188,8 +188,8 @@ def check_arguments(
 def fit(value: Any, hint: Any) -> tuple[bool, Any]:
     """Returns whether `value` fits a type hint, and what to pass on: a list becomes a tuple where one is asked for.
 
-    Only numbers, strings, booleans, `None`, literals, tuples and unions of these are looked at; any other hint takes
-    everything. An `int` fits `float`; a `bool` fits neither of them.
+    Only numbers, strings, booleans, `None`, literals, tuples, sequences, mappings and unions of these are looked at;
+    any other hint takes everything. An `int` fits `float`; a `bool` fits neither of them.
     """
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -198,6 +198,10 @@ def fit(value: Any, hint: Any) -> tuple[bool, Any]:
         return value in options, value
     if origin is tuple or hint is tuple:
         return isinstance(value, list | tuple), tuple(value) if isinstance(value, list) else value
+    if origin is Sequence:  # a text is no sequence of texts
+        return isinstance(value, list | tuple) and all(fit(item, options[0])[0] for item in value), value
+    if origin is Mapping:
+        return isinstance(value, dict) and all(fit(item, options[1])[0] for item in value.values()), value
     if hint in (int, float):
         return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool), value
     if hint in (str, bool, types.NoneType):

@@ -135,6 +135,7 @@ def make_step(
         updates, optimizer = transform.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {"loss": total / tokens, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
+        metrics["update_norm"] = optax.tree.norm(updates)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, metrics
 
     return step

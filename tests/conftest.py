@@ -31,6 +31,18 @@ def _same_numbers_every_time() -> None:
 
 
 @pytest.fixture(scope="module")
+def fast_compilation() -> Iterator[None]:
+    """For tests on models so small that compiling takes longer than running."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the tiny model and its gin file (`tests/tiny.py`), and JAX set to compile fast and once only."""
     import jax
@@ -39,7 +51,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     folder = tiny.workspace(tmp_path_factory.mktemp("tiny"))
     wanted = tiny.jax_settings(folder)
-    before = {name: getattr(jax.config, name) for name in wanted}
+    before = {name: jax.config.values[name] for name in wanted}
 
     def configure(values: dict[str, Any]) -> None:
         for name, value in values.items():

@@ -1,6 +1,6 @@
 """Settings as plain records: what fits a type, what is reached, what had an effect."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import pytest
@@ -30,7 +30,10 @@ from promot_jax.settings import Macro, Reference, Setting
         ("c", Literal["a", "b"], False),
         (3, tuple[int, ...], False),
         ({"a": 1}, dict[str, int], True),
-        ("anything", Sequence[str], True),
+        ("anything", Sequence[str], False),
+        (["a"], Sequence[str], True),
+        ({"a": 1}, Mapping[str, int], True),
+        ({"a": "1"}, Mapping[str, int], False),
         (object(), Any, True),
     ],
 )

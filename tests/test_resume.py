@@ -1,0 +1,222 @@
+"""A run that is killed at any moment goes on with the same command, to bitwise the same end."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+
+from promot_jax import jobs, main
+from promot_jax.checkpoints import Checkpoints
+
+STEPS = 9
+CELL = "promot/seed_0"  # of the comparison that runs both stages
+ROOT = Path(__file__).parents[1]
+# Everything whose state has to come back: dropout keys, packed batches, both optimizers, accumulated gradients.
+SETTINGS: dict[str, object] = {
+    "TRAIN_STEPS": STEPS,
+    "DROPOUT_RATE": 0.1,
+    "prompt/Training.dropout_rate": 0.1,
+    "prompt/Training.pack": True,
+    "prompt/Optimizer.name": "adafactor",
+    "model/Training.microbatches": 2,
+    "model/Optimizer.schedule": "cosine",
+    "model/Optimizer.warmup_steps": 3,
+    "Evaluation.shots": (1,),
+}
+
+
+class Moment(NamedTuple):
+    """When a run is killed: so many seconds after it has reported a step of a stage."""
+
+    stage: str
+    step: int
+    delay: float
+
+    def __str__(self) -> str:
+        return f"{self.stage}, step {self.step} and {self.delay:.2f} s"
+
+
+def moments(stages: tuple[str, ...], seed: int) -> list[Moment]:
+    """One random moment per entry of `stages`."""
+    draw = random.Random(seed)
+    return [Moment(stage, draw.randrange(STEPS), draw.uniform(0, 0.3)) for stage in stages]
+
+
+def start(command: list[str], log: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
+    """Starts `python -m promot_jax.main` in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    environment |= {name.upper(): str(value) for name, value in settings.items()}
+    with log.open("a") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "promot_jax.main", *command],
+            env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=log.parent,
+        )  # fmt: skip
+
+
+def kill(process: subprocess.Popen[str], moment: Moment, log: Path) -> None:
+    """Kills a run at a moment, which it must not outlive."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        found = re.match(r"\[(\w+)\] (?:step )?(\d+)", line)
+        if found and (found[1], int(found[2])) >= moment[:2]:
+            time.sleep(moment.delay)
+            process.kill()
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL, said + log.read_text()
+
+
+def state(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Everything a checkpoint holds: parameters, optimizer, step."""
+    handler = ocp.PyTreeCheckpointHandler()
+    arguments = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(checkpoint / "state").tree
+    )
+    restored = handler.restore(checkpoint / "state", args=ocp.args.PyTreeRestore(restore_args=arguments))
+    handler.close()
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
+
+
+def timeless(path: Path) -> Any:
+    """A JSON file without the seconds in it."""
+    return json.loads(path.read_text(), object_hook=lambda found: {k: found[k] for k in found if k != "seconds"})
+
+
+def check_same(workdir: Path, reference: Path) -> None:
+    """Checks that two runs left the same, bit for bit."""
+    for stage in sorted(reference.rglob("checkpoints")):
+        other = workdir / stage.relative_to(reference)
+        steps = sorted(path.name for path in stage.iterdir())
+        assert steps  # the last and the best; a kill may leave more, half deleted
+        for step in steps:
+            want, found = state(stage / step), state(other / step)
+            assert want.keys() == found.keys()
+            for path, leaf in want.items():
+                assert leaf.tobytes() == found[path].tobytes(), (stage, step, path)
+    files = [path for pattern in ("*.npy", "*.jsonl") for path in sorted(reference.rglob(pattern))]
+    assert files
+    for path in files:
+        found = workdir / path.relative_to(reference)
+        assert hashlib.sha256(found.read_bytes()).digest() == hashlib.sha256(path.read_bytes()).digest(), found
+    for path in [*reference.rglob("results.json"), *reference.rglob("stage.json")]:
+        assert timeless(workdir / path.relative_to(reference)) == timeless(path)
+
+
+def command(folder: Path, workdir: Path) -> list[str]:
+    both = {"PROMPT_TRAIN_STEPS": STEPS, "compare.methods": "('promot',)"}
+    return tiny.command(folder, "demo.gin", workdir, **both, **SETTINGS)
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing figures takes as long as all the rest."""
+    monkeypatch.setattr(jobs, "_report", lambda *_: None)
+
+
+@pytest.fixture(name="reference", scope="module")
+def _reference(tiny_folder: Path) -> Path:
+    """A run of both stages that nobody interrupted."""
+    assert main.main(command(tiny_folder, tiny_folder / "reference")) == 0
+    return tiny_folder / "reference"
+
+
+@pytest.mark.parametrize("moment", moments(("stage1", "stage1", "stage2", "stage2", "stage2"), seed=5), ids=str)
+def test_killed_run_goes_on(tiny_folder: Path, reference: Path, tmp_path: Path, moment: Moment) -> None:
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    kill(start(command(tiny_folder, workdir), log, tiny.jax_settings(tiny_folder)), moment, log)
+    assert not (workdir / "results.json").exists()
+    assert main.main(command(tiny_folder, workdir)) == 0
+    check_same(workdir, reference)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ["results.json", "outputs"],
+        ["results.json", "stage2/stage.json"],
+        ["results.json", "stage2", "stage1/stage.json", "stage1/prompt"],
+        ["results.json", "stage2/stage.json", "stage2/checkpoints/9", "stage2/outputs/step_000009.jsonl"],
+    ],
+    ids=["closing evaluation", "end of stage 2", "end of stage 1", "last checkpoint"],
+)
+def test_what_is_missing_is_made_again(tiny_folder: Path, reference: Path, tmp_path: Path, missing: list[str]) -> None:
+    """Moments that last too short to be hit by chance."""
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    (workdir / "results.json").unlink()
+    for path in [workdir / CELL / name for name in missing]:
+        assert path.exists()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main.main(command(tiny_folder, workdir)) == 0
+    check_same(workdir, reference)
+
+
+def test_interrupted_run_goes_on_among_remains(
+    tiny_folder: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at step 6 of stage 2; and beside the checkpoint of step 4, one half written and one half deleted."""
+    workdir = tmp_path / "run"
+    checkpoints = workdir / CELL / "stage2" / "checkpoints"
+    save = Checkpoints.save
+
+    def interrupt(self: Checkpoints, step: int, *args: Any) -> None:
+        self.wait()
+        if step == 6 and self.folder == checkpoints:
+            raise KeyboardInterrupt
+        save(self, step, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", interrupt)
+        assert main.main(command(tiny_folder, workdir)) == 130
+    assert [path.name for path in checkpoints.iterdir()] == ["4"]
+    shutil.copytree(checkpoints / "4", checkpoints / "6.orbax-checkpoint-tmp")
+    shutil.copytree(checkpoints / "4" / "state", checkpoints / "2" / "state")
+    (workdir / ".results.json.abc").write_text("{")
+    assert main.main(command(tiny_folder, workdir)) == 0
+    check_same(workdir, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_five_moments_of_each_stage_in_processes_of_their_own(tmp_path: Path, stage: str) -> None:
+    """As a user would do it: every start a fresh process, compiling as always; then killed five times in one run."""
+    tiny.workspace(tmp_path)
+    log = tmp_path / "log"
+
+    def run(gin_file: str, workdir: Path, moment: Moment | None, **macros: object) -> Path:
+        process = start(tiny.command(tmp_path, gin_file, workdir, **macros, **SETTINGS), log, {})
+        if moment:
+            kill(process, moment, log)
+        else:
+            process.communicate()
+            assert process.returncode == 0, log.read_text()
+        return workdir
+
+    macros: dict[str, object] = {}
+    if stage == "stage2":
+        macros["PROMPT_PATH"] = run("promot_stage1.gin", tmp_path / "prompt", None)
+    gin_file = f"promot_{stage}.gin"
+    reference = run(gin_file, tmp_path / "reference", None, **macros)
+    chosen = moments((stage,) * 5, seed=11)
+    for index, moment in enumerate(chosen):
+        run(gin_file, tmp_path / f"{index}", moment, **macros)
+        check_same(run(gin_file, tmp_path / f"{index}", None, **macros), reference)
+    for moment in sorted(chosen):
+        run(gin_file, tmp_path / "again", moment, **macros)
+    check_same(run(gin_file, tmp_path / "again", None, **macros), reference)
