@@ -44,7 +44,14 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
     elif chosen.prompt:
         params["prompt"] = runs.fresh_prompt(session)
     params = runs.run_stage(session, workdir, chosen, training, params)
-    run = _earlier(workdir, method) or runs.close(session, workdir, method, params, {stage: workdir})
+    run = _earlier(workdir, method)
+    for key, value in runs.closing(experiment).items() if run else ():
+        if (was := run["settings"].get(key)) != value:
+            raise UserError(
+                f"{workdir} was evaluated with {key} = {was}, now it is {value}: give another --workdir, or delete its "
+                "results.json to evaluate it again."
+            )
+    run = run or runs.close(session, workdir, method, params, {stage: workdir})
     _print_table([run])
 
 

@@ -123,7 +123,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     if not stage.prompt:
         params = {"model": params["model"]}
     shared = _shared(experiment)
-    for key in ("split", "shots", "examples", "target_examples"):  # of the closing evaluation: training may be kept
+    for key in closing(experiment):  # training may be kept
         del shared["experiment"]["evaluation"][key]
     start = trees.fingerprint(params)  # a prompt or model that was replaced in place is another start
     own = dataclasses.asdict(training)
@@ -324,7 +324,8 @@ def evaluate(
         best_step={name: stage["best_step"] for name, stage in stages.items()},
         leaves=session.base.leaves,
         samples=[{key: _as_text(row[key]) for key in ("task", "input", "target", "output")} for row in samples],
-        settings=_summary(folder, stages) | {"curve_shots": settings.curve_shots, "dtype": experiment.dtype},
+        settings=_summary(folder, stages)
+        | {"curve_shots": settings.curve_shots, "dtype": experiment.dtype, **closing(experiment)},
     )
     results.write(run, folder / "results.json")
     return run
@@ -333,6 +334,12 @@ def evaluate(
 def _as_text(value: Any) -> str:
     """A post-processed target or output as a person reads it."""
     return " | ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def closing(experiment: Experiment) -> Json:
+    """The settings of the closing evaluation alone."""
+    names = ("split", "shots", "examples", "target_examples")
+    return {name: results.plain(getattr(experiment.evaluation, name)) for name in names}
 
 
 def _shared(experiment: Experiment) -> Json:

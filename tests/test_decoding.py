@@ -20,6 +20,7 @@ from promot_jax.pretrained import Pretrained
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCAB, EMBED, PROMPT = 40, 16, 3
 MODEL = build(DecoderConfig(VOCAB, EMBED, 2, 1, 2, 8, 24))
+SETTINGS = Decoding(max_tokens=8, stop="")
 DRAWS = 20_000
 # Tokens out of order, so that a mask put back in sorted order would show.
 CHANCES = np.array([0.15, 0.5, 0.05, 0.3])
@@ -99,17 +100,17 @@ def test_stop_mask():
 # ---- generate --------------------------------------------------------------------------------------------------------
 
 
-def inputs(seed=0, rows=4, width=12):
+def inputs(seed=0, rows=4, width=32):
     noise = np.random.default_rng(seed)
     lengths = noise.integers(1, width, rows).astype(np.int32)
     return {"tokens": noise.integers(0, VOCAB, (rows, width)).astype(np.int32), "lengths": lengths}
 
 
-def generate(params, batch, limit=8, settings=Decoding(max_tokens=8), stops=(), seed=0):
+def generate(params, batch, limit=8, settings=SETTINGS, stops=(), seed=0):
     mask = np.isin(np.arange(VOCAB), stops)
     limits = np.broadcast_to(np.int32(limit), batch["lengths"].shape)
-    key = jax.random.key(seed)
-    return np.array(decoding.generate(MODEL, settings, params["model"], None, batch, mask, limits, key))
+    placed, key = Partitioner().batch(batch), jax.random.key(seed)
+    return np.array(decoding.generate(MODEL, settings, params["model"], None, placed, mask, limits, key))
 
 
 def test_limits_cut_and_change_nothing_else(params):
@@ -155,7 +156,7 @@ def test_sampling_is_a_function_of_the_key(params):
 
 def test_nothing_recompiles_within_a_bucket(params):
     noise = np.random.default_rng(0)
-    generate(params, inputs(rows=4, width=32))
+    generate(params, inputs())
     before = decoding.generate._cache_size()
     for round_ in range(5):
         texts = [noise.integers(0, VOCAB, noise.integers(1, 33)).tolist() for _ in range(6)]
@@ -163,7 +164,7 @@ def test_nothing_recompiles_within_a_bucket(params):
             generate(params, batch, limit=1 + round_, stops=[round_], seed=round_)
     assert decoding.generate._cache_size() == before
 
-    generate(params, inputs(rows=4, width=64), limit=1)
+    generate(params, inputs(rows=2), limit=1)
     assert decoding.generate._cache_size() == before + 1  # the counter counts
 
 
@@ -194,8 +195,8 @@ def test_the_evaluator_strips_by_leaving_the_ids_out(params, monkeypatch):
 
     generated = decoding.generate
     monkeypatch.setattr(decoding, "generate", spy)
-    settings = dataclasses.replace(Evaluation(), tokens_per_batch=128, decoding=Decoding(max_tokens=8, stop=""))
-    base = Pretrained(MODEL, params["model"], Letters(), "base", "path", {})
+    settings = dataclasses.replace(Evaluation(), tokens_per_batch=128, decoding=SETTINGS)
+    base = Pretrained(MODEL, params["model"], Letters(), base="", fingerprint="", path="", leaves={})
     evaluator = Evaluator(base, settings, Partitioner(), task="", icl="")
     texts = ["ABC", "HELLO", "A", "XYZZY", "PROMPT"]
 

@@ -423,6 +423,8 @@ def test_a_run_keeps_its_settings(
     assert "training/optimizer/learning_rate = 0.01, now it is 0.5" in message and "--workdir" in message
     message = refusal(capsys, tiny_folder, "finetune.gin", finetune.workdir, **{"Evaluation.curve_examples": 3})
     assert "evaluation/curve_examples = 4, now it is 3" in message
+    message = refusal(capsys, tiny_folder, "finetune.gin", finetune.workdir, **{"Evaluation.shots": "(1, 2)"})
+    assert "was evaluated with shots = [1, 3], now it is [1, 2]" in message and "results.json" in message
     message = refusal(capsys, tiny_folder, "promot_stage1.gin", stage1.workdir, SEED=1)
     assert "seed = 0, now it is 1" in message
 

@@ -26,17 +26,19 @@ STEPS = 9
 CELL = "promot/seed_0"  # of the comparison that runs both stages
 ROOT = Path(__file__).parents[1]
 # Everything whose state has to come back: dropout keys, packed batches, both optimizers, accumulated gradients.
-SETTINGS: dict[str, object] = {
-    "TRAIN_STEPS": STEPS,
-    "DROPOUT_RATE": 0.1,
-    "prompt/Training.dropout_rate": 0.1,
-    "prompt/Training.pack": True,
-    "prompt/Optimizer.name": "adafactor",
-    "model/Training.microbatches": 2,
-    "model/Optimizer.schedule": "cosine",
-    "model/Optimizer.warmup_steps": 3,
-    "Evaluation.shots": (1,),
-}
+GIN = f"""\
+TRAIN_STEPS = {STEPS}
+PROMPT_TRAIN_STEPS = {STEPS}
+compare.methods = ("promot",)
+prompt/Training.dropout_rate = 0.1
+model/Training.dropout_rate = 0.1
+prompt/Training.pack = True
+prompt/Optimizer.name = "adafactor"
+model/Training.microbatches = 2
+model/Optimizer.schedule = "cosine"
+model/Optimizer.warmup_steps = 3
+Evaluation.shots = (1,)
+"""
 
 
 class Moment(NamedTuple):
@@ -118,9 +120,9 @@ def check_same(workdir: Path, reference: Path) -> None:
         assert timeless(workdir / path.relative_to(reference)) == timeless(path)
 
 
-def command(folder: Path, workdir: Path) -> list[str]:
-    both = {"PROMPT_TRAIN_STEPS": STEPS, "compare.methods": "('promot',)"}
-    return tiny.command(folder, "demo.gin", workdir, **both, **SETTINGS)
+def command(folder: Path, workdir: Path, gin_file: str = "demo.gin", **macros: object) -> list[str]:
+    (folder / "resume.gin").write_text(GIN)
+    return [*tiny.command(folder, gin_file, workdir, **macros), f"--gin_file={folder / 'resume.gin'}"]
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +202,7 @@ def test_five_moments_of_each_stage_in_processes_of_their_own(tmp_path: Path, st
     log = tmp_path / "log"
 
     def run(gin_file: str, workdir: Path, moment: Moment | None, **macros: object) -> Path:
-        process = start(tiny.command(tmp_path, gin_file, workdir, **macros, **SETTINGS), log, {})
+        process = start(command(tmp_path, workdir, gin_file, **macros), log, {})
         if moment:
             kill(process, moment, log)
         else:
