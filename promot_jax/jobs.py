@@ -45,13 +45,14 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
         params["prompt"] = runs.fresh_prompt(session)
     params = runs.run_stage(session, workdir, chosen, training, params)
     run = _earlier(workdir, method)
-    for key, value in runs.closing(experiment).items() if run else ():
+    if run is None:
+        run = runs.close(session, workdir, method, params, {stage: workdir})
+    for key, value in runs.closing(experiment).items():
         if (was := run["settings"].get(key)) != value:
             raise UserError(
                 f"{workdir} was evaluated with {key} = {was}, now it is {value}: give another --workdir, or delete its "
                 "results.json to evaluate it again."
             )
-    run = run or runs.close(session, workdir, method, params, {stage: workdir})
     _print_table([run])
 
 

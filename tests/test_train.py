@@ -424,7 +424,7 @@ def test_nan_stops_the_run_and_names_the_last_good_checkpoint(run, whole, tmp_pa
 
 
 def test_an_update_that_is_not_finite_is_no_checkpoint(run, tmp_path):
-    """Without its epsilon, Adam divides 0 by 0 where there is no gradient: loss and gradient are finite all the same."""
+    """Without its epsilon, Adam divides 0 by 0 where there is no gradient; loss and gradient are finite."""
     training = dataclasses.replace(ADAMW, eval_period=1, optimizer=Optimizer("adamw", eps=0.0))
     with pytest.raises(TrainingError, match=r"the update is not finite at step 1 .*no checkpoint yet"):
         run(tmp_path, STAGE1, training, params=make_params(("task", "unused")))
