@@ -47,7 +47,7 @@ def pair(request):
     names = {
         "model.embed_tokens.weight": "token_embedder/embedding",
         "model.norm.weight": "decoder/decoder_norm/scale",
-        "lm_head.weight": "token_embedder/embedding" if config.tied_embeddings else "logits_dense/kernel",
+        "lm_head.weight": "token_embedder/embedding" if config.tied_embeddings else "decoder/logits_dense/kernel",
     }
     layer = {
         "self_attn.q_proj": "self_attention/query/kernel",
@@ -208,7 +208,7 @@ def test_packed_rows_equal_unpacked(pair):
     together = model.logits(params, prompt, packed)[0].reshape(3, 6, -1)
     for row, logits in zip(rows, together, strict=True):
         alone = model.logits(params, prompt, _batch([row], 30))[0]
-        np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-4)  # logits of about 10, summed in another order
 
 
 def test_generation_ends_at_a_stop_token(pair):
