@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderModel
+from promot_jax.models import Model
 
 Array = jax.Array
 
@@ -69,7 +69,7 @@ def choose(logits: Array, settings: Decoding, key: Array) -> Array:
 
 @partial(jax.jit, static_argnames=("model", "settings"))
 def generate(
-    model: DecoderModel,
+    model: Model,
     settings: Decoding,
     params: Any,
     prompt: Array | None,

@@ -16,7 +16,7 @@ from promot_jax.analysis.format_share import format_share
 from promot_jax.data import batches, fewshot, text
 from promot_jax.errors import UserError
 from promot_jax.experiment import Evaluation
-from promot_jax.models import DecoderModel
+from promot_jax.models import Model
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import Pretrained, cast_weights
 
@@ -68,7 +68,7 @@ class Evaluator:
             task: the fine-tuning task, whose label set the format share counts; "" for none.
             icl: ICL mixture without the number of shots, or "" for none.
         """
-        self._model: DecoderModel = base.model
+        self._model: Model = base.model
         self._vocabulary = base.vocabulary
         self._settings, self._partitioner = settings, partitioner
         self._task, self._icl = task, icl

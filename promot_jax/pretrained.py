@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from promot_jax import assets, results, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderModel, build
+from promot_jax.models import Model, build
 from promot_jax.partitioning import Partitioner
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Pretrained:
         leaves: how many leaves were loaded, new and unused.
     """
 
-    model: DecoderModel
+    model: Model
     params: trees.Tree
     vocabulary: "TokenizerVocabulary"
     base: str

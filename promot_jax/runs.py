@@ -155,6 +155,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     stream = batches.TrainBatches(
         text.stream(experiment.task, "train", seed=experiment.seed),
         session.evaluator.binding(params.get("prompt"), name),
+        model.layout,
         batch_size=training.batch_size,
         feature_lengths=dict(experiment.feature_lengths),
         pack=training.pack,

@@ -15,7 +15,7 @@ import optax
 from promot_jax import prompts, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.errors import TrainingError, UserError
-from promot_jax.models import DecoderModel
+from promot_jax.models import Model
 from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import cast_weights
@@ -100,7 +100,7 @@ def cross_entropy(logits: Array, targets: Array, weights: Array, label_smoothing
 
 
 def make_step(
-    model: DecoderModel, transform: optax.GradientTransformation, training: Training, shardings: Any
+    model: Model, transform: optax.GradientTransformation, training: Training, shardings: Any
 ) -> Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree]]:
     """Builds the jitted update `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
 
@@ -143,7 +143,7 @@ def make_step(
 
 def train(
     folder: Path,
-    model: DecoderModel,
+    model: Model,
     params: Tree,
     stage: Stage,
     training: Training,

@@ -14,7 +14,7 @@ import tiny
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import evaluation, main, pretrained, prompts, results, runs, trees
 from promot_jax.checkpoints import Checkpoints
-from promot_jax.data import batches
+from promot_jax.models import layouts
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import Pretrained
 
@@ -195,7 +195,7 @@ def test_stripped_model_is_one_that_never_had_a_prompt(tiny_folder: Path, stage1
     assert results.read(plain.workdir)["icl"] == results.read(stage2.workdir)["icl"]
 
     ids = np.random.default_rng(0).integers(0, len(tiny.TOKENS), (4, 12)).tolist()
-    batch = batches.decoder_rows([[batches.Tokens(row[:8], row[8:])] for row in ids], 16, 4)
+    batch = layouts.decoder_rows([[layouts.Tokens(row[:8], row[8:])] for row in ids], 16, 4)
     want = np.asarray(plain.loaded.model.logits(plain.loaded.params, None, batch))
     assert want.std() > 0.1
     np.testing.assert_array_equal(stripped.model.logits(stripped.params, None, batch), want)

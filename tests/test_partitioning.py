@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from promot_jax import decoding, prompts, train, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.data import batches
+from promot_jax.models import layouts
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build
 from promot_jax.optim import Optimizer
@@ -61,13 +62,13 @@ def examples(seed, count):
     virtual = list(range(VOCAB, VOCAB + PROMPT))
     for _ in range(count):
         ids = noise.integers(0, VOCAB, noise.integers(4, 11)).tolist()
-        yield batches.Tokens([*virtual, *ids[:-2]], ids[-2:])
+        yield layouts.Tokens([*virtual, *ids[:-2]], ids[-2:])
 
 
 def both_stages(folder, partitioner):
     """Trains stage 1, then stage 2, and asks the result: arrays by name, and where the optimizer state lay."""
     params, arrays, places, make_step = partitioner.place(make_params()), {}, {}, train.make_step
-    stream = [batches.decoder_rows([[one] for one in examples(step, 8)], 16, 2) for step in range(STEPS)]
+    stream = [layouts.decoder_rows([[one] for one in examples(step, 8)], 16, 2) for step in range(STEPS)]
     for stage in (STAGE1, STAGE2):
         written = []
 
@@ -108,7 +109,7 @@ def both_stages(folder, partitioner):
 def refusals():
     """What is refused on eight devices, as messages."""
     odd = {"model": {"token_embedder": {"embedding": np.zeros((61, 16))}}}
-    row = batches.decoder_rows([[one] for one in examples(0, 4)], 16, 2)
+    row = layouts.decoder_rows([[one] for one in examples(0, 4)], 16, 2)
     attempts = {
         "mesh": Partitioner(data=3).mesh,
         "two left": Partitioner(data=-1, fsdp=-1).mesh,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promot_jax import prompts
-from promot_jax.data import batches
+from promot_jax.models import layouts
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build
 from promot_jax.models.layers import Embed
@@ -306,7 +306,7 @@ def test_the_stripped_model_is_the_plain_model_bit_for_bit():
     prompt = {"task": jnp.asarray(noise.normal(size=(4, 16)), jnp.float32)}
     params = {"model": weights, "prompt": prompt}
     texts = [noise.integers(0, VOCAB, noise.integers(4, 12)).tolist() for _ in range(6)]
-    batch = batches.decoder_rows([[batches.Tokens(text[:-2], text[-2:])] for text in texts], 16, 2)
+    batch = layouts.decoder_rows([[layouts.Tokens(text[:-2], text[-2:])] for text in texts], 16, 2)
     # The only thing stripping does: no request names a prompt, so no table is made.
     stripped = prompts.table({name: params["prompt"][name] for name in ()})
 
@@ -317,5 +317,5 @@ def test_the_stripped_model_is_the_plain_model_bit_for_bit():
     assert np.array_equal(logits(weights, prompts.table(prompt), batch), plain)
     # The prompt does change what it is attached to.
     attached = [[*prompts.layout(prompt, VOCAB)["task"].tolist(), *text] for text in texts]
-    batch = batches.decoder_rows([[batches.Tokens(text[:-2], text[-2:])] for text in attached], 16, 2)
+    batch = layouts.decoder_rows([[layouts.Tokens(text[:-2], text[-2:])] for text in attached], 16, 2)
     assert np.abs(logits(weights, prompts.table(prompt), batch) - plain).max() > 0.01

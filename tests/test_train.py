@@ -12,7 +12,7 @@ import pytest
 
 from promot_jax import prompts, stages, train, trees
 from promot_jax.checkpoints import Checkpoints
-from promot_jax.data import batches
+from promot_jax.models import layouts
 from promot_jax.errors import TrainingError, UserError
 from promot_jax.models import DecoderConfig, build
 from promot_jax.optim import Optimizer
@@ -45,7 +45,7 @@ def examples(seed, count, attached=True):
     noise = np.random.default_rng(seed)
     virtual = list(range(VOCAB, VOCAB + PROMPT)) if attached else []
     return [
-        batches.Tokens(
+        layouts.Tokens(
             [*virtual, *noise.integers(0, VOCAB, noise.integers(2, 8)).tolist()],
             noise.integers(0, VOCAB, noise.integers(1, 4)).tolist(),
         )
@@ -58,7 +58,7 @@ def stream(attached=True, stop=None, poison=None):
     for step in itertools.count():
         if step == stop:
             raise KeyboardInterrupt
-        batch = batches.decoder_rows([[one] for one in examples(step, 4, attached)], 16, 3)
+        batch = layouts.decoder_rows([[one] for one in examples(step, 4, attached)], 16, 3)
         yield batch | {"weights": batch["weights"] * np.float32("nan")} if step == poison else batch
 
 
@@ -233,7 +233,7 @@ class Update:
 
 PLAIN = Training(1, 6, 1, Optimizer())
 SIX = examples(100, 6)
-BATCH = batches.decoder_rows([[one] for one in SIX], 16, 3)
+BATCH = layouts.decoder_rows([[one] for one in SIX], 16, 3)
 
 
 @pytest.fixture(name="plain", scope="module")
@@ -254,7 +254,7 @@ def test_the_loss_is_the_mean_over_real_target_tokens(plain):
     logits = jax.jit(build(CONFIG).logits)
     losses = []
     for one in SIX:
-        alone = logits(PARAMS["model"], table, batches.decoder_rows([[one]], 16, 3))[0]
+        alone = logits(PARAMS["model"], table, layouts.decoder_rows([[one]], 16, 3))[0]
         losses += [np.log(np.exp(alone[i]).sum()) - alone[i, token] for i, token in enumerate(one.targets)]
     _, metrics = plain
 
@@ -294,7 +294,7 @@ def test_accumulated_gradients_are_those_of_the_full_batch(plain):
 
 def test_packed_rows_train_as_unpacked_ones(plain):
     grads, metrics = plain
-    packed = batches.decoder_rows([SIX[:3], [], SIX[3:]], 48, 9)
+    packed = layouts.decoder_rows([SIX[:3], [], SIX[3:]], 48, 9)
     together, packed_metrics = Update(STAGE2, dataclasses.replace(PLAIN, batch_size=3, pack=True))(packed)
 
     assert_close(together, grads)

@@ -7,23 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from promot_jax.errors import UserError
+from promot_jax.models.layouts import Batch, Tokens
 
 if TYPE_CHECKING:
     from promot_jax.data.text import Example
 
-Batch = dict[str, np.ndarray]
-
 # Widths that evaluation batches are padded to: each compiles once.
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 MIN_ROWS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """One example as ids: `inputs` with its virtual prompt ids in front, `targets` with its end-of-sequence."""
-
-    inputs: list[int]
-    targets: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,38 +55,6 @@ class Binding:
         return Tokens(inputs, targets)
 
 
-def decoder_rows(rows: Sequence[Sequence[Tokens]], length: int, targets: int) -> Batch:
-    """Lays sequences out for a decoder-only model.
-
-    Args:
-        rows: each row's sequences, several when packed.
-        length: of a row, prompt and targets included.
-        targets: room for target tokens per row.
-
-    Returns:
-        `tokens`, `positions`, `segment_ids` `[batch, length]` int32 (segment 0 is padding; positions restart in each
-        segment), `target_positions`, `targets` `[batch, targets]` int32 and `weights` `[batch, targets]` float32.
-    """
-    wide = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "positions", "segment_ids")}
-    goal = {name: np.zeros((len(rows), targets), np.int32) for name in ("target_positions", "targets")}
-    weights = np.zeros((len(rows), targets), np.float32)
-    for row, sequences in enumerate(rows):
-        start = done = 0
-        for segment, sequence in enumerate(sequences, 1):
-            ids = [*sequence.inputs, *sequence.targets[:-1]]
-            span = slice(start, start + len(ids))
-            wide["tokens"][row, span] = ids
-            wide["positions"][row, span] = np.arange(len(ids))
-            wide["segment_ids"][row, span] = segment
-            aims = slice(done, done + len(sequence.targets))
-            goal["targets"][row, aims] = sequence.targets
-            # The state at the last input token predicts the first target.
-            goal["target_positions"][row, aims] = start + len(sequence.inputs) - 1 + np.arange(len(sequence.targets))
-            weights[row, aims] = 1.0
-            start, done = span.stop, aims.stop
-    return {**wide, **goal, "weights": weights}
-
-
 class TrainBatches:
     """Fixed-shape training batches: a function of (examples, step), so that a resumed run sees the same ones.
 
@@ -106,6 +65,7 @@ class TrainBatches:
         self,
         examples: Iterator["Example"],
         binding: Binding,
+        layout: Callable[[Sequence[Sequence[Tokens]], int, int], Batch],
         *,
         batch_size: int,
         feature_lengths: dict[str, int],
@@ -116,6 +76,7 @@ class TrainBatches:
         Args:
             examples: endless.
             binding: vocabulary and prompts.
+            layout: of the model's family (`Model.layout`).
             batch_size: rows.
             feature_lengths: `inputs` and `targets` in tokens, without the prompt.
             pack: put several examples into a row, each behind its own prompt ids.
@@ -130,22 +91,23 @@ class TrainBatches:
         self._targets = feature_lengths["targets"]
         self._prompt = max((len(ids) for ids in binding.prompt_ids.values()), default=0)
         self._inputs = feature_lengths["inputs"]
-        self._length = self._prompt + self._inputs + self._targets
+        self._layout = layout
         self._waiting: Tokens | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches from step 0 on."""
         while True:
-            yield decoder_rows([self._row() for _ in range(self._batch_size)], self._length, self._targets)
+            rows = [self._row() for _ in range(self._batch_size)]
+            yield self._layout(rows, self._prompt + self._inputs, self._targets)
 
     def _row(self) -> list[Tokens]:
         row: list[Tokens] = []
-        length = targets = 0
+        inputs = targets = 0
         while True:
             tokens = self._next()
-            length += len(tokens.inputs) + len(tokens.targets) - 1
+            inputs += len(tokens.inputs)
             targets += len(tokens.targets)
-            if row and (length > self._length or targets > self._targets):
+            if row and (inputs > self._prompt + self._inputs or targets > self._targets):
                 self._waiting = tokens
                 return row
             row.append(tokens)

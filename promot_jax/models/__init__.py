@@ -1,10 +1,82 @@
-"""Model families behind one interface; nothing outside this folder asks which family it holds."""
+"""Model families behind one interface; training, evaluation and decoding do not ask which family they hold."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
 
 from promot_jax.models.decoder import DecoderConfig, DecoderModel
+from promot_jax.models.layouts import Batch, Tokens
 
-__all__ = ["DecoderConfig", "DecoderModel", "build"]
+__all__ = ["Config", "DecoderConfig", "DecoderModel", "Model", "build"]
+
+Array = jax.Array
+Params = dict[str, Any]
+Config = DecoderConfig
 
 
-def build(config: DecoderConfig) -> DecoderModel:
+class Model(Protocol):
+    """What every family offers, as pure functions of its parameters.
+
+    Parameters are the plain dict of `params["model"]`; `prompt` is the table of all soft prompts (`prompts.table`),
+    `[prompt rows, embed]`, or None. Nothing here knows which rows hold a prompt: ids from `config.vocab_size` on say it.
+    """
+
+    @property
+    def config(self) -> Config:
+        """Sizes."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether targets continue the inputs in one sequence; otherwise inputs are encoded, and end with EOS."""
+
+    def init(self, key: Array) -> Params:
+        """Random parameters, float32."""
+
+    def layout(self, rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> Batch:
+        """Lays sequences out as a training batch of NumPy arrays.
+
+        Args:
+            rows: each row's sequences, several when packed.
+            inputs: room for input tokens per row, prompts included.
+            targets: room for target tokens per row.
+
+        Returns:
+            What `hidden` reads, and `targets` `[batch, targets]` int32 with `weights` `[batch, targets]` float32.
+        """
+
+    def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
+        """States that predict the targets of a batch of `layout`, `[batch, targets, embed]`; a key turns dropout on."""
+
+    def head(self, params: Params, hidden: Array) -> Array:
+        """Logits `[..., vocab]`, float32, of states `[..., embed]`."""
+
+    def logits(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
+        """`head` of `hidden`: `[batch, targets, vocab]`, for models whose vocabulary is small enough."""
+
+    def input_rows(self, params: Params, ids: Array) -> Array:
+        """What the first layer reads for real token ids: `[..., embed]`, float32; what soft prompts start from."""
+
+    def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
+        """Reads the inputs and makes room for `steps` more tokens.
+
+        Args:
+            params: model parameters.
+            prompt: `[prompt rows, embed]` or None.
+            inputs: `tokens` `[batch, length]`, padded on the right, and `lengths` `[batch]` (0: a row of padding).
+            steps: tokens that may follow.
+
+        Returns:
+            Logits `[batch, vocab]` of the first new token, and the decoding state.
+        """
+
+    def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
+        """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state."""
+
+    def reorder(self, state: Params, rows: Array) -> Params:
+        """The decoding state whose i-th row is row `rows[i]` of `state`; the batch may grow (beam search)."""
+
+
+def build(config: Config) -> Model:
     """Returns the model of a config."""
     return DecoderModel(config)

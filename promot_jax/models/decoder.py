@@ -1,6 +1,7 @@
 """Decoder-only models: the Llama family (grouped-query attention, rotary positions, RMSNorm, SwiGLU)."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from promot_jax.errors import UserError
-from promot_jax.models import layers
+from promot_jax.models import layers, layouts
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -182,13 +183,11 @@ class DecoderModule(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class DecoderModel:
-    """The interface every family offers: `init`, `logits`, `prefill`, `step`.
-
-    Parameters are the plain dict of `params["model"]`; `prompt` is the table of all soft prompts
-    (`prompts.table`) or None. Nothing here knows which rows hold a prompt: ids say it.
-    """
+    """A decoder-only model behind the interface of all families (`promot_jax.models.Model`)."""
 
     config: DecoderConfig
+
+    continues = True
 
     @property
     def module(self) -> DecoderModule:
@@ -202,40 +201,35 @@ class DecoderModel:
         """Random parameters, float32."""
         return self.module.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
-    def logits(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
-        """Logits at the target positions only, so that `[batch, length, vocab]` never exists.
+    def layout(self, rows: Sequence[Sequence[layouts.Tokens]], inputs: int, targets: int) -> layouts.Batch:
+        """Lays sequences out as this family's training batch; see `Model.layout`."""
+        return layouts.decoder_rows(rows, inputs + targets, targets)
 
-        Args:
-            params: model parameters.
-            prompt: `[prompt rows, embed]` or None.
-            batch: `tokens`, `positions`, `segment_ids` `[batch, length]` (segment 0 is padding) and
-                `target_positions` `[batch, targets]`: where the state that predicts each target lies.
-            dropout_key: turns dropout on.
-
-        Returns:
-            `[batch, targets, vocab]`, float32.
-        """
+    def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
+        """States that predict the targets, `[batch, targets, embed]`; see `Model.hidden`."""
         segments = batch["segment_ids"]
         length = segments.shape[1]
         mask = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((length, length), bool))
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         x, _ = self._apply(params, "hidden", batch["tokens"], prompt, batch["positions"], mask, **rngs)
-        wanted = jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
-        logits: Array = self._apply(params, "head", wanted)
+        return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
+
+    def head(self, params: Params, hidden: Array) -> Array:
+        """Logits `[..., vocab]`, float32, of states `[..., embed]`."""
+        logits: Array = self._apply(params, "head", hidden)
         return logits
 
+    def logits(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
+        """Logits `[batch, targets, vocab]`, float32, at the target positions only."""
+        return self.head(params, self.hidden(params, prompt, batch, dropout_key))
+
+    def input_rows(self, params: Params, ids: Array) -> Array:
+        """What the first layer reads for real token ids: `[..., embed]`, float32; what soft prompts start from."""
+        rows: Array = params["token_embedder"]["embedding"][ids]
+        return rows
+
     def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
-        """Reads the inputs and makes room for `steps` more tokens.
-
-        Args:
-            params: model parameters.
-            prompt: `[prompt rows, embed]` or None.
-            inputs: `tokens` `[batch, length]`, padded on the right, and `lengths` `[batch]` (0: a row of padding).
-            steps: tokens that may follow.
-
-        Returns:
-            Logits `[batch, vocab]` of the first new token, and the decoding state.
-        """
+        """Reads the inputs and makes room for `steps` more tokens; see `Model.prefill`."""
         cfg = self.config
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         batch, length = tokens.shape
@@ -261,3 +255,8 @@ class DecoderModel:
         x, cache = self._apply(params, "hidden", tokens[:, None], None, at, mask, state["cache"], cursor)
         logits = self._apply(params, "head", x[:, 0])
         return logits, {"cache": cache, "valid": valid, "position": state["position"] + 1, "cursor": cursor + 1}
+
+    def reorder(self, state: Params, rows: Array) -> Params:
+        """The decoding state with its rows taken from `rows` `[new batch]`; see `Model.reorder`."""
+        cache = {name: jnp.take(leaf, rows, axis=1) for name, leaf in state["cache"].items()}
+        return {**state, "cache": cache, "valid": state["valid"][rows], "position": state["position"][rows]}

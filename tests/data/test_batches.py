@@ -8,13 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promot_jax.data import batches
-from promot_jax.data.batches import WIDTHS, Binding, Tokens, TrainBatches
+from promot_jax.data.batches import WIDTHS, Binding, TrainBatches
+from promot_jax.models import DecoderConfig, build, layouts
+from promot_jax.models.layouts import Tokens
 from promot_jax.data.text import Example
 from promot_jax.errors import UserError
 
 VOCAB, EOS, BOS = 200, 0, 1
 PROMPTS = {"a": np.arange(VOCAB, VOCAB + 3, dtype=np.int32), "b": np.arange(VOCAB + 3, VOCAB + 5, dtype=np.int32)}
 IDS = st.integers(2, VOCAB - 1)
+
+LAYOUT = build(DecoderConfig(97, 16, 2, 1, 1, 8, 24)).layout
 
 
 def encode(text):
@@ -35,7 +39,9 @@ def binding(prompts=PROMPTS, bos=None, default=""):
 
 def train_batches(examples, *, batch_size=2, inputs=6, targets=4, pack=False, **kwargs):
     lengths = {"inputs": inputs, "targets": targets}
-    return TrainBatches(iter(examples), binding(**kwargs), batch_size=batch_size, feature_lengths=lengths, pack=pack)
+    return TrainBatches(
+        iter(examples), binding(**kwargs), LAYOUT, batch_size=batch_size, feature_lengths=lengths, pack=pack
+    )
 
 
 def sequences(batch):
@@ -97,7 +103,7 @@ def test_without_any_input_there_is_no_place_to_predict_from():
 
 
 def test_a_row_by_hand():
-    batch = batches.decoder_rows([[Tokens([200, 5, 6], [7, 8, 0]), Tokens([9], [0])], []], 8, 5)
+    batch = layouts.decoder_rows([[Tokens([200, 5, 6], [7, 8, 0]), Tokens([9], [0])], []], 8, 5)
     expected = {
         "tokens": [200, 5, 6, 7, 8, 9, 0, 0],
         "positions": [0, 1, 2, 3, 4, 0, 0, 0],
@@ -120,7 +126,7 @@ TOKENS = st.builds(Tokens, st.lists(IDS, min_size=1, max_size=6), st.lists(IDS, 
 def test_rows_hold_their_sequences(rows):
     length = max(sum(len(one.inputs) + len(one.targets) - 1 for one in row) for row in rows) + 1
     targets = max(sum(len(one.targets) for one in row) for row in rows) + 1
-    batch = batches.decoder_rows(rows, length, targets)
+    batch = layouts.decoder_rows(rows, length, targets)
 
     assert sequences(batch) == [(one.inputs, one.targets) for row in rows for one in row]
     assert {array.shape for array in batch.values()} == {(len(rows), length), (len(rows), targets)}
@@ -207,7 +213,7 @@ def test_some_long_ones_in_a_row_are_left_out():
 @pytest.mark.parametrize("lengths", [{"inputs": 4}, {"inputs": 4, "targets": 2, "target": 2}, {}])
 def test_feature_lengths_name_inputs_and_targets(lengths):
     with pytest.raises(UserError, match=r"TASK_FEATURE_LENGTHS names .*; give 'inputs' and 'targets'"):
-        TrainBatches(iter([]), binding(), batch_size=1, feature_lengths=lengths)
+        TrainBatches(iter([]), binding(), LAYOUT, batch_size=1, feature_lengths=lengths)
 
 
 # ---- evaluation batches ----------------------------------------------------------------------------------------------

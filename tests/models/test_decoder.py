@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from promot_jax import decoding, trees
-from promot_jax.data import batches
+from promot_jax.models import layouts
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build
 
@@ -77,7 +77,7 @@ def pair(request):
 
 def _batch(rows, length, targets=6):
     """Every row as one sequence whose last tokens are the targets."""
-    return batches.decoder_rows([[batches.Tokens(row[:-targets], row[-targets:])] for row in rows], length, targets)
+    return layouts.decoder_rows([[layouts.Tokens(row[:-targets], row[-targets:])] for row in rows], length, targets)
 
 
 def _rows(vocab, count=5, low=8, high=20):
@@ -204,7 +204,7 @@ def test_packed_rows_equal_unpacked(pair):
     prompt = jnp.asarray(np.random.default_rng(5).normal(size=(4, model.config.emb_dim)), jnp.float32)
     rows = _rows(vocab, count=3)
     rows = [[*range(vocab, vocab + 4), *rows[0]], rows[1], [*range(vocab, vocab + 4), *rows[2]]]
-    packed = batches.decoder_rows([[batches.Tokens(row[:-6], row[-6:]) for row in rows]], 64, 18)
+    packed = layouts.decoder_rows([[layouts.Tokens(row[:-6], row[-6:]) for row in rows]], 64, 18)
     together = model.logits(params, prompt, packed)[0].reshape(3, 6, -1)
     for row, logits in zip(rows, together, strict=True):
         alone = model.logits(params, prompt, _batch([row], 30))[0]

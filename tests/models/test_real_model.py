@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from promot_jax import assets, decoding, pretrained
-from promot_jax.data import batches
+from promot_jax.models import layouts
 from promot_jax.partitioning import Partitioner
 
 pytestmark = pytest.mark.real
@@ -73,7 +73,7 @@ def test_logits_agree_with_pytorch(base, twin):
     import torch
 
     rows = [list(base.vocabulary.encode(text)) for text in TEXTS]
-    batch = batches.decoder_rows([[batches.Tokens(row[:-8], row[-8:])] for row in rows], 32, 8)
+    batch = layouts.decoder_rows([[layouts.Tokens(row[:-8], row[-8:])] for row in rows], 32, 8)
     for row, ours in zip(rows, base.model.logits(base.params, None, batch), strict=True):
         with torch.no_grad():
             theirs = twin(torch.tensor([row])).logits[0, -9:-1].numpy()
