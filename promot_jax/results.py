@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from promot_jax.analysis import tradeoff
 from promot_jax.analysis.bootstrap import normalized_average
 from promot_jax.errors import UserError, nearest
 
@@ -113,11 +114,39 @@ def run_result(
 
 
 def comparison(runs: Iterable[Json]) -> Json:
-    """Groups runs by method: `{"methods": {method: [run per seed, ascending]}}`, methods in order of appearance."""
+    """Groups runs by method: `{"methods": {method: [run per seed, ascending]}}`, methods in order of appearance.
+
+    Where several methods tune the model, each of their runs gets `matched`: its scores on the validation split at the
+    checkpoint where all methods are equally good at the fine-tuned task (`promot_jax.analysis.tradeoff.matched`). So do
+    pretrained runs: what standard fine-tuning scored before its first update.
+    """
     methods: dict[str, list[Json]] = {}
     for run in runs:
-        methods.setdefault(run["method"], []).append(run)
-    return {"methods": {name: sorted(members, key=lambda run: run["seed"]) for name, members in methods.items()}}
+        methods.setdefault(run["method"], []).append({key: run[key] for key in run if key != "matched"})
+    methods = {name: sorted(members, key=lambda run: run["seed"]) for name, members in methods.items()}
+    by_seed = {name: {run["seed"]: run for run in members} for name, members in methods.items()}
+    seeds = sorted({seed for known in by_seed.values() for seed in known})
+    found = tradeoff.matched(
+        {name: [known[seed]["curve"] if seed in known else [] for seed in seeds] for name, known in by_seed.items()}
+    )
+    for name, matches in found.items() if len(found) > 1 else ():
+        for seed, match in zip(seeds, matches, strict=True):
+            if match is not None:
+                run, before = by_seed[name][seed], by_seed.get("pretrained", {}).get(seed)
+                run |= _matched(run, match.step)
+                if name == "finetune" and before is not None:
+                    before |= _matched(run, 0)
+    return {"methods": methods}
+
+
+def _matched(run: Json, step: int) -> Json:
+    """`{"matched": scores}` of a run at one step of its model tuning; nothing where its curve holds no tasks."""
+    point = next((point for point in tradeoff.model_tuning(run["curve"]) if point["step"] == step), {})
+    if not run.get("target") or "tasks" not in point:
+        return {}
+    scores = {"score": point["target"], "ci95": point["target_ci95"], "n": point["target_n"]}
+    shots = str(run["settings"]["curve_shots"])
+    return {"matched": {"step": step, "target": run["target"] | scores, "icl": {shots: icl_result(point["tasks"])}}}
 
 
 def as_comparison(results: Json) -> Json:

@@ -141,7 +141,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     def evaluate(current: trees.Tree, step: int) -> Json:
         target = session.evaluator.target(current, settings.curve_split, settings.curve_target_examples, name)
         rows = [{"step": step, **row} for row in target.rows]
-        point: Json = {"target": target.entry["score"], "target_ci95": target.entry["ci95"]}
+        point: Json = {"target": target.entry["score"]} | {f"target_{key}": target.entry[key] for key in ("ci95", "n")}
         if settings.curve_examples and experiment.icl_mixture and stage.trains == "model":
             icl, more = session.evaluator.icl(
                 current, settings.curve_shots, settings.curve_split, settings.curve_examples, intervals=False

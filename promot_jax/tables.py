@@ -95,7 +95,7 @@ def scores(results: Json, *, key: str | None = None) -> Table:
     Args:
         results: a comparison (`results.as_comparison`).
         key: None for the best checkpoint of each run; "matched" for the scores under that key of each run (those of the
-            pretrained model stay), runs without it being left out.
+            pretrained model stay where it has none), runs without it being left out.
 
     Returns:
         A table with a cell for everything that at least one seed has.
@@ -178,8 +178,9 @@ def _over_seeds(values: Sequence[float | None], form: str = ".1f") -> str:
 
 def _views(runs: Sequence[Json], method: str, key: str | None) -> list[Json]:
     """Runs with the scores to be shown under `target` and `icl`, never None."""
-    if key is not None and method != PRETRAINED:
-        runs = [{"seed": run["seed"], **run[key]} for run in runs if run.get(key)]
+    if key is not None:
+        keep = method == PRETRAINED
+        runs = [{"seed": run["seed"], **(run.get(key) or run)} for run in runs if run.get(key) or keep]
     return [{**run, "target": run.get("target"), "icl": run.get("icl") or {}} for run in runs]
 
 

@@ -248,3 +248,28 @@ def test_commit_of_the_checkout_the_package_lies_in(tmp_path, monkeypatch):
     assert results.commit() == clean + "-dirty"
     monkeypatch.setenv("PATH", "")
     assert results.commit() is None  # no git
+
+
+def tuned(method, stage, targets):
+    """A run whose curve has a point every 10 steps with these target scores, and tasks that lose a point per step."""
+    run = make_run(method, settings={"curve_shots": 1})
+    run["curve"] = []
+    for index, target in enumerate(targets):
+        tasks = {"capital": results.task_result("exact_match", 60.0 - index * 10, ci95=None, n=20, format_share=0.0)}
+        scores = {"target": target, "target_ci95": [0.0, 100.0], "target_n": 30, "tasks": tasks}
+        run["curve"].append(results.curve_point(index * 10, stage, icl=60.0 - index * 10) | scores)
+    return run
+
+
+def test_a_comparison_holds_all_tasks_at_matched_target_score():
+    finetune, promot = tuned("finetune", "finetune", [3, 70, 90]), tuned("promot", "stage2", [80, 60, 85, 88])
+    found = results.comparison([make_run("pretrained"), finetune, promot])["methods"]
+    assert [found[name][0]["matched"]["step"] for name in ("pretrained", "finetune", "promot")] == [0, 20, 30]
+    matched = found["promot"][0]["matched"]
+    assert matched["target"] | {"score": 88, "ci95": [0.0, 100.0], "n": 30} == matched["target"]
+    assert matched["icl"]["1"]["tasks"]["capital"]["score"] == matched["icl"]["1"]["norm_avg"] == 30.0
+    assert found["pretrained"][0]["matched"]["target"]["score"] == 3
+    results.check_comparison({"methods": found}, "it")
+    assert results.comparison(run for runs in found.values() for run in runs) == {"methods": found}
+    alone = results.comparison([tuned("finetune", "finetune", [3, 70, 90])])["methods"]
+    assert "matched" not in alone["finetune"][0]
