@@ -144,9 +144,10 @@ def _matched(run: Json, step: int) -> Json:
     point = next((point for point in tradeoff.model_tuning(run["curve"]) if point["step"] == step), {})
     if not run.get("target") or "tasks" not in point:
         return {}
-    scores = {"score": point["target"], "ci95": point["target_ci95"], "n": point["target_n"]}
-    shots = str(run["settings"]["curve_shots"])
-    return {"matched": {"step": step, "target": run["target"] | scores, "icl": {shots: icl_result(point["tasks"])}}}
+    task, metric = run["target"]["task"], run["target"]["metric"]
+    target = target_result(task, metric, point["target"], ci95=point["target_ci95"], n=point["target_n"])
+    icl = {str(run["settings"]["curve_shots"]): icl_result(point["tasks"])}
+    return {"matched": {"step": step, "target": target, "icl": icl}}
 
 
 def as_comparison(results: Json) -> Json:

@@ -266,7 +266,8 @@ def test_a_comparison_holds_all_tasks_at_matched_target_score():
     found = results.comparison([make_run("pretrained"), finetune, promot])["methods"]
     assert [found[name][0]["matched"]["step"] for name in ("pretrained", "finetune", "promot")] == [0, 20, 30]
     matched = found["promot"][0]["matched"]
-    assert matched["target"] | {"score": 88, "ci95": [0.0, 100.0], "n": 30} == matched["target"]
+    want = {"task": "sentiment", "metric": "accuracy", "score": 88, "ci95": [0.0, 100.0], "n": 30}
+    assert matched["target"] == want
     assert matched["icl"]["1"]["tasks"]["capital"]["score"] == matched["icl"]["1"]["norm_avg"] == 30.0
     assert found["pretrained"][0]["matched"]["target"]["score"] == 3
     results.check_comparison({"methods": found}, "it")
