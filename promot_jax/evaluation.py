@@ -67,6 +67,9 @@ class Evaluator:
             partitioner: places batches.
             task: the fine-tuning task, whose label set the format share counts; "" for none.
             icl: ICL mixture without the number of shots, or "" for none.
+
+        Raises:
+            UserError: sentinels are asked for, but the tokenizer has none.
         """
         self._model: Model = base.model
         self._vocabulary = base.vocabulary
@@ -75,6 +78,11 @@ class Evaluator:
         self._base = trees.flatten(base.params)
         self._base_icl: dict[tuple[int, str, int, bool], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         stops = decoding.stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
+        self._sentinels = base.vocabulary.sentinels if settings.sentinel else {}
+        if settings.sentinel and decoding.SENTINELS[0] not in self._sentinels:
+            raise UserError(
+                f"The tokenizer of this model has no {decoding.SENTINELS[0]}; set Evaluation.sentinel = False."
+            )
         # Padding rows of the head, if any, stop too: they are no token.
         self._stops = np.pad(stops, (0, base.model.config.vocab_size - len(stops)), constant_values=True)
 
@@ -87,6 +95,7 @@ class Evaluator:
             bos_id=vocabulary.bos_id if vocabulary.add_bos else None,
             prompt_ids=prompts.layout(prompt, self._model.config.vocab_size),
             prompt=default,
+            continues=self._model.continues,
         )
 
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
@@ -106,14 +115,17 @@ class Evaluator:
             raise UserError(f"There is no soft prompt called {min(used - set(table))!r} here.")
         # Where no request names a prompt, the model runs without a table: the plain model, bit for bit.
         table = {name: table[name] for name in used}
-        binding, rows = self.binding(table), prompts.table(table)
+        binding = dataclasses.replace(self.binding(table), sentinel_id=self._sentinels.get(decoding.SENTINELS[0]))
+        rows = prompts.table(table)
         # Cast once here, not at every decoding step.
         weights = cast_weights(params["model"], self._model.config.dtype)
         settings, ways = self._settings.decoding, self._partitioner.rows()
         inputs = [binding.inputs(request.text, request.prompt) for request in requests]
         limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
+        self._check_lengths(inputs, limits)
         outputs = [""] * len(requests)
-        groups = batches.buckets(inputs, self._settings.tokens_per_batch, ways, limits)
+        # A beam takes the room of a row.
+        groups = batches.buckets(inputs, self._settings.tokens_per_batch // settings.beams, ways, limits)
         for count, (members, batch) in enumerate(groups):
             key = jax.random.fold_in(jax.random.key(self._settings.exemplar_seed), count)
             rows_limits = np.ones(len(batch["lengths"]), np.int32)
@@ -124,15 +136,33 @@ class Evaluator:
                 outputs[member] = self._text(row)
         return outputs
 
+    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int] | np.ndarray) -> None:
+        """Raises UserError for an input that leaves its output no room in the model's context."""
+        context = self._model.config.max_length
+        for ids, limit in zip(inputs, limits, strict=True):
+            after = int(limit) if self._model.continues else 0
+            if context and len(ids) + after > context:
+                raise UserError(
+                    f"An input of {len(ids)} tokens, its prompt included, and an output of up to {limit} do not fit "
+                    f"the model's context of {context}; lower Evaluation.max_input_length or Decoding.max_tokens."
+                )
+
     def _text(self, ids: np.ndarray) -> str:
-        output = str(self._vocabulary.decode([int(i) for i in ids if i >= 0]))
+        output = decoding.spelled([int(i) for i in ids if i >= 0], self._sentinels, self._vocabulary.decode)
         stop = self._settings.decoding.stop
         return output.split(stop, 1)[0] if stop else output
 
+    def answer(self, raw: str) -> str:
+        """What a raw output says: all of it, or the first span where sentinels ask for one."""
+        return decoding.first_span(raw) if self._settings.sentinel else raw
+
     def target(self, params: Params, split: str, limit: int, prompt: str = "") -> Scored:
-        """Scores the fine-tuning task zero-shot, behind its prompt if one is named; a mixture as its tasks' mean."""
+        """Scores the fine-tuning task as it is trained on, behind its prompt if one is named.
+
+        So with no exemplar, or with as many as a k-shot task asks for. A mixture scores its tasks' mean.
+        """
         names = text.task_names(self._task)
-        scored = self._run(params, names, split, limit, shots=0, prompt=prompt)
+        scored = self._run(params, names, split, limit, prompt=prompt)
         if len(names) == 1:
             return scored[names[0]]
         parts = list(scored.values())
@@ -160,7 +190,7 @@ class Evaluator:
         if is_base and (shots, split, limit, intervals) in self._base_icl:
             return self._base_icl[shots, split, limit, intervals]
         names = text.task_names(f"{self._icl}_{shots}shot")
-        scored = self._run(params, names, split, limit, shots=shots, prompt=prompt, intervals=intervals)
+        scored = self._run(params, names, split, limit, prompt=prompt, intervals=intervals)
         tasks = {text.base_task(name): part for name, part in scored.items()}
         samples = {name: part.sample for name, part in tasks.items()}
         ci95 = list(bootstrap.average_interval(samples)) if intervals else None
@@ -178,32 +208,29 @@ class Evaluator:
         split: str,
         limit: int,
         *,
-        shots: int,
         prompt: str,
         intervals: bool = True,
     ) -> dict[str, Scored]:
         """Asks all tasks at once, so that their prompts share batches, and scores each."""
         asked: list[tuple[str, text.Example, Request, int]] = []
         for name in names:
-            asked += self._requests(name, split, limit, shots, prompt)
+            asked += self._requests(name, split, limit, prompt)
         outputs = self.ask(params, [request for _, _, request, _ in asked])
         answers: dict[str, list[tuple[text.Example, Request, int, str]]] = {name: [] for name in names}
         for (name, example, request, dropped), raw in zip(asked, outputs, strict=True):
             answers[name].append((example, request, dropped, raw))
         return {name: self._score(name, answers[name], intervals) for name in names}
 
-    def _requests(
-        self, name: str, split: str, limit: int, shots: int, prompt: str
-    ) -> list[tuple[str, text.Example, Request, int]]:
+    def _requests(self, name: str, split: str, limit: int, prompt: str) -> list[tuple[str, text.Example, Request, int]]:
         settings = self._settings
         examples = _read(name, split, limit)
         if not examples:
             raise UserError(f"Task {name!r} has no example in its split {split!r}.")
-        pool = _read(name, "train", None) if shots else []
-        steps = _longest_output(self._vocabulary, name)
+        # Sentinels stand around the answer.
+        steps = _longest_output(self._vocabulary, name) + (len(decoding.SENTINELS) if settings.sentinel else 0)
         asked = []
         for example in examples:
-            chosen = fewshot.choose(text.base_task(name), settings.exemplar_seed, example.id, pool, shots)
+            chosen = _exemplars(name, settings.exemplar_seed, example.id, example.inputs, example.shots)
             composed, dropped = fewshot.compose(
                 example, chosen, lambda value: len(self._vocabulary.encode(value)), settings.max_input_length
             )
@@ -216,7 +243,7 @@ class Evaluator:
         for example, request, dropped, raw in answers:
             features = {**example.features, **dataclasses.asdict(example)}
             targets.append(task.postprocess_fn(example.targets, example=features, is_target=True))
-            answered.append(task.postprocess_fn(raw, example=features, is_target=False))
+            answered.append(task.postprocess_fn(self.answer(raw), example=features, is_target=False))
             row = {"task": text.base_task(name), "id": example.id, "shots": example.shots, "dropped_shots": dropped}
             rows.append(row | {"input": request.text, "target": targets[-1], "raw": raw, "output": answered[-1]})
         metrics: dict[str, float] = {}
@@ -243,14 +270,24 @@ class Evaluator:
         """The fine-tuning task's label set, over all tasks of a mixture."""
         if not self._task:
             return frozenset()
-        first = [_read(name, "train", 1) for name in text.task_names(self._task)]
+        first = [text.read(name, "train", within=1) for name in text.task_names(self._task)]
         return frozenset(label for examples in first for example in examples for label in example.labels)
 
 
 @functools.lru_cache(maxsize=128)
 def _read(name: str, split: str, limit: int | None) -> list[text.Example]:
-    """`text.read`, once per process: the same examples are asked again at every checkpoint."""
-    return text.read(name, split, limit=limit)
+    """`text.read`, once per process: the same examples are asked again at every checkpoint.
+
+    Of the training split, which may have millions of rows, the first are read.
+    """
+    return text.read(name, split, limit=limit, within=text.POOL_ROWS if split == "train" else None)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _exemplars(name: str, seed: int, example_id: str, inputs: str, shots: int) -> list[text.Example]:
+    """Exemplars of one example, once per process: a pool of thousands takes a while to rank."""
+    pool = _read(name, "train", None) if shots else []
+    return fewshot.choose(text.base_task(name), seed, example_id, pool, shots, inputs)
 
 
 @functools.lru_cache(maxsize=128)

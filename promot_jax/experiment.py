@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from promot_jax.decoding import Decoding
 from promot_jax.errors import UserError
+from promot_jax.models import Config
 from promot_jax.partitioning import Partitioner
 from promot_jax.prompts import PromptInit
 
@@ -23,9 +24,11 @@ class Evaluation:
         curve_target_examples: of the fine-tuning task at every checkpoint.
         curve_split: split that checkpoints are compared and chosen on.
         exemplar_seed: chooses the exemplars, with the task and the example.
-        tokens_per_batch: of prompts decoded together.
+        tokens_per_batch: of prompts decoded together, each as often as it has beams.
         max_input_length: tokens of a prompt; whole exemplars are dropped until it fits.
         decoding: how outputs are chosen.
+        sentinel: for a T5 or mT5 that knows span corruption only: inputs end with `<extra_id_0>`, and the answer is
+            what the output says between it and `<extra_id_1>`. Training inputs stay as they are.
     """
 
     shots: tuple[int, ...] = (1, 4)
@@ -40,6 +43,7 @@ class Evaluation:
     tokens_per_batch: int = 4096
     max_input_length: int = 1024
     decoding: Decoding = Decoding()
+    sentinel: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError for counts that cannot be."""
@@ -54,7 +58,8 @@ class Experiment:
     """The model and the data of a run.
 
     Attributes:
-        checkpoint: base model (`INITIAL_CHECKPOINT_PATH`): "asset:NAME", a `.gguf` file, or a finished run's folder.
+        checkpoint: base model (`INITIAL_CHECKPOINT_PATH`): "asset:NAME", a `.gguf` file, a Hugging Face folder (local,
+            `hf://` or `gs://`), a T5X checkpoint, or a finished run's folder.
         task: SeqIO task or mixture to train on (`MIXTURE_OR_TASK_NAME`).
         modules: modules that register tasks (`MIXTURE_OR_TASK_MODULE`).
         feature_lengths: `inputs` and `targets` in tokens, without the prompt (`TASK_FEATURE_LENGTHS`).
@@ -68,6 +73,8 @@ class Experiment:
         dtype: of activations and products, "float32" or "bfloat16".
         evaluation: what is evaluated, and when.
         partitioner: the mesh.
+        model: sizes, for checkpoints that carry none; they must agree with one that does. None takes the checkpoint's.
+        vocabulary: path of the tokenizer (`VOCABULARY`), for checkpoints that carry none; "" takes the checkpoint's.
     """
 
     checkpoint: str
@@ -83,6 +90,8 @@ class Experiment:
     dtype: str = "float32"
     evaluation: Evaluation = Evaluation()
     partitioner: Partitioner = Partitioner()
+    model: Config | None = None
+    vocabulary: str = ""
 
     def __post_init__(self) -> None:
         """Raises UserError for values that cannot be."""

@@ -1,4 +1,4 @@
-"""What a user can run: one stage, ProMoT end to end, a comparison of methods, ICL evaluation, inference.
+"""What a user can run: one stage, ProMoT end to end, a comparison of methods, ICL evaluation, inference, export.
 
 Jobs are plain functions of plain settings; `main` binds them from gin files.
 """
@@ -136,9 +136,10 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     default = next(iter(params.get("prompt", {})), "")
     requests = [Request(text, default if prompt is None else prompt) for text, prompt in asked]
     outputs = session.evaluator.ask(params, requests)
+    answers = [session.evaluator.answer(output).strip() for output in outputs]
     rows = [
-        {"input": request.text, "prompt": request.prompt, "raw": output, "output": output.strip()}
-        for request, output in zip(requests, outputs, strict=True)
+        {"input": request.text, "prompt": request.prompt, "raw": output, "output": answer}
+        for request, output, answer in zip(requests, outputs, answers, strict=True)
     ]
     write_rows(workdir / "outputs.jsonl", rows)
     summary = {"job": "infer", "model": experiment.checkpoint, "base": session.base.base, "n": len(rows)}
@@ -146,6 +147,48 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     results.write(summary, workdir / "results.json")
     for row in rows:
         print(_printable(f"{row['prompt'] or '-'} | {row['input']} -> {row['output']}"), flush=True)
+
+
+def export(
+    workdir: Path, experiment: Experiment, dtype: str = "float32", formats: Sequence[str] = ("huggingface", "t5x")
+) -> None:
+    """Job: writes a model in the formats of others: stripped, and with its prompts as tokens where there are any.
+
+    Args:
+        workdir: gets `stripped/` and, with prompts, `with_prompts/` (Hugging Face folders), and `t5x/checkpoint_0`;
+            none of them may be there already.
+        experiment: model and prompts (`prompt_path`).
+        dtype: of the Hugging Face folders, "float32" or "bfloat16"; T5X checkpoints are float32.
+        formats: which to write, of "huggingface" and "t5x".
+
+    Raises:
+        UserError: an unknown format, a folder that is there already, or a model that a format cannot hold.
+    """
+    from promot_jax.convert import export as folders
+    from promot_jax.convert import t5x
+
+    started = time.monotonic()
+    for name in formats:
+        if name not in ("huggingface", "t5x"):
+            raise UserError(f"Unknown export format {name!r}{nearest(name, ('huggingface', 't5x'))}.")
+    wanted = {"stripped": "huggingface", "with_prompts": "huggingface", "t5x": "t5x"}
+    targets = [workdir / name for name, kind in wanted.items() if kind in formats]
+    targets = [target for target in targets if experiment.prompt_path or target.name != "with_prompts"]
+    for target in targets:  # before the model is read
+        if target.exists():
+            raise UserError(f"{target} exists already; delete it, or give another --workdir.")
+    base = runs.load_base(experiment)
+    prompts = runs.load_prompts(experiment, base) if experiment.prompt_path else {}
+    for target in targets:
+        if target.name == "t5x":
+            t5x.write(target, 0, base.params)
+        else:
+            folders.write(target, base, prompts if target.name == "with_prompts" else None, dtype)
+        print(f"{target}: {trees.count(base.params):,} parameters.", flush=True)
+    summary: Json = {"job": "export", "model": experiment.checkpoint, "base": base.base, "dtype": dtype}
+    summary |= {"fingerprint": base.fingerprint, "prompts": {name: len(rows) for name, rows in prompts.items()}}
+    summary |= {"seconds": time.monotonic() - started, "versions": results.versions(), "commit": results.commit()}
+    results.write(summary, workdir / "results.json")
 
 
 def _inputs(path: str) -> list[tuple[str, str | None]]:

@@ -20,15 +20,17 @@ PATH_TO_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt/.*", ("prompt", "prompt_embed")),
     (r"model/token_embedder/embedding", ("vocab", "embed")),
     (r"model/.*/layers/.*attention/(query|key|value)/kernel", ("layers", "embed", "joined_kv")),
+    (r"model/.*/layers/.*attention/(query|key|value)/bias", ("layers", "joined_kv")),
     (r"model/.*/layers/.*attention/out/kernel", ("layers", "joined_kv", "embed")),
     (r"model/.*/layers/mlp/wi.*/kernel", ("layers", "embed", "mlp")),
     (r"model/.*/layers/mlp/wo/kernel", ("layers", "mlp", "embed")),
+    (r"model/.*/relpos_bias/rel_embedding", ("heads", "buckets")),
     (r"model/.*/layers/.*/scale", ("layers", "norm")),
     (r"model/.*norm/scale", ("norm",)),
     (r"model/.*logits_dense/kernel", ("embed", "vocab")),
 )
 
-# Prompts and norms are replicated: a logical axis that is not named here is not split.
+# Prompts, norms and relative position biases are replicated: a logical axis that is not named here is not split.
 LOGICAL_TO_MESH: tuple[tuple[str, str], ...] = (
     ("batch", "data"),
     ("vocab", "model"),

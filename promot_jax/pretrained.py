@@ -1,20 +1,24 @@
-"""A base model from whatever lies at `INITIAL_CHECKPOINT_PATH`: a GGUF file, an asset, or a finished run's folder."""
+"""A base model from what lies at `INITIAL_CHECKPOINT_PATH`: Hugging Face, T5X, GGUF, an asset, or a finished run."""
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from promot_jax import assets, results, trees
 from promot_jax.checkpoints import Checkpoints
+from promot_jax.convert import hf, remote, t5x
 from promot_jax.errors import UserError
-from promot_jax.models import Model, build
+from promot_jax.models import CONFIGS, Config, Model, build
 from promot_jax.partitioning import Partitioner
 
 if TYPE_CHECKING:
-    from promot_jax.data.vocabularies import TokenizerVocabulary
+    from promot_jax.data.vocabularies import Vocabulary
 
 STAGE_FILE = "stage.json"
 
@@ -35,7 +39,7 @@ class Pretrained:
 
     model: Model
     params: trees.Tree
-    vocabulary: "TokenizerVocabulary"
+    vocabulary: "Vocabulary"
     base: str
     fingerprint: str
     path: str
@@ -47,37 +51,129 @@ class Pretrained:
         return (self.fingerprint, self.base)
 
 
-def load(path: str, partitioner: Partitioner, *, dtype: str = "float32", dropout_rate: float = 0.0) -> Pretrained:
+def load(
+    path: str,
+    partitioner: Partitioner,
+    *,
+    config: Config | None = None,
+    vocabulary: str = "",
+    dtype: str = "float32",
+    dropout_rate: float = 0.0,
+) -> Pretrained:
     """Loads a model; every leaf comes from the checkpoint, none is left at a random value.
 
     Args:
-        path: "asset:NAME", a `.gguf` file, or the folder of a finished run that trained a model.
+        path: "asset:NAME"; a `.gguf` file; the folder of a Hugging Face model or of a T5X checkpoint (of several, the
+            newest), local, "hf://ORGANISATION/NAME[@REVISION]" or "gs://BUCKET/FOLDER"; or the folder of a finished run
+            that trained a model.
         partitioner: where the parameters go.
+        config: sizes, for a checkpoint that carries none (T5X), and how long the sequences may be; one that does is
+            held against them. None takes the checkpoint's.
+        vocabulary: path of the tokenizer (`vocabularies.load`), for a checkpoint that carries none; "" takes its own.
         dtype: of activations and products.
         dropout_rate: in training.
 
     Raises:
-        UserError: nothing there, a format that is not read, or a checkpoint that does not fit its config.
+        UserError: nothing there, a format that is not read, or a checkpoint that does not fit `config` or its own.
     """
-    stage = _stage_folder(Path(path))
-    if stage is not None:
-        return _load_stage(stage, path, partitioner, dtype=dtype, dropout_rate=dropout_rate)
-    file = assets.resolve(path)
+    local = remote.fetch(path) if remote.is_remote(path) else Path(path)
+    if hf.is_folder(local):
+        sizes, params, tokenizer, leaves = _read_hf(local, partitioner, vocabulary)
+    elif t5x.is_checkpoint(local):
+        sizes, params, tokenizer, leaves = _read_t5x(local, partitioner, config, vocabulary)
+    elif (stage := _stage_folder(local)) is not None:
+        options = {"config": config, "vocabulary": vocabulary, "dtype": dtype, "dropout_rate": dropout_rate}
+        return _load_stage(stage, path, partitioner, **options)
+    else:
+        sizes, params, tokenizer, leaves = _read_gguf(assets.resolve(path), partitioner, vocabulary)
+    sizes = agree(sizes, config, path)
+    if tokenizer.vocab_size > sizes.vocab_size:  # ids beyond the table are soft prompts
+        raise UserError(
+            f"{path} has a tokenizer of {tokenizer.vocab_size} tokens and {sizes.vocab_size} embedding rows; "
+            "take both from the same model."
+        )
+    model = build(dataclasses.replace(sizes, dtype=dtype, dropout_rate=dropout_rate))
+    base = trees.fingerprint(params)
+    return Pretrained(model, params, tokenizer, base, base, path, leaves)
+
+
+_Read = tuple[Config, trees.Tree, "Vocabulary", dict[str, int]]
+
+
+def _read_hf(folder: Path, partitioner: Partitioner, vocabulary: str) -> _Read:
+    """A Hugging Face folder, with its tokenizer unless another is given."""
+    from promot_jax.data import vocabularies
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+        if os.path.lexists(folder / name):
+            hf.inside(folder, name)
+    tokenizer = vocabularies.load(vocabulary or folder)
+    loaded = hf.read(folder, partitioner)
+    leaves = {"loaded": len(trees.flatten(loaded.params)), "new": 0, "unused": len(loaded.unused)}
+    return CONFIGS[loaded.family](**loaded.config), loaded.params, tokenizer, leaves
+
+
+def _read_t5x(folder: Path, partitioner: Partitioner, config: Config | None, vocabulary: str) -> _Read:
+    """A T5X checkpoint: of each leaf only what this host's devices hold, one leaf at a time."""
+    if config is None or not vocabulary:
+        raise UserError(
+            f"{folder} is a T5X checkpoint, which carries neither sizes nor a tokenizer: give the gin file of its "
+            "model (gin/models/) and set VOCABULARY to the path of its tokenizer."
+        )
+    from promot_jax.data import vocabularies
+
+    tokenizer = vocabularies.load(vocabulary)
+    like = jax.eval_shape(build(config).init, jax.random.key(0))
+    checkpoint = t5x.Checkpoint(folder, {name: leaf.shape for name, leaf in trees.flatten(like).items()})
+    mesh, specs = partitioner.mesh(), partitioner.specs({"model": like})
+
+    def place(name: str, shape: tuple[int, ...]) -> jax.Array:
+        sharding = NamedSharding(mesh, specs[f"model/{name}"])
+        return jax.make_array_from_callback(shape, sharding, lambda index: checkpoint.read(name, index))
+
+    params = trees.unflatten({name: place(name, shape) for name, shape in checkpoint.shapes.items()})
+    return config, params, tokenizer, checkpoint.leaves
+
+
+def _read_gguf(file: Path, partitioner: Partitioner, vocabulary: str) -> _Read:
+    """A GGUF file, with its tokenizer unless another is given."""
     if not file.is_file():
         raise UserError(
-            f"No checkpoint at {path!r}; set INITIAL_CHECKPOINT_PATH to a .gguf file, asset:NAME, or the folder of a "
-            "finished run."
+            f"No checkpoint at {str(file)!r}; set INITIAL_CHECKPOINT_PATH to the folder of a Hugging Face model, of a "
+            "T5X checkpoint or of a finished run, a .gguf file, or asset:NAME."
         )
     from promot_jax.convert import gguf
-    from promot_jax.data.vocabularies import TokenizerVocabulary
+    from promot_jax.data import vocabularies
 
     config, params, metadata = gguf.read(file)
-    config = dataclasses.replace(config, dtype=dtype, dropout_rate=dropout_rate)
-    vocabulary = TokenizerVocabulary.from_gguf(metadata)
-    base = trees.fingerprint(params)
-    placed = partitioner.place({"model": params})["model"]
+    tokenizer = vocabularies.load(vocabulary) if vocabulary else vocabularies.TokenizerVocabulary.from_gguf(metadata)
     leaves = {"loaded": len(trees.flatten(params)), "new": 0, "unused": 0}
-    return Pretrained(build(config), placed, vocabulary, base, base, path, leaves)
+    return config, partitioner.place({"model": params})["model"], tokenizer, leaves
+
+
+def agree(found: Config, given: Config | None, path: str) -> Config:
+    """Returns the config to use: the checkpoint's own or, where a config is given that agrees with it, that one.
+
+    Args:
+        found: of the checkpoint.
+        given: `Experiment.model`.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: they differ in more than what may be chosen per run.
+    """
+    if given is None:
+        return found
+    free = ("dtype", "dropout_rate", "remat", "max_length")
+    ours, theirs = ({"family": type(config).__name__, **vars(config)} for config in (given, found))
+    keys = [key for key in theirs if key not in free and ours.get(key) != theirs[key]]
+    if keys:
+        differing = ", ".join(f"{key} {ours.get(key)} instead of {theirs[key]}" for key in keys[:4])
+        raise UserError(
+            f"{path} is another model than Experiment.model says: {differing}; leave out the gin file of "
+            "the model, or give that of this checkpoint."
+        )
+    return given
 
 
 def record(folder: Path, description: dict[str, Any]) -> None:
@@ -113,14 +209,17 @@ def _stage_folder(path: Path) -> Path | None:
         if description and description["trains"] == "model":
             return folder
     if path.is_dir():
-        raise UserError(f"{path} holds no finished run that trained a model; give its folder, or a .gguf file.")
+        raise UserError(
+            f"{path} holds no finished run that trained a model, no Hugging Face model and no T5X checkpoint; give the "
+            "folder of one, or a .gguf file."
+        )
     return None
 
 
-def _load_stage(folder: Path, path: str, partitioner: Partitioner, *, dtype: str, dropout_rate: float) -> Pretrained:
+def _load_stage(folder: Path, path: str, partitioner: Partitioner, **options: Any) -> Pretrained:
     description = describe(folder)
     assert description is not None
-    source = load(description["checkpoint"], partitioner, dtype=dtype, dropout_rate=dropout_rate)
+    source = load(description["checkpoint"], partitioner, **options)
     if source.base != description["base"]:
         raise UserError(
             f"{folder} was trained from a base model {description['base'][:12]}, but {description['checkpoint']} now "
@@ -141,9 +240,9 @@ def overlay(folder: Path, step: int, params: trees.Tree) -> trees.Tree:
 
 
 def cast_weights(params: Any, dtype: str) -> Any:
-    """Kernels and embeddings in the dtype they are multiplied in, which changes no product; norms stay float32."""
+    """Kernels and embeddings in the dtype they are multiplied in, which changes no product; the rest stays float32."""
     flat = trees.flatten(params)
-    names = ("kernel", "embedding")
+    names = ("/kernel", "/embedding")  # not T5's rel_embedding, which is added
     return trees.unflatten(
         {path: leaf.astype(jnp.dtype(dtype)) if path.endswith(names) else leaf for path, leaf in flat.items()}
     )

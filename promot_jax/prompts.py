@@ -74,7 +74,8 @@ class PromptInit:
         self,
         key: Array,
         length: int,
-        embedding: Array,
+        shape: tuple[int, int],
+        lookup: Callable[[Array], Array],
         encode: Callable[[str], Sequence[int]],
         labels: Sequence[str] = (),
     ) -> Array:
@@ -83,7 +84,8 @@ class PromptInit:
         Args:
             key: random key.
             length: rows.
-            embedding: the model's own table `[vocab, embed]`.
+            shape: of the model's own table, `[vocab, embed]`.
+            lookup: what its first layer reads for token ids, `[n]` to `[n, embed]` (`Model.input_rows`).
             encode: text to token ids.
             labels: of the task, for method "labels".
 
@@ -95,7 +97,7 @@ class PromptInit:
         """
         if length < 1:
             raise UserError(f"PROMPT_LENGTH is {length}; a soft prompt needs at least one row.")
-        vocab, embed = embedding.shape
+        vocab, embed = shape
         if self.method == "uniform":
             return jax.random.uniform(key, (length, embed), minval=-self.scale, maxval=self.scale)
         if self.method == "uniform_positive":
@@ -104,7 +106,7 @@ class PromptInit:
             ids = list(encode(self.text))
             if not ids:
                 raise UserError("The prompt initialiser 'text' was given an empty text; set PromptInit.text.")
-            return embedding[jnp.asarray((ids * (length // len(ids) + 1))[:length])].astype(jnp.float32)
+            return lookup(jnp.asarray((ids * (length // len(ids) + 1))[:length])).astype(jnp.float32)
         if self.method == "file":
             array = _read_array(_array_path(self.path))
             if array.shape != (length, embed):
@@ -116,12 +118,12 @@ class PromptInit:
         population = self.first or vocab
         if not length <= population <= vocab:
             raise UserError(f"Cannot draw {length} prompt rows from the first {population} of {vocab} embeddings.")
-        drawn = embedding[jax.random.choice(key, population, (length,), replace=False)].astype(jnp.float32)
+        drawn = lookup(jax.random.choice(key, population, (length,), replace=False)).astype(jnp.float32)
         if self.method == "vocabulary":
             return drawn
         if not labels:
             raise UserError("The prompt initialiser 'labels' needs a task with a label set; use 'vocabulary' instead.")
-        means = [embedding[jnp.asarray(list(encode(label)))].mean(axis=0) for label in labels[:length]]
+        means = [lookup(jnp.asarray(list(encode(label)))).mean(axis=0) for label in labels[:length]]
         return drawn.at[: len(means)].set(jnp.stack(means))
 
 

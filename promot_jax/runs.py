@@ -1,8 +1,10 @@
 """Stages and methods on a loaded model: each stage in a folder of its own, handed over by its best checkpoint."""
 
+import contextlib
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import jax
 from promot_jax import pretrained, prompts, results, stages, trees
 from promot_jax.errors import UserError
 from promot_jax.experiment import Experiment
+from promot_jax.models import build
 from promot_jax.pretrained import Pretrained
 from promot_jax.stages import Stage
 from promot_jax.train import Training, train
@@ -38,8 +41,6 @@ def _check_data(experiment: Experiment) -> None:
     settings = experiment.evaluation
     wanted = ("train", settings.curve_split, settings.split)
     tasks = text.task_names(experiment.task) if experiment.task else []
-    if experiment.task and text.base_task(experiment.task) != experiment.task:
-        raise UserError(f"{experiment.task!r} is a k-shot task; fine-tune on {text.base_task(experiment.task)!r}.")
     for name in tasks + (text.task_names(experiment.icl_mixture) if experiment.icl_mixture else []):
         for split in wanted:
             if split not in text.get(name).splits:
@@ -77,7 +78,7 @@ def open_session(experiment: Experiment) -> Session:
     from promot_jax.evaluation import Evaluator
 
     started = time.monotonic()
-    base = pretrained.load(experiment.checkpoint, experiment.partitioner, dtype=experiment.dtype)
+    base = load_base(experiment)
     print(
         f"{experiment.checkpoint}: {trees.count(base.params):,} parameters, {base.leaves['loaded']} leaves loaded, "
         f"{base.leaves['new']} new, {base.leaves['unused']} unused, {time.monotonic() - started:.1f} s. "
@@ -88,6 +89,17 @@ def open_session(experiment: Experiment) -> Session:
         base, experiment.evaluation, experiment.partitioner, task=experiment.task, icl=experiment.icl_mixture
     )
     return Session(experiment, base, evaluator)
+
+
+def load_base(experiment: Experiment) -> Pretrained:
+    """The model that an experiment starts from."""
+    return pretrained.load(
+        experiment.checkpoint,
+        experiment.partitioner,
+        config=experiment.model,
+        vocabulary=experiment.vocabulary,
+        dtype=experiment.dtype,
+    )
 
 
 def reseeded(session: Session, seed: int) -> Session:
@@ -116,7 +128,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     Returns:
         All parameters, the trained ones from the stage's best checkpoint.
     """
-    from promot_jax.data import batches, text
+    from promot_jax.data import batches, fewshot, text
     from promot_jax.evaluation import write_rows
 
     experiment, base = session.experiment, session.base
@@ -133,9 +145,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return pretrained.overlay(folder, finished["best_step"], params)
-    model = dataclasses.replace(
-        base.model, config=dataclasses.replace(base.model.config, dropout_rate=training.dropout_rate)
-    )
+    model = build(dataclasses.replace(base.model.config, dropout_rate=training.dropout_rate))
     settings = experiment.evaluation
 
     def evaluate(current: trees.Tree, step: int) -> Json:
@@ -152,8 +162,15 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         write_rows(folder / "outputs" / f"step_{step:06d}.jsonl", rows)
         return point
 
-    stream = batches.TrainBatches(
+    unprompted = session.evaluator.binding(None)
+    examples = fewshot.WithExemplars(
         text.stream(experiment.task, "train", seed=experiment.seed),
+        experiment.seed,
+        lambda value: len(unprompted.inputs(value)),
+        experiment.feature_lengths["inputs"],
+    )
+    stream = batches.TrainBatches(
+        examples,
         session.evaluator.binding(params.get("prompt"), name),
         model.layout,
         batch_size=training.batch_size,
@@ -162,27 +179,29 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     )
     from tensorboard.summary import Writer
 
-    events = Writer(str(folder / "events"))
+    # Closed, which writes it all, also where training fails: then the last points matter most.
+    with contextlib.closing(Writer(str(folder / "events"))) as events:
 
-    def write(step: int, scalars: dict[str, float]) -> None:
-        for tag, value in scalars.items():
-            events.add_scalar(tag, value, step)
+        def write(step: int, scalars: dict[str, float]) -> None:
+            for tag, value in scalars.items():
+                events.add_scalar(tag, value, step)
 
-    trained = train(
-        folder,
-        model,
-        params,
-        stage,
-        training,
-        stream,
-        evaluate,
-        partitioner=experiment.partitioner,
-        seed=experiment.seed,
-        write=write,
-    )
-    events.close()
+        trained = train(
+            folder,
+            model,
+            params,
+            stage,
+            training,
+            stream,
+            evaluate,
+            partitioner=experiment.partitioner,
+            seed=experiment.seed,
+            write=write,
+        )
     if stream.skipped:
         print(f"[{stage.name}] left out {stream.skipped} examples longer than TASK_FEATURE_LENGTHS.", flush=True)
+    if examples.dropped:
+        print(f"[{stage.name}] left out {examples.dropped} exemplars for want of room in the inputs.", flush=True)
     score = next(point["target"] for point in trained.curve if point["step"] == trained.best_step)
     if stage.trains == "prompt":
         info = prompts.PromptInfo(
@@ -206,6 +225,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         "seed": experiment.seed,
         "seconds": trained.seconds,
         "skipped": stream.skipped,
+        "dropped_shots": examples.dropped,
         "curve": trained.curve,
     }
     pretrained.record(folder, results.plain(description))
@@ -248,31 +268,42 @@ def fresh_prompt(session: Session) -> trees.Tree:
     experiment, base = session.experiment, session.base
     labels: list[str] = []
     for task in text.task_names(experiment.task):
-        labels += [label for example in text.read(task, "train", limit=1) for label in example.labels]
-    embedding = base.params["token_embedder"]["embedding"]
+        labels += [label for example in text.read(task, "train", within=1) for label in example.labels]
     key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
     rows = experiment.prompt_init.rows(
-        key, experiment.prompt_length, embedding, base.vocabulary.encode, list(dict.fromkeys(labels))
+        key,
+        experiment.prompt_length,
+        (base.model.config.vocab_size, base.model.config.emb_dim),
+        partial(base.model.input_rows, base.params),
+        base.vocabulary.encode,
+        list(dict.fromkeys(labels)),
     )
     return experiment.partitioner.place({"prompt": {experiment.task: rows}})["prompt"]
 
 
 def saved_prompts(session: Session) -> trees.Tree:
     """The prompts of `prompt_path` by name, on the mesh."""
-    experiment = session.experiment
+    loaded = load_prompts(session.experiment, session.base)
+    return session.experiment.partitioner.place({"prompt": loaded})["prompt"]
+
+
+def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
+    """The prompts of `prompt_path` by name, `[length, embed]`.
+
+    Raises:
+        UserError: nothing there, or a prompt of another model.
+    """
     given = experiment.prompt_path
     if isinstance(given, str):
-        array, info = prompts.load(given, session.base.accepts, experiment.force_prompt)
+        array, info = prompts.load(given, base.accepts, experiment.force_prompt)
         loaded = {info.task: array}
     else:
-        loaded = {
-            name: prompts.load(path, session.base.accepts, experiment.force_prompt)[0] for name, path in given.items()
-        }
-    width = session.base.params["token_embedder"]["embedding"].shape[1]
+        loaded = {name: prompts.load(path, base.accepts, experiment.force_prompt)[0] for name, path in given.items()}
+    width = base.model.config.emb_dim
     for name, array in loaded.items():
         if array.shape[1] != width:
             raise UserError(f"The prompt {name!r} has rows of {array.shape[1]}, the model of {width}.")
-    return experiment.partitioner.place({"prompt": loaded})["prompt"]
+    return loaded
 
 
 def close(session: Session, folder: Path, method: str, params: trees.Tree, trained: dict[str, Path]) -> Json:

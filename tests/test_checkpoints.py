@@ -184,12 +184,14 @@ def test_a_checkpoint_of_another_optimizer_is_refused(opened):
         checkpoints.restore(2, make_state(optimizer="adafactor"))
 
 
-def test_only_trained_leaves_are_handed_over(opened, tmp_path):
+def test_only_trained_leaves_are_handed_over(opened, tmp_path, caplog):
     save(opened(), {4: 10})
     frozen = {"model": {"kernel": jnp.ones(3)}, "prompt": {"other": jnp.ones((2, 8))}}
     params = trees.merge(frozen, Partitioner().place({"prompt": {"task": jnp.zeros((4, 8))}}))
 
+    caplog.clear()
     merged = pretrained.overlay(tmp_path, 4, params)
+    assert not [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")]
     assert np.array_equal(merged["prompt"]["task"], make_state(4)["params"]["prompt"]["task"])
     assert merged["model"]["kernel"] is frozen["model"]["kernel"]
     assert merged["prompt"]["other"] is frozen["prompt"]["other"]

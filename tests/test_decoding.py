@@ -69,6 +69,27 @@ def test_sampling_by_hand(settings, expected):
     np.testing.assert_allclose(shares, expected, atol=5 * 0.5 / DRAWS**0.5)  # 5 standard deviations
 
 
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.3), (1.0, 0, 0.9), (1.0, 0, 0.999), (1.5, 20, 0.8), (0.3, 20, 0.95)],
+)
+def test_tokens_left_out_are_those_that_transformers_leaves_out(temperature, top_k, top_p):
+    torch = pytest.importorskip("torch")
+    logits_process = pytest.importorskip("transformers.generation.logits_process")
+    logits = np.random.default_rng(0).normal(0, 3, (200, VOCAB)).astype(np.float32)
+    theirs = logits_process.TemperatureLogitsWarper(temperature)(None, torch.tensor(logits))
+    if top_k:
+        theirs = logits_process.TopKLogitsWarper(top_k)(None, theirs)
+    if top_p < 1:
+        theirs = logits_process.TopPLogitsWarper(top_p)(None, theirs)
+    ours = np.asarray(decoding.warp(logits, Decoding(temperature=temperature, top_k=top_k, top_p=top_p)))
+
+    left_out = np.isinf(ours)
+    assert np.array_equal(left_out, np.isinf(theirs.numpy())) and left_out.any() == (top_k > 0 or top_p < 1)
+    assert (left_out.sum(axis=1) < VOCAB).all()
+    np.testing.assert_allclose(ours[~left_out], theirs.numpy()[~left_out], rtol=1e-6)
+
+
 def test_rows_are_masked_each_by_their_own_logits():
     rows = jnp.log(jnp.stack([jnp.array([0.6, 0.3, 0.1]), jnp.array([0.1, 0.3, 0.6])]))
     for settings in (Decoding(temperature=1.0, top_k=1), Decoding(temperature=1.0, top_p=0.5), Decoding()):
@@ -95,6 +116,32 @@ def test_stop_mask():
 
     assert decoding.stop_mask(strings, "\n", 0).tolist() == [True, False, True, True, False]
     assert decoding.stop_mask(strings, "", 1).tolist() == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ("<extra_id_0> good <extra_id_1> film", "good"),
+        ("<extra_id_0>good", "good"),  # cut by its limit
+        ("so <extra_id_0> good", "good"),
+        ("good <extra_id_1> film", "good"),
+        ("<extra_id_0> <extra_id_1> film", ""),
+        ("<extra_id_1> film <extra_id_0> good", "good"),
+        ("<extra_id_0> a <extra_id_0> b <extra_id_1>", "a <extra_id_0> b"),
+        (" good ", "good"),
+        ("", ""),
+    ],
+)
+def test_the_first_span_of_a_span_corruption_output(output, answer):
+    assert decoding.first_span(output) == answer
+
+
+def test_sentinels_are_spelled_out():
+    def spelled(*ids):
+        return decoding.spelled(ids, {"<extra_id_0>": 9, "<extra_id_1>": 8}, lambda span: "".join(map(str, span)))
+
+    assert spelled(9, 1, 2, 8, 3) == "<extra_id_0> 12 <extra_id_1> 3"
+    assert spelled(1, 2) == "12" and spelled(9, 8) == "<extra_id_0> <extra_id_1>" and spelled() == ""
 
 
 # ---- generate --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from promot_jax.decoding import Decoding
 from promot_jax.errors import UserError
 from promot_jax.evaluation import Evaluator, Request
 from promot_jax.experiment import Evaluation
+from promot_jax.models import DecoderModel
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import Pretrained
 from promot_jax.tasks import metrics, register
@@ -285,12 +286,29 @@ def test_requests_that_cannot_be_asked(base: Pretrained, params: dict[str, Any])
     with pytest.raises(UserError, match="An input is empty"):
         one.ask(params, [Request("")])
     with pytest.raises(UserError, match="tokens; the longest"):
-        one.ask(params, [Request("x" * (batches.WIDTHS[-1] + 1))])
+        evaluator(within(base, 0)).ask(params, [Request("x" * (batches.WIDTHS[-1] + 1))])
     assert one.ask(params, []) == []
     with pytest.raises(UserError, match="no split 'dev'"):
         one.icl(params, 1, "dev", 6)
     with pytest.raises(UserError, match="too few for 30 shots"):
         one.icl(params, 30, "test", 6)
+
+
+def within(base: Pretrained, context: int) -> Pretrained:
+    """The model, said to have been trained for sequences of so many tokens."""
+    model = DecoderModel(dataclasses.replace(base.model.config, max_length=context))
+    return dataclasses.replace(base, model=model)
+
+
+def test_input_and_output_must_fit_the_context(base: Pretrained, params: dict[str, Any], oracle: Any) -> None:
+    oracle(lambda prompt: "y")
+    one = evaluator(within(base, 24))
+    fits = [Request("x" * 16), Request("x" * 20, limit=4), Request("x" * (20 - len(params["prompt"]["a"])), "a", 4)]
+    assert one.ask(params, fits) == ["y"] * 3
+    for longer in (dataclasses.replace(request, text=request.text + "x") for request in fits):
+        with pytest.raises(UserError, match=r"An input of \d+ tokens, .* of up to [48] do not fit .* of 24; lower"):
+            one.ask(params, [fits[0], longer])
+    assert evaluator(within(base, 0)).ask(params, [Request("x" * 99)]) == ["y"]
 
 
 def test_prompt_in_front_of_the_target_only(base: Pretrained, params: dict[str, Any], monkeypatch: Any) -> None:

@@ -1,5 +1,6 @@
 """What the gin files in gin/ say: each run is what its name promises, every macro reaches what it is named after."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,16 @@ import pytest
 from promot_jax import assets, main, stages
 from promot_jax.experiment import Experiment
 
-RUNS = ("promot_stage1.gin", "promot_stage2.gin", "finetune.gin", "icl_eval.gin", "infer.gin", "promot.gin", "demo.gin")
+RUNS = (
+    "promot_stage1.gin",
+    "promot_stage2.gin",
+    "finetune.gin",
+    "icl_eval.gin",
+    "infer.gin",
+    "export.gin",
+    "promot.gin",
+    "demo.gin",
+)
 TRAINING = ("promot_stage1.gin", "promot_stage2.gin", "finetune.gin")
 
 
@@ -121,6 +131,13 @@ def test_paper_settings() -> None:
         "uniform",
         0.5,
     )
+
+
+def test_beam_search_is_given_after_a_run() -> None:
+    for name in RUNS:
+        greedy, beams = (bound(*names)["experiment"].evaluation for names in ((name,), (name, "beam.gin")))
+        assert (greedy.decoding.beams, beams.decoding.beams, beams.decoding.length_penalty) == (1, 4, 0.6)
+        assert dataclasses.replace(beams, decoding=greedy.decoding) == greedy
 
 
 def test_infer_has_something_to_say() -> None:

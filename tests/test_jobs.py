@@ -14,6 +14,7 @@ import tiny
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import evaluation, main, pretrained, prompts, results, runs, trees
 from promot_jax.checkpoints import Checkpoints
+from promot_jax.data import batches
 from promot_jax.models import layouts
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import Pretrained
@@ -218,6 +219,7 @@ def test_loss_that_is_not_finite_ends_the_run(tiny_folder: Path, capsys: pytest.
     (message,) = capsys.readouterr().err.splitlines()
     assert "not finite at step" in message and "LEARNING_RATE" in message
     assert not (workdir / "results.json").exists()
+    assert scalars(workdir / "events")["eval/target"][0][0] == 0  # the curve up to there is on disk
 
 
 def test_promot_end_to_end(tiny_folder: Path, stage1: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -383,6 +385,31 @@ def test_infer_names_a_bad_line(
 ) -> None:
     (tmp_path / "bad.jsonl").write_text(content)
     assert message in refusal(capsys, tiny_folder, "infer.gin", tmp_path / "run", INPUTS=tmp_path / "bad.jsonl")
+
+
+def test_training_with_one_exemplar_in_front(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    bind = batches.Binding.tokens
+
+    def tokens(self: batches.Binding, example: Any) -> Any:
+        seen.append(example.inputs)
+        return bind(self, example)
+
+    monkeypatch.setattr(batches.Binding, "tokens", tokens)
+    macros: dict[str, object] = {"MIXTURE_OR_TASK_NAME": "tiny_review_1shot", "TRAIN_STEPS": 2}
+    macros |= {"TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 3}}
+    macros |= {"Evaluation.shots": "(1,)", "Evaluation.curve_examples": 0}
+    done = run(tiny_folder, "finetune.gin", tmp_path / "run", **macros)
+
+    shots = [inputs.count("Review:") - 1 for inputs in seen]
+    described = pretrained.describe(done.workdir)
+    assert set(shots) <= {0, 1} and 1 in shots
+    assert described is not None and described["dropped_shots"] == shots.count(0)
+    asked = rows(done.workdir / "outputs" / "target.jsonl")
+    assert {row["input"].count("Review:") for row in asked} == {2}  # evaluated as it was trained
+    assert results.read(done.workdir)["target"]["task"] == "tiny_review_1shot"
 
 
 @pytest.mark.parametrize(

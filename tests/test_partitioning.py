@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from promot_jax import decoding, prompts, train, trees
+from promot_jax import decoding, losses, prompts, train, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.data import batches
-from promot_jax.models import layouts
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderConfig, build
+from promot_jax.models import DecoderConfig, T5Config, build, layouts
 from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
 from promot_jax.stages import STAGE1, STAGE2
@@ -102,8 +101,26 @@ def both_stages(folder, partitioner):
     limits = np.full(len(batch["lengths"]), 6, np.int32)
     out = decoding.generate(build(CONFIG), settings, params["model"], table, placed, stops, limits, key)
     arrays["outputs"] = np.asarray(out)[: len(asked)]
+    settings = decoding.Decoding(max_tokens=6, beams=3)
+    out = decoding.generate(build(CONFIG), settings, params["model"], table, placed, stops, limits, key)
+    arrays["beam outputs"] = np.asarray(out)[: len(asked)]
+    arrays |= chunked_loss(partitioner.place(make_params()), partitioner)
     arrays_on = {path: str(leaf.sharding.spec) for path, leaf in trees.flatten(params).items()}
     return arrays, {**places, "params": arrays_on}
+
+
+def chunked_loss(params, partitioner):
+    """A loss whose logits are cut into 4 chunks, and its gradients."""
+    model, rows = build(CONFIG), [[one] for one in examples(7, 8)]
+    batch = partitioner.batch(layouts.decoder_rows(rows, 16, 4))
+
+    @jax.jit
+    def loss(weights, table):
+        hidden = model.hidden(weights, table, batch)
+        return losses.chunked_cross_entropy(model, weights, hidden, batch["targets"], batch["weights"], 0.1, 8 * VOCAB)
+
+    total, grads = jax.value_and_grad(loss)(params["model"], prompts.table(params["prompt"]))
+    return {"chunked": np.asarray(total)} | {f"chunked/{name}": leaf for name, leaf in trees.flatten(grads).items()}
 
 
 def refusals():
@@ -168,7 +185,7 @@ def test_eight_devices_equal_one(one, eight, mesh):
     with np.load(eight[0] / f"{mesh}.npz") as arrays:
         assert set(arrays) == set(one)
         for name, expected in one.items():
-            if name == "outputs":
+            if name in ("outputs", "beam outputs"):
                 assert np.array_equal(arrays[name], expected)
             else:
                 bound = 1e-5 * np.abs(expected).max()
@@ -222,6 +239,24 @@ def test_what_does_not_divide_is_refused(eight):
 
 def test_every_leaf_has_its_row():
     assert Partitioner().specs(make_params()) == SPECS
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_encoder_decoder_has_the_same_rows(tied):
+    activations = ("relu",) if tied else ("gelu", "linear")
+    config = T5Config(VOCAB, 16, 4, 2, 2, 8, 24, activations, tied_embeddings=tied)
+    shapes = {"model": jax.eval_shape(build(config).init, jax.random.key(0))}
+    specs = Partitioner().specs(shapes)
+
+    assert set(specs) == set(trees.flatten(shapes))
+    for stack in ("encoder", "decoder"):
+        assert specs[f"model/{stack}/relpos_bias/rel_embedding"] == PartitionSpec(None, None)  # on every device
+        assert specs[f"model/{stack}/{stack}_norm/scale"] == PartitionSpec(None)
+        assert specs[f"model/{stack}/layers/mlp/{'wi' if tied else 'wi_1'}/kernel"] == PartitionSpec(
+            None, "fsdp", "model"
+        )
+    assert specs["model/decoder/layers/encoder_decoder_attention/out/kernel"] == PartitionSpec(None, "model", "fsdp")
+    assert specs["model/encoder/layers/attention/query/kernel"] == PartitionSpec(None, "fsdp", "model")
 
 
 def test_own_rows_come_first():

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promot_jax import prompts
-from promot_jax.models import layouts
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderConfig, build
+from promot_jax.models import DecoderConfig, build, layouts
 from promot_jax.models.layers import Embed
 from promot_jax.prompts import PromptInfo, PromptInit
 
@@ -34,7 +33,7 @@ def encode(text):
 
 
 def rows(init, length, key=KEY, **kwargs):
-    array = init.rows(key, length, EMBEDDING, encode, **kwargs)
+    array = init.rows(key, length, EMBEDDING.shape, EMBEDDING.__getitem__, encode, **kwargs)
     assert array.shape == (length, EMBED) and array.dtype == jnp.float32
     return np.asarray(array)
 

@@ -29,7 +29,7 @@ def _bpe(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
 TOKENS, MERGES = _bpe(("Ġgood", "Ġbad", "Ġwas", "ĠReview", "Label", "ĊĊ"))
 METADATA: dict[str, Any] = {
     "llama.block_count": LAYERS,
-    "llama.context_length": 64,
+    "llama.context_length": 512,
     "llama.embedding_length": EMBED,
     "llama.feed_forward_length": MLP,
     "llama.attention.head_count": HEADS,

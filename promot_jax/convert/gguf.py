@@ -1,4 +1,7 @@
-"""Llama-architecture GGUF files to our parameter tree: every tensor accounted for, one dequantised at a time.
+"""GGUF files to our parameter tree: every tensor accounted for, one dequantised at a time.
+
+Read are decoder-only models of architecture `llama` (Llama, SmolLM2 and others), `gemma3` (its text part), `qwen2`
+(2 and 2.5) and `qwen3`; `gguf_tables` has what differs between them.
 
 A GGUF file is a header (typed key/value metadata, then name, dimensions, quantisation and offset of each tensor)
 followed by the tensor data. `gguf.GGUFReader` trusts every count in it and loops or allocates without bound on a
@@ -17,6 +20,8 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 
+from promot_jax.convert import gguf_tables
+from promot_jax.convert.gguf_tables import ARCHITECTURES, Architecture
 from promot_jax.errors import UserError
 from promot_jax.models.decoder import DecoderConfig
 
@@ -28,29 +33,8 @@ _STRING, _ARRAY = 8, 9
 _MAX_DIMS, _MAX_NAME = 4, 128
 _BLOCK_ELEMENTS = 1 << 22  # dequantised at a time, so that the quantisers' temporaries stay small
 
-# Tensor of a layer in the file -> (our path below decoder/layers, shape as stored, (out, in), in sizes of the model).
-_LAYER_TENSORS = {
-    "attn_norm": ("pre_self_attention_layer_norm/scale", ("emb",)),
-    "attn_q": ("self_attention/query/kernel", ("q", "emb")),
-    "attn_k": ("self_attention/key/kernel", ("kv", "emb")),
-    "attn_v": ("self_attention/value/kernel", ("kv", "emb")),
-    "attn_output": ("self_attention/out/kernel", ("emb", "q")),
-    "ffn_norm": ("pre_mlp_layer_norm/scale", ("emb",)),
-    "ffn_gate": ("mlp/wi_0/kernel", ("mlp", "emb")),
-    "ffn_up": ("mlp/wi_1/kernel", ("mlp", "emb")),
-    "ffn_down": ("mlp/wo/kernel", ("emb", "mlp")),
-}
 # Allowed in a file and not loaded: all ones, it changes nothing; with other values (Llama 3.1) reading stops.
 UNUSED_TENSORS = ("rope_freqs.weight",)
-# Metadata below `llama.` that we use, or that does not change what the model computes. Any other key that is set
-# (experts, rope scaling, sliding windows, ...) would make the decoder compute something else: an error.
-_KNOWN_KEYS = {
-    "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
-    "rope.freq_base", "rope.dimension_count", "vocab_size", "tensor_data_layout", "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
-}  # fmt: skip
-_SCALES = ("rope.scaling.factor", "rope.scale_linear", "logit_scale", "embedding_scale", "residual_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +174,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the keyword arguments of the DecoderConfig that fits a file.
 
     Raises:
-        UserError: the file is missing or damaged, not of Llama architecture, or asks for what the decoder lacks.
+        UserError: the file is missing or damaged, of another architecture, or asks for what the decoder lacks.
     """
     with _opened(path) as file:
         return _config(*_header(file, Path(path).name), Path(path).name)
@@ -200,7 +184,7 @@ def read(path: str | os.PathLike[str]) -> tuple[DecoderConfig, Params, dict[str,
     """Reads a model.
 
     Args:
-        path: a Llama-architecture GGUF file, in any quantisation that the `gguf` package can dequantise.
+        path: a GGUF file of one of `ARCHITECTURES`, in any quantisation that the `gguf` package can dequantise.
 
     Returns:
         The config; the parameters as float32 numpy arrays, layers stacked on axis 0 and kernels [in, out]; the
@@ -213,7 +197,8 @@ def read(path: str | os.PathLike[str]) -> tuple[DecoderConfig, Params, dict[str,
     with _opened(path) as file:
         metadata, tensors = _header(file, name)
         config = DecoderConfig(**_config(metadata, tensors, name))
-        places = _places(config)
+        arch = ARCHITECTURES[metadata["general.architecture"]]
+        places = _places(config, arch)
         _check(name, tensors, places)
         for key in UNUSED_TENSORS:
             if key in tensors:
@@ -225,8 +210,10 @@ def read(path: str | os.PathLike[str]) -> tuple[DecoderConfig, Params, dict[str,
         for tensor, place in places.items():
             target = _leaf(params, place, config.num_layers)
             heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(place.leaf.split("/")[-2])
-            order = None if heads is None else _half_order(heads, config.head_dim)
+            order = _half_order(heads, config.head_dim) if arch.interleaved and heads else None
             _fill(file, name, tensor, tensors[tensor], target, order)
+            if place.leaf.endswith("/scale"):
+                target -= config.norm_offset
     return config, params, metadata
 
 
@@ -235,47 +222,51 @@ def _short(value: Any) -> str:
 
 
 def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    arch = metadata.get("general.architecture")
-    if not isinstance(arch, str) or arch != "llama":
-        raise UserError(f"{name} holds a model of architecture {_short(arch)}; only 'llama' is read from GGUF.")
+    said = metadata.get("general.architecture")
+    if not isinstance(said, str) or said not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{name} holds a model of architecture {_short(said)}; {known} are read from GGUF.")
+    arch = ARCHITECTURES[said]
     if str(metadata.get("split.count", 1)) not in ("0", "1"):
         raise UserError(f"{name} is one part of several; merge the parts into one GGUF file first.")
+    linear = str(metadata.get(f"{said}.rope.scaling.type")) == "linear"
+    known_keys = gguf_tables.KNOWN_KEYS | (gguf_tables.WINDOW_KEYS if arch.windowed else set())
+    known_keys |= {"rope.scaling.type", "rope.scaling.factor"} if linear else set()
     for key, value in metadata.items():
-        short = key.removeprefix("llama.")
-        neutral = (0, 1) if short in _SCALES else (0, "none")
-        if key != short and short not in _KNOWN_KEYS and not (np.ndim(value) == 0 and value in neutral):
+        short = key.removeprefix(f"{said}.")
+        neutral = (0, 1) if short in gguf_tables.SCALES else (0, "none")
+        if key != short and short not in known_keys and not (np.ndim(value) == 0 and value in neutral):
             raise UserError(f"{name} sets {key[:_MAX_NAME]} = {_short(value)}, which the decoder does not compute.")
 
     def number(key: str, default: Any = None, kind: type[int] | type[float] = int) -> Any:
-        value: Any = metadata.get(f"llama.{key}", default)
+        value: Any = metadata.get(f"{said}.{key}", default)
         if value is None:
-            raise UserError(f"{name} lacks the metadata 'llama.{key}'; convert the model again.")
+            raise UserError(f"{name} lacks the metadata '{said}.{key}'; convert the model again.")
         if isinstance(value, bool) or not isinstance(value, kind) or not (0 < value < 2**40):
-            raise UserError(f"{name} has llama.{key} = {_short(value)}; a positive {kind.__name__} is needed.")
-        return value
+            raise UserError(f"{name} has {said}.{key} = {_short(value)}; a positive {kind.__name__} is needed.")
+        # GGUF keeps float32; the shortest decimal that gives the same float32 is the number that was meant (1e-05).
+        return float(str(np.float32(value))) if kind is float else value
 
     num_layers = number("block_count")
     if num_layers > len(tensors):  # also bounds the list of tensors that are expected
         raise UserError(f"{name} declares {num_layers} layers but holds {len(tensors)} tensors; convert it again.")
     emb, heads = number("embedding_length"), number("attention.head_count")
-    if "llama.attention.key_length" not in metadata and emb % heads:
+    if f"{said}.attention.key_length" not in metadata and emb % heads:
         raise UserError(f"{name} has width {emb}, which does not divide into {heads} heads.")
     head_dim = number("attention.key_length", emb // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if number(key, head_dim) != head_dim:
-            raise UserError(f"{name} has llama.{key} = {number(key)}, unlike its head size {head_dim}: not supported.")
+            raise UserError(f"{name} has {said}.{key} = {number(key)}, unlike its head size {head_dim}: not supported.")
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise UserError(f"{name} lacks the embedding table 'token_embd.weight'; convert the model again.")
     vocab = table.shape[0]
     tokens = metadata.get("tokenizer.ggml.tokens")
-    for said in (number("vocab_size", vocab), len(tokens) if isinstance(tokens, list) else vocab):
-        if said != vocab:
-            raise UserError(f"{name} has {vocab} embedding rows for a vocabulary of {said}; convert the model again.")
-    # GGUF keeps float32; the shortest decimal that gives the same float32 is the number that was meant (1e-05).
-    theta = float(str(np.float32(number("rope.freq_base", 1e4, float))))
-    eps = float(str(np.float32(number("attention.layer_norm_rms_epsilon", None, float))))
+    for count in (number("vocab_size", vocab), len(tokens) if isinstance(tokens, list) else vocab):
+        if count != vocab:
+            raise UserError(f"{name} has {vocab} embedding rows for a vocabulary of {count}; convert the model again.")
     config = {
+        **arch.computes,
         "vocab_size": vocab,
         "emb_dim": emb,
         "num_heads": heads,
@@ -283,11 +274,19 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], name: st
         "num_layers": num_layers,
         "head_dim": head_dim,
         "mlp_dim": number("feed_forward_length"),
-        "rope_theta": theta,
-        "norm_eps": eps,
+        "rope_theta": number("rope.freq_base", arch.theta, float),
+        "rope_factor": number("rope.scaling.factor", 1.0, float) if linear else 1.0,
+        "norm_eps": number("attention.layer_norm_rms_epsilon", None, float),
         "tied_embeddings": "output.weight" not in tensors,
         "max_length": number("context_length"),
     }
+    if arch.windowed:
+        config["window"] = number("attention.sliding_window")
+        config["local_rope_theta"] = number("rope.freq_base_swa", 1e4, float)
+        if number("attention.sliding_window_pattern", config["global_every"]) != config["global_every"]:
+            raise UserError(f"{name} has another pattern of sliding windows than {said} models; convert it again.")
+    if said == "gemma3" and num_layers == gguf_tables.GEMMA3_27B_LAYERS:
+        config["query_scale"] = (emb / heads) ** -0.5
     DecoderConfig(**config)  # raises for sizes that do not fit together
     return config
 
@@ -302,10 +301,10 @@ class _Place:
     transposed: bool = False
 
 
-def _places(config: DecoderConfig) -> dict[str, _Place]:
+def _places(config: DecoderConfig, arch: Architecture) -> dict[str, _Place]:
     """Every tensor that a file with this config must hold, by name."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    sizes = {"emb": config.emb_dim, "q": q, "kv": kv, "mlp": config.mlp_dim}
+    sizes = {"emb": config.emb_dim, "q": q, "kv": kv, "mlp": config.mlp_dim, "head": config.head_dim}
     table = (config.vocab_size, config.emb_dim)
     places = {
         "token_embd.weight": _Place("token_embedder/embedding", None, table),
@@ -314,9 +313,9 @@ def _places(config: DecoderConfig) -> dict[str, _Place]:
     if not config.tied_embeddings:
         places["output.weight"] = _Place("decoder/logits_dense/kernel", None, table, transposed=True)
     for layer in range(config.num_layers):
-        for short, (leaf, dims) in _LAYER_TENSORS.items():
+        for short, (leaf, dims) in arch.tensors.items():
             shape = tuple(sizes[dim] for dim in dims)
-            places[f"blk.{layer}.{short}.weight"] = _Place(f"decoder/layers/{leaf}", layer, shape, len(dims) == 2)
+            places[f"blk.{layer}.{short}"] = _Place(f"decoder/layers/{leaf}", layer, shape, len(dims) == 2)
     return places
 
 
@@ -335,7 +334,7 @@ def _check(name: str, tensors: Mapping[str, Tensor], places: Mapping[str, _Place
         if items
     ]
     if listed:
-        raise UserError(f"{name} does not hold the tensors of the Llama model it describes; {'; '.join(listed)}.")
+        raise UserError(f"{name} does not hold the tensors of the model it describes; {'; '.join(listed)}.")
 
 
 def _readable(kind: gguf.GGMLQuantizationType) -> bool:
@@ -353,7 +352,7 @@ def _dequantize(rows: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray
 
 
 def _half_order(heads: int, head_dim: int) -> np.ndarray:
-    """Row of ours for each row of a stored query or key matrix.
+    """Row of ours for each row of a query or key matrix that is stored interleaved.
 
     Llama GGUF files interleave the two halves of each head, for kernels that rotate neighbouring pairs; ours, like
     the released weights, rotate element j with element j + head_dim / 2. Stored row (head, j, half) is our row

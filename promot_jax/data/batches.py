@@ -27,6 +27,8 @@ class Binding:
         bos_id: starts every input, behind the prompt, or None.
         prompt_ids: `{task or mixture: virtual ids}`.
         prompt: the key in `prompt_ids` for tasks that have none of their own, or "" for none.
+        continues: whether targets continue the inputs (`Model.continues`); otherwise `eos_id` ends every input too.
+        sentinel_id: stands behind every input, before its EOS, or None.
     """
 
     encode: Callable[[str], Sequence[int]]
@@ -34,15 +36,19 @@ class Binding:
     bos_id: int | None
     prompt_ids: dict[str, np.ndarray]
     prompt: str = ""
+    continues: bool = True
+    sentinel_id: int | None = None
 
     def inputs(self, text: str, task: str = "") -> list[int]:
         """Ids of an input text, behind the prompt of its task."""
         virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
         start = [] if self.bos_id is None else [self.bos_id]
-        return [*([] if virtual is None else virtual.tolist()), *start, *self.encode(text)]
+        end = [] if self.sentinel_id is None else [self.sentinel_id]
+        end += [] if self.continues else [self.eos_id]
+        return [*([] if virtual is None else virtual.tolist()), *start, *self.encode(text), *end]
 
     def tokens(self, example: "Example") -> Tokens:
-        """Ids of an example. The target continues the input, one space after it.
+        """Ids of an example. A target that continues its input stands one space after it.
 
         Raises:
             UserError: the input is empty, so that nothing stands before the first target.
@@ -50,7 +56,7 @@ class Binding:
         inputs = self.inputs(example.inputs, example.task)
         if not inputs:
             raise UserError(f"Example {example.id!r} of task {example.task!r} has an empty input; leave it out.")
-        gap = "" if example.inputs[-1:].isspace() or not example.targets else " "
+        gap = " " if self.continues and example.targets and not example.inputs[-1:].isspace() else ""
         targets = [*self.encode(gap + example.targets), self.eos_id]
         return Tokens(inputs, targets)
 

@@ -25,6 +25,9 @@ def _feature(dtype: tf.DType, rank: int) -> seqio.Feature:
     return seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=dtype, rank=rank)
 
 
+# Exemplars come from so many rows of the training split, the first in storage order: a split of millions of rows is
+# never read whole, and a smaller one always is.
+POOL_ROWS = 10_000
 # What each example of our own tasks carries. `shots` is the number of exemplars asked for; they are drawn when a
 # model's tokenizer is at hand (`fewshot`), for how many fit depends on it.
 FEATURES: Mapping[str, seqio.Feature] = {
@@ -34,6 +37,8 @@ FEATURES: Mapping[str, seqio.Feature] = {
     "labels": _feature(tf.string, 1),
     "prefix": _feature(tf.string, 0),
     "shots": _feature(tf.int32, 0),
+    "answers": _feature(tf.string, 1),
+    "suffix": _feature(tf.string, 0),
 }
 
 
@@ -49,6 +54,9 @@ class Example:
       labels: the label set; empty when the task is open.
       prefix: post-processing cuts an output from the second occurrence of this on; "" cuts nothing.
       shots: exemplars to put in front.
+      answers: all right answers where there are several; empty when only `targets` is right.
+      suffix: the end of `inputs` that stays when an input that is too long is shortened before it; "" when `inputs`
+        has to stay whole.
       features: everything the task yields, for its post-processor.
     """
 
@@ -59,6 +67,8 @@ class Example:
     labels: tuple[str, ...]
     prefix: str
     shots: int
+    answers: tuple[str, ...] = ()
+    suffix: str = ""
     features: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -104,7 +114,7 @@ def base_task(name: str) -> str:
     return match["base"] if match and match["base"] in _names() else name
 
 
-def read(name: str, split: str, *, limit: int | None = None, seed: int = 0) -> list[Example]:
+def read(name: str, split: str, *, limit: int | None = None, seed: int = 0, within: int | None = None) -> list[Example]:
     """Returns the examples of one task, in an order given by (seed, id) alone, not by how the data are stored.
 
     Args:
@@ -112,6 +122,7 @@ def read(name: str, split: str, *, limit: int | None = None, seed: int = 0) -> l
       split: one of the task's splits.
       limit: how many at most; a larger limit returns the same ones and more.
       seed: chooses the order, and so the subset.
+      within: only the first so many rows in storage order are read; None reads the whole split.
 
     Raises:
       UserError: when `name` is unknown or a mixture, or the task has no such split.
@@ -120,7 +131,9 @@ def read(name: str, split: str, *, limit: int | None = None, seed: int = 0) -> l
     if isinstance(provider, seqio.Mixture):
         raise UserError(f"{name!r} is a mixture: read its tasks one by one ({', '.join(task_names(name))})")
     _check_split(provider, split)
-    data = provider.get_dataset(sequence_length=None, split=split, shuffle=False)
+    data = provider.get_dataset(sequence_length=None, split=split, shuffle=False, try_in_mem_cache=False)
+    if within is not None:
+        data = data.take(within)
     examples = [_example(provider, raw) for raw in data.as_numpy_iterator()]
     examples.sort(key=lambda e: (stable_hash(str(seed), e.id), e.id, e.inputs))
     return examples[:limit]
@@ -206,6 +219,8 @@ def _example(task: seqio.Task, raw: Mapping[str, Any]) -> Example:
         labels=tuple(map(_decode, raw.get("labels", ()))),
         prefix=_decode(raw.get("prefix", b"")),
         shots=int(raw.get("shots", 0)),
+        answers=tuple(map(_decode, raw.get("answers", ()))),
+        suffix=_decode(raw.get("suffix", b"")),
         features=dict(raw),
     )
 

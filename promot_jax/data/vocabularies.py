@@ -1,28 +1,64 @@
-"""SeqIO vocabulary over a `tokenizers.Tokenizer`: that of a Llama-family model, from GGUF or tokenizer.json."""
+"""SeqIO vocabulary over a `tokenizers.Tokenizer`: that of a decoder-only model, from GGUF or tokenizer.json."""
 
 import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import seqio
 import tensorflow as tf
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
-from promot_jax.errors import UserError, nearest
+from promot_jax.data import gguf_tokenizers, sentencepiece
+from promot_jax.errors import UserError
 
-# GGUF token types. Normal, unused and byte tokens (1, 5, 6) need nothing beyond their place in the vocabulary.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-# How text is cut before BPE, by the `tokenizer.ggml.pre` of a GGUF file. "smollm" takes every digit (any Unicode
-# number) apart first, so that "\n\n7" is "\n\n", "7" to the model and not "\n", "\n7".
-_PRE_TOKENIZERS = {
-    "gpt-2": (),
-    "smollm": (pre_tokenizers.Digits(individual_digits=True),),
-}
+
+class Vocabulary(Protocol):
+    """What training and evaluation ask of a tokenizer."""
+
+    def __hash__(self) -> int:
+        """Consistent with equality: examples are encoded once per vocabulary."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, extra ids included."""
+
+    @property
+    def eos_id(self) -> int:
+        """End of sequence, where `decode` stops."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Beginning of sequence, if there is one."""
+
+    @property
+    def pad_id(self) -> int:
+        """Fills batches up."""
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the model expects `bos_id` in front of its input."""
+
+    @property
+    def sentinels(self) -> dict[str, int]:
+        """Ids of `<extra_id_0>`, `<extra_id_1>`, ..., which `decode` drops; empty where there are none."""
+
+    def encode(self, s: Any) -> Sequence[int]:
+        """Text to ids, with neither beginning nor end of sequence."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids to text; control tokens, sentinels and ids beyond the vocabulary are dropped."""
+
+    def token_strings(self) -> list[str]:
+        """Text of each id by itself, "" for control tokens and sentinels."""
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the files that `load` and transformers' AutoTokenizer read."""
 
 
 class TokenizerVocabulary(seqio.Vocabulary):
@@ -87,7 +123,7 @@ class TokenizerVocabulary(seqio.Vocabulary):
             fields: the file's metadata, from `promot_jax.convert.gguf.read` or `read_metadata`.
 
         Raises:
-            UserError: the tokenizer is of another kind than byte-level BPE, or its parts do not fit together.
+            UserError: the tokenizer is of a kind that is not read, or its parts do not fit together.
         """
 
         def field(name: str, kind: type, default: Any = None) -> Any:
@@ -96,25 +132,18 @@ class TokenizerVocabulary(seqio.Vocabulary):
                 raise UserError(f"The GGUF file's tokenizer.ggml.{name} is a {type(value).__name__}; convert it again.")
             return value
 
-        model, pre = field("model", str), field("pre", str)
-        if model != "gpt2":
-            raise UserError(f"The GGUF file has a tokenizer of type {model!r}; only 'gpt2' (byte-level BPE) is read.")
-        if pre not in _PRE_TOKENIZERS:
-            raise UserError(
-                f"The GGUF file splits text by rule {pre!r}, unknown here{nearest(str(pre), _PRE_TOKENIZERS)}."
-            )
         eos_id = field("eos_token_id", int)
         if eos_id is None:
             raise UserError("The GGUF file names no end-of-sequence token (tokenizer.ggml.eos_token_id).")
-        types = field("token_type", np.ndarray, np.empty(0, np.int32))
-        tokenizer = _byte_level_bpe(field("tokens", list, []), types.tolist(), field("merges", list, []), pre)
+        # SentencePiece files that do not say it are older than the flag, and want one.
+        by_kind = field("model", str) == "llama" and field("bos_token_id", int) is not None
         return cls(
-            tokenizer.to_str(),
+            gguf_tokenizers.build(field).to_str(),
             eos_id=eos_id,
             bos_id=field("bos_token_id", int),
             pad_id=field("padding_token_id", int),
             unk_id=field("unknown_token_id", int),
-            add_bos=field("add_bos_token", bool, False),
+            add_bos=field("add_bos_token", bool, by_kind),
         )
 
     @classmethod
@@ -205,6 +234,11 @@ class TokenizerVocabulary(seqio.Vocabulary):
     def _reader_of_controls(self) -> Tokenizer:
         return Tokenizer.from_str(self.tokenizer_json)
 
+    @functools.cached_property
+    def sentinels(self) -> dict[str, int]:
+        """Ids of T5's `<extra_id_0>`, ..., where the tokenizer has them."""
+        return {token: i for token, i in self._tokenizer.get_vocab().items() if re.fullmatch(r"<extra_id_\d+>", token)}
+
     def _decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids if 0 <= i < self._size], skip_special_tokens=True)
 
@@ -275,30 +309,29 @@ def _text(s: str | bytes) -> str:
     return s.decode("utf-8", "replace") if isinstance(s, bytes) else s.encode("utf-8", "replace").decode("utf-8")
 
 
-def _byte_level_bpe(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str], pre: str) -> Tokenizer:
-    """The tokenizer of a GGUF file; only control tokens and user-defined tokens are special to it."""
-    vocab = {token: i for i, token in enumerate(tokens)}
-    if not tokens or len(vocab) != len(tokens) or len(types) != len(tokens):
-        raise UserError(
-            f"The GGUF file has {len(tokens)} tokens, {len(vocab)} distinct, of {len(types)} types; mend it."
-        )
-    # From the second character on: a token may start with a space, in a user-defined one.
-    pairs = [(merge[: merge.find(" ", 1)], merge[merge.find(" ", 1) + 1 :]) for merge in merges]
-    controls = {token for token, kind in zip(tokens, types, strict=True) if kind in (_UNKNOWN, _CONTROL)}
-    for left, right in pairs:
-        if not {left, right, left + right} <= vocab.keys():
-            raise UserError(f"The GGUF file merges {left[:40]!r} and {right[:40]!r}, not all of which are tokens.")
-        if left + right in controls:
-            raise UserError(f"The GGUF file lets text become the control token {(left + right)[:40]!r} by a merge.")
-    if letters := controls.intersection(pre_tokenizers.ByteLevel.alphabet()):
-        raise UserError(f"The GGUF file makes control tokens of plain bytes: {sorted(letters)[:4]}.")
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs, fuse_unk=False))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*_PRE_TOKENIZERS[pre], byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in tokens if token in controls]
-    )
-    defined = [token for token, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
-    return tokenizer
+def load(path: str | os.PathLike[str]) -> Vocabulary:
+    """Reads the tokenizer of a Hugging Face folder, or a tokenizer file.
+
+    Args:
+        path: a folder with `tokenizer.json`, `spiece.model` or ByT5's `tokenizer_config.json`; a `tokenizer.json`; or a
+            SentencePiece `.model` file, local or `gs://`; or "bytes", ByT5's.
+
+    Raises:
+        UserError: none of these is there, or it is damaged.
+    """
+    folder = Path(path)
+    if str(path) == "bytes":
+        return sentencepiece.ByteVocabulary()
+    if str(path).endswith(".model"):
+        return sentencepiece.SentencePieceVocabulary(path)
+    if (folder / "tokenizer.json").is_file() or not folder.is_dir():
+        return TokenizerVocabulary.load(path)
+    if (folder / "spiece.model").is_file():
+        return sentencepiece.SentencePieceVocabulary(folder / "spiece.model")
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, dict) and config.get("tokenizer_class") == sentencepiece.BYTE_CLASS:
+        return sentencepiece.ByteVocabulary()
+    raise UserError(f"{folder} holds no tokenizer (tokenizer.json or spiece.model); copy it there.")

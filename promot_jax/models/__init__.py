@@ -7,19 +7,21 @@ import jax
 
 from promot_jax.models.decoder import DecoderConfig, DecoderModel
 from promot_jax.models.layouts import Batch, Tokens
+from promot_jax.models.t5 import T5Config, T5Model
 
-__all__ = ["Config", "DecoderConfig", "DecoderModel", "Model", "build"]
+__all__ = ["CONFIGS", "Config", "DecoderConfig", "DecoderModel", "Model", "T5Config", "T5Model", "build"]
 
 Array = jax.Array
 Params = dict[str, Any]
-Config = DecoderConfig
+Config = DecoderConfig | T5Config
+CONFIGS: dict[str, type[Config]] = {"decoder": DecoderConfig, "t5": T5Config}  # by family, as readers of formats say it
 
 
 class Model(Protocol):
     """What every family offers, as pure functions of its parameters.
 
     Parameters are the plain dict of `params["model"]`; `prompt` is the table of all soft prompts (`prompts.table`),
-    `[prompt rows, embed]`, or None. Nothing here knows which rows hold a prompt: ids from `config.vocab_size` on say it.
+    `[prompt rows, embed]`, or None. Nothing here knows which rows hold a prompt: ids from `config.vocab_size` on do.
     """
 
     @property
@@ -79,4 +81,4 @@ class Model(Protocol):
 
 def build(config: Config) -> Model:
     """Returns the model of a config."""
-    return DecoderModel(config)
+    return T5Model(config) if isinstance(config, T5Config) else DecoderModel(config)

@@ -1,8 +1,13 @@
-"""Decoder-only models: the Llama family (grouped-query attention, rotary positions, RMSNorm, SwiGLU)."""
+"""Decoder-only models: Llama, Gemma 2 and 3 (text), Qwen 2.5 and 3, one module whose config says what differs.
+
+All have grouped-query attention, rotary positions, RMSNorm and a gated MLP. What some add: biases or norms of queries
+and keys, norms behind each block, scaled embeddings, soft caps, and layers that see a sliding window only.
+"""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,10 +19,12 @@ from promot_jax.models import layers, layouts
 Array = jax.Array
 Params = dict[str, Any]
 
+_EMPTY = 1 << 30  # position of an empty cache slot: later than any query's
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a Llama-family model.
+    """Sizes of a decoder-only model, and what its family computes; the defaults are Llama's.
 
     Attributes:
         vocab_size: real tokens; ids from here on are soft-prompt rows.
@@ -27,13 +34,26 @@ class DecoderConfig:
         num_layers: decoder layers, stacked on the leading axis of every layer parameter.
         head_dim: size of one head, even.
         mlp_dim: hidden size of the gated MLP.
-        rope_theta: base of the rotary frequencies.
+        rope_theta: base of the rotary frequencies, in layers that see everything.
         norm_eps: epsilon of every RMSNorm.
         tied_embeddings: whether the output head is the embedding table.
-        max_length: longest sequence the model was trained for, in tokens.
+        max_length: longest sequence the model was trained for, in tokens; 0 is no limit.
         dropout_rate: on embeddings, attention output, MLP hidden and output, in training only.
         dtype: of activations and products, "float32" or "bfloat16"; parameters stay float32.
         remat: recompute each layer in the backward pass instead of keeping its activations.
+        activation: of the MLP's gate, "silu" or "gelu" (tanh approximation).
+        qkv_bias: whether queries, keys and values have biases (Qwen 2).
+        qk_norm: whether queries and keys are normalised per head, before rotation (Gemma 3, Qwen 3).
+        norm_offset: added to the scale of every norm; 1.0 where scales are stored around zero (Gemma).
+        post_norms: whether the outputs of attention and MLP are normalised before they are added (Gemma 2 and 3).
+        embedding_scale: whether tokens' embeddings are multiplied by `sqrt(emb_dim)` (Gemma). Soft prompts are not.
+        query_scale: of attention logits; None is `head_dim ** -0.5`.
+        attention_softcap: bound of attention logits, 0.0 for none (Gemma 2).
+        logits_softcap: bound of output logits, 0.0 for none (Gemma 2).
+        window: tokens that a local layer sees, its own included; 0 makes all layers global.
+        global_every: layer i sees everything if `(i + 1) % global_every == 0`, and the window otherwise.
+        local_rope_theta: `rope_theta` of local layers.
+        rope_factor: positions are divided by it in global layers.
     """
 
     vocab_size: int
@@ -50,6 +70,19 @@ class DecoderConfig:
     dropout_rate: float = 0.0
     dtype: str = "float32"
     remat: bool = False
+    activation: str = "silu"
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    embedding_scale: bool = False
+    query_scale: float | None = None
+    attention_softcap: float = 0.0
+    logits_softcap: float = 0.0
+    window: int = 0
+    global_every: int = 1
+    local_rope_theta: float = 1e4
+    rope_factor: float = 1.0
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
@@ -59,6 +92,31 @@ class DecoderConfig:
             raise UserError(f"Rotary positions need an even head size, not {self.head_dim}.")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
+        if self.activation not in layers.ACTIVATIONS:
+            raise UserError(f"activation is {self.activation!r}; use one of {', '.join(layers.ACTIVATIONS)}.")
+        if self.window < 0 or self.global_every < 1 or self.rope_factor <= 0:
+            raise UserError(
+                "A window is not negative, global_every at least 1 and rope_factor positive, not "
+                f"{self.window}, {self.global_every}, {self.rope_factor}."
+            )
+
+    def norm(self, name: str | None = None) -> layers.RMSNorm:
+        """A norm of this model."""
+        return layers.RMSNorm(self.norm_eps, self.norm_offset, name=name)
+
+
+class View(NamedTuple):
+    """What a layer sees: which keys, and from where.
+
+    Attributes:
+        mask: bool `[batch, length, keys]`.
+        cos: of the rotary angles, `[batch, length, 1, head_dim / 2]`.
+        sin: likewise.
+    """
+
+    mask: Array
+    cos: Array
+    sin: Array
 
 
 class SelfAttention(nn.Module):
@@ -67,26 +125,28 @@ class SelfAttention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(
-        self, x: Array, positions: Array, mask: Array, cache: Any, cursor: Any, layer: Array
-    ) -> tuple[Array, Any]:
+    def __call__(self, x: Array, view: View, cache: Any, cursor: Any, layer: Array) -> tuple[Array, Any]:
         """Returns `[batch, length, embed]` and the extended cache of all layers (None without one)."""
         cfg = self.config
         batch, length, _ = x.shape
 
         def heads(name: str, count: int) -> Array:
-            return layers.Dense(count * cfg.head_dim, name=name)(x).reshape(batch, length, count, cfg.head_dim)
+            flat = layers.Dense(count * cfg.head_dim, use_bias=cfg.qkv_bias, name=name)(x)
+            return flat.reshape(batch, length, count, cfg.head_dim)
 
-        query = layers.rotary(heads("query", cfg.num_heads), positions, cfg.rope_theta)
-        key = layers.rotary(heads("key", cfg.num_kv_heads), positions, cfg.rope_theta)
+        query, key = heads("query", cfg.num_heads), heads("key", cfg.num_kv_heads)
         value = heads("value", cfg.num_kv_heads)
+        if cfg.qk_norm:
+            query, key = cfg.norm("query_norm")(query), cfg.norm("key_norm")(key)
+        query, key = layers.rotary(query, view.cos, view.sin), layers.rotary(key, view.cos, view.sin)
         if cache is not None:
             # Only the new slots are written: [layers, batch, slots, kv_heads, head_dim] stays where it is.
             at = (layer, 0, cursor, 0, 0)
             new = {"key": key, "value": value}
             cache = {name: jax.lax.dynamic_update_slice(cache[name], new[name][None], at) for name in new}
             key, value = cache["key"][layer], cache["value"][layer]
-        mixed = layers.attend(query, key, value, mask, cfg.head_dim**-0.5)
+        scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
+        mixed = layers.attend(query, key, value, view.mask, scale, cap=cfg.attention_softcap)
         return layers.Dense(cfg.emb_dim, name="out")(mixed), cache
 
 
@@ -97,17 +157,22 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Array, Any], layer: Array, positions: Array, mask: Array, cursor: Any
+        self, carry: tuple[Array, Any], layer: Array, is_global: Array, wide: View, near: View | None, cursor: Any
     ) -> tuple[tuple[Array, Any], None]:
         """Takes `[batch, length, embed]` and the cache of all layers one layer further."""
         x, cache = carry
         cfg = self.config
         dropout = layers.Dropout(cfg.dropout_rate)
-        normed = layers.RMSNorm(cfg.norm_eps, name="pre_self_attention_layer_norm")(x)
-        mixed, cache = SelfAttention(cfg, name="self_attention")(normed, positions, mask, cache, cursor, layer)
+        view = wide if near is None else jax.tree.map(partial(jnp.where, is_global), wide, near)
+        normed = cfg.norm("pre_self_attention_layer_norm")(x)
+        mixed, cache = SelfAttention(cfg, name="self_attention")(normed, view, cache, cursor, layer)
+        if cfg.post_norms:
+            mixed = cfg.norm("post_self_attention_layer_norm")(mixed)
         x = x + dropout(mixed)
-        normed = layers.RMSNorm(cfg.norm_eps, name="pre_mlp_layer_norm")(x)
-        hidden = layers.GatedMlp(cfg.mlp_dim, cfg.dropout_rate, name="mlp")(normed)
+        normed = cfg.norm("pre_mlp_layer_norm")(x)
+        hidden = layers.Mlp(cfg.mlp_dim, (cfg.activation, "linear"), cfg.dropout_rate, name="mlp")(normed)
+        if cfg.post_norms:
+            hidden = cfg.norm("post_mlp_layer_norm")(hidden)
         return (x + dropout(hidden), cache), None
 
 
@@ -124,17 +189,18 @@ class DecoderStack(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
         )(cfg)
-        self.decoder_norm = layers.RMSNorm(cfg.norm_eps)
+        self.decoder_norm = cfg.norm()
         if not cfg.tied_embeddings:
             self.logits_dense = layers.Dense(cfg.vocab_size)
 
-    def __call__(self, x: Array, positions: Array, mask: Array, cache: Any, cursor: Any) -> tuple[Array, Any]:
+    def __call__(self, x: Array, wide: View, near: View | None, cache: Any, cursor: Any) -> tuple[Array, Any]:
         """Maps `[batch, length, embed]`; the second result is the cache of all layers."""
         index = jnp.arange(self.config.num_layers)
-        (x, cache), _ = self.layers((x, cache), index, positions, mask, cursor)
+        is_global = (index + 1) % self.config.global_every == 0
+        (x, cache), _ = self.layers((x, cache), index, is_global, wide, near, cursor)
         return self.decoder_norm(x), cache
 
     def head(self, x: Array) -> Array:
@@ -150,7 +216,7 @@ class DecoderModule(nn.Module):
     def setup(self) -> None:
         """Declares the submodules under T5X's names."""
         cfg = self.config
-        self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim)
+        self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, _embedding_scale(cfg))
         self.embedding_dropout = layers.Dropout(cfg.dropout_rate)
         self.decoder = DecoderStack(cfg)
 
@@ -159,26 +225,43 @@ class DecoderModule(nn.Module):
         tokens: Array,
         prompt: Array | None,
         positions: Array,
+        key_positions: Array,
         mask: Array,
         cache: Any = None,
         cursor: Any = 0,
     ) -> tuple[Array, Any]:
-        """Final hidden states `[batch, length, embed]` and the extended cache."""
-        x = self.embedding_dropout(self.token_embedder(tokens, prompt, jnp.dtype(self.config.dtype)))
-        return self.decoder(x, positions, mask, cache, cursor)
+        """Final hidden states `[batch, length, embed]` and the extended cache.
+
+        `mask` `[batch, length, keys]` is that of global layers. A window is narrower by the distance between
+        `positions` `[batch, length]` and `key_positions` `[batch, keys]`: slots of a cache or of a packed row lie
+        elsewhere.
+        """
+        cfg = self.config
+        x = self.embedding_dropout(self.token_embedder(tokens, prompt, jnp.dtype(cfg.dtype)))
+        wide = View(mask, *layers.rotation(positions, cfg.head_dim, cfg.rope_theta, cfg.rope_factor))
+        near = None
+        if cfg.window:
+            distance = positions[:, :, None] - key_positions[:, None, :]
+            turned = layers.rotation(positions, cfg.head_dim, cfg.local_rope_theta)
+            near = View(mask & (distance < cfg.window), *turned)
+        return self.decoder(x, wide, near, cache, cursor)
 
     def head(self, x: Array) -> Array:
         """Logits `[..., vocab]` in float32 of hidden states `[..., embed]`."""
         logits = self.token_embedder.attend(x) if self.config.tied_embeddings else self.decoder.head(x)
-        return logits.astype(jnp.float32)
+        return layers.softcap(logits.astype(jnp.float32), self.config.logits_softcap)
 
     def __call__(self, tokens: Array) -> Array:
         """Logits of plain token ids, every position: what `init` traces."""
         length = tokens.shape[1]
         positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
         mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (tokens.shape[0], length, length))
-        x, _ = self.hidden(tokens, None, positions, mask)
+        x, _ = self.hidden(tokens, None, positions, positions, mask)
         return self.head(x)
+
+
+def _embedding_scale(config: DecoderConfig) -> float:
+    return config.emb_dim**0.5 if config.embedding_scale else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +294,8 @@ class DecoderModel:
         length = segments.shape[1]
         mask = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((length, length), bool))
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        x, _ = self._apply(params, "hidden", batch["tokens"], prompt, batch["positions"], mask, **rngs)
+        at = batch["positions"]
+        x, _ = self._apply(params, "hidden", batch["tokens"], prompt, at, at, mask, **rngs)
         return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
 
     def head(self, params: Params, hidden: Array) -> Array:
@@ -225,7 +309,8 @@ class DecoderModel:
 
     def input_rows(self, params: Params, ids: Array) -> Array:
         """What the first layer reads for real token ids: `[..., embed]`, float32; what soft prompts start from."""
-        rows: Array = params["token_embedder"]["embedding"][ids]
+        scale = jnp.asarray(_embedding_scale(self.config), self.config.dtype).astype(jnp.float32)
+        rows: Array = params["token_embedder"]["embedding"][ids].astype(jnp.float32) * scale
         return rows
 
     def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
@@ -234,29 +319,30 @@ class DecoderModel:
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         batch, length = tokens.shape
         slots = jnp.arange(length + steps)
-        valid = slots < lengths[:, None]  # [batch, slots]
-        mask = valid[:, None, :] & (slots <= jnp.arange(length)[:, None])
+        held = jnp.where(slots < lengths[:, None], slots, _EMPTY)  # [batch, slots]
+        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        mask = held[:, None, :] <= positions[:, :, None]
         shape = (cfg.num_layers, batch, length + steps, cfg.num_kv_heads, cfg.head_dim)
         cache: Params = {"key": jnp.zeros(shape, cfg.dtype), "value": jnp.zeros(shape, cfg.dtype)}
-        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        x, cache = self._apply(params, "hidden", tokens, prompt, positions, mask, cache, 0)
+        x, cache = self._apply(params, "hidden", tokens, prompt, positions, held, mask, cache, 0)
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         logits = self._apply(params, "head", last)
-        return logits, {"cache": cache, "valid": valid, "position": lengths, "cursor": jnp.int32(length)}
+        return logits, {"cache": cache, "held": held, "position": lengths, "cursor": jnp.int32(length)}
 
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
         """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state.
 
-        New tokens share one cache slot per step for the whole batch; a row's padding before it stays masked.
+        New tokens share one cache slot per step for the whole batch; a row's padding before it stays masked. `held`
+        says which position lies in each slot.
         """
-        cursor = state["cursor"]
-        valid = state["valid"] | (jnp.arange(state["valid"].shape[1]) == cursor)
-        at, mask = state["position"][:, None], valid[:, None, :]
-        x, cache = self._apply(params, "hidden", tokens[:, None], None, at, mask, state["cache"], cursor)
+        cursor, at = state["cursor"], state["position"][:, None]
+        held = jnp.where(jnp.arange(state["held"].shape[1]) == cursor, at, state["held"])
+        mask = held[:, None, :] <= at[:, :, None]
+        x, cache = self._apply(params, "hidden", tokens[:, None], None, at, held, mask, state["cache"], cursor)
         logits = self._apply(params, "head", x[:, 0])
-        return logits, {"cache": cache, "valid": valid, "position": state["position"] + 1, "cursor": cursor + 1}
+        return logits, {"cache": cache, "held": held, "position": state["position"] + 1, "cursor": cursor + 1}
 
     def reorder(self, state: Params, rows: Array) -> Params:
         """The decoding state with its rows taken from `rows` `[new batch]`; see `Model.reorder`."""
         cache = {name: jnp.take(leaf, rows, axis=1) for name, leaf in state["cache"].items()}
-        return {**state, "cache": cache, "valid": state["valid"][rows], "position": state["position"][rows]}
+        return {**state, "cache": cache, "held": state["held"][rows], "position": state["position"][rows]}

@@ -1,5 +1,7 @@
 """Layers both model families are built from: Flax Linen modules used as pure functions of a plain dict."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -52,37 +54,47 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
 class Dense(nn.Module):
-    """Linear layer without bias; T5X's name and layout: `kernel` `[in, out]`, float32 master weights."""
+    """Linear layer in T5X's names and layout: `kernel` `[in, out]` and, if asked for, `bias` `[out]`, both float32."""
 
     features: int
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        return matmul(x, kernel)
+        y = matmul(x, kernel)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+        return y
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32."""
+    """Root-mean-square norm, computed in float32, times `scale + offset`: Gemma stores scales around zero."""
 
     epsilon: float
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis of `[..., embed]`, keeping its dtype."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32).astype(jnp.float32) + self.offset
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-        return (x32 * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+        return (x32 * inverse * scale).astype(x.dtype)
 
 
 class Embed(nn.Module):
-    """Token embedding, with soft prompts as the virtual ids behind the vocabulary."""
+    """Token embedding, with soft prompts as the virtual ids behind the vocabulary.
+
+    Rows of the table are multiplied by `scale` as they are looked up (Gemma); those of a prompt are taken as they are.
+    """
 
     vocab_size: int
     features: int
+    scale: float = 1.0
 
     def setup(self) -> None:
         """Declares `embedding` `[vocab, embed]`."""
@@ -100,9 +112,11 @@ class Embed(nn.Module):
         Returns:
             `[batch, length, embed]`.
         """
+        # Rounded to the dtype first, as Gemma's own code does.
+        scale = jnp.asarray(self.scale, dtype)
         if prompt is None:
-            return self.embedding[ids].astype(dtype)
-        real = self.embedding[jnp.minimum(ids, self.vocab_size - 1)].astype(dtype)
+            return self.embedding[ids].astype(dtype) * scale
+        real = self.embedding[jnp.minimum(ids, self.vocab_size - 1)].astype(dtype) * scale
         virtual = prompt[jnp.clip(ids - self.vocab_size, 0, prompt.shape[0] - 1)].astype(dtype)
         return jnp.where((ids < self.vocab_size)[..., None], real, virtual)
 
@@ -111,24 +125,45 @@ class Embed(nn.Module):
         return matmul(x, self.embedding.T)
 
 
-def rotary(x: Array, positions: Array, theta: float) -> Array:
+def rotation(positions: Array, head_dim: int, theta: float, factor: float = 1.0) -> tuple[Array, Array]:
+    """Cosine and sine of every rotary angle, float32.
+
+    Args:
+        positions: `[batch, length]`.
+        head_dim: size of one head.
+        theta: base of the frequencies.
+        factor: positions are divided by it (linear scaling to longer contexts).
+
+    Returns:
+        Two arrays `[batch, length, 1, head_dim / 2]`.
+    """
+    half = head_dim // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half) / factor
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotary(x: Array, cos: Array, sin: Array) -> Array:
     """Rotary positions in the half-split layout of Llama (Su et al., 2021), computed in float32.
 
     Args:
         x: `[batch, length, heads, head_dim]`.
-        positions: `[batch, length]`.
-        theta: base of the frequencies.
+        cos: of `rotation`.
+        sin: of `rotation`.
     """
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
 
-def attend(query: Array, key: Array, value: Array, mask: Array, scale: float) -> Array:
+def softcap(x: Array, cap: float) -> Array:
+    """Squeezes values smoothly into `(-cap, cap)`; 0 leaves them as they are."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def attend(
+    query: Array, key: Array, value: Array, mask: Array, scale: float, *, bias: Array | None = None, cap: float = 0.0
+) -> Array:
     """Grouped-query attention; every group of query heads shares one key/value head; in float32.
 
     Args:
@@ -137,6 +172,8 @@ def attend(query: Array, key: Array, value: Array, mask: Array, scale: float) ->
         value: as `key`.
         mask: bool `[batch, length, keys]`, True where attention is allowed.
         scale: of the logits; 1.0 in the T5 family.
+        bias: added to the scaled logits, `[batch or 1, heads, length, keys]` float32, or None.
+        cap: of the scaled logits (`softcap`), 0 for none.
 
     Returns:
         `[batch, length, heads * head_dim]`.
@@ -146,12 +183,41 @@ def attend(query: Array, key: Array, value: Array, mask: Array, scale: float) ->
     # One plain batched product per key/value head, [batch, kv_heads, group * length, ...]: backends run it best.
     rows = query.astype(jnp.float32).reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, kv_heads, group * length, head_dim)
-    logits = rows @ key.astype(jnp.float32).transpose(0, 2, 3, 1) * scale
+    logits = softcap(rows @ key.astype(jnp.float32).transpose(0, 2, 3, 1) * scale, cap)
     logits = logits.reshape(batch, kv_heads, group, length, -1)
+    if bias is not None:
+        logits += bias.reshape(-1, kv_heads, group, length, key.shape[1])
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min), axis=-1)
     mixed = weights.reshape(batch, kv_heads, group * length, -1) @ value.astype(jnp.float32).transpose(0, 2, 1, 3)
     mixed = mixed.reshape(batch, kv_heads, group, length, head_dim).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads * head_dim).astype(query.dtype)
+
+
+# "gelu" is its tanh approximation, as in all published models.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "linear": lambda x: x,
+}
+
+
+class Mlp(nn.Module):
+    """`wo(activation(wi x))` for one activation, `wo(first(wi_0 x) * second(wi_1 x))` for two (gated)."""
+
+    mlp_dim: int
+    activations: tuple[str, ...]
+    dropout_rate: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[..., embed]` to `[..., embed]`."""
+        names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
+        parts = [
+            ACTIVATIONS[activation](Dense(self.mlp_dim, name=name)(x))
+            for name, activation in zip(names, self.activations, strict=True)
+        ]
+        return Dense(x.shape[-1], name="wo")(Dropout(self.dropout_rate)(math.prod(parts[1:], start=parts[0])))
 
 
 class Dropout(nn.Module):
@@ -163,16 +229,3 @@ class Dropout(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Drops entries of an array of any shape."""
         return nn.Dropout(self.rate)(x, deterministic=not self.has_rng("dropout"))
-
-
-class GatedMlp(nn.Module):
-    """`wo(activation(wi_0 x) * wi_1 x)`: SwiGLU."""
-
-    mlp_dim: int
-    dropout_rate: float
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps `[..., embed]` to `[..., embed]`."""
-        hidden = nn.silu(Dense(self.mlp_dim, name="wi_0")(x)) * Dense(self.mlp_dim, name="wi_1")(x)
-        return Dense(x.shape[-1], name="wo")(Dropout(self.dropout_rate)(hidden))

@@ -46,3 +46,34 @@ def decoder_rows(rows: Sequence[Sequence[Tokens]], length: int, targets: int) ->
             weights[row, aims] = 1.0
             start, done = span.stop, aims.stop
     return {**wide, **goal, "weights": weights}
+
+
+def encoder_decoder_rows(rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> Batch:
+    """Lays sequences out for an encoder-decoder model.
+
+    Args:
+        rows: each row's sequences, several when packed.
+        inputs: room for input tokens per row, prompts included.
+        targets: room for target tokens per row.
+
+    Returns:
+        `tokens`, `segment_ids` `[batch, inputs]` int32 for the encoder; `decoder_tokens` (the targets one to the right,
+        id 0 in front of each segment's), `decoder_segment_ids`, `targets` `[batch, targets]` int32, and `weights`
+        `[batch, targets]` float32. Segment 0 is padding; segments lie in one piece, from which models with relative
+        positions take them.
+    """
+    wide = {name: np.zeros((len(rows), inputs), np.int32) for name in ("tokens", "segment_ids")}
+    names = ("decoder_tokens", "decoder_segment_ids", "targets")
+    goal = {name: np.zeros((len(rows), targets), np.int32) for name in names}
+    for row, sequences in enumerate(rows):
+        start = done = 0
+        for segment, sequence in enumerate(sequences, 1):
+            span = slice(start, start + len(sequence.inputs))
+            wide["tokens"][row, span] = sequence.inputs
+            wide["segment_ids"][row, span] = segment
+            aims = slice(done, done + len(sequence.targets))
+            goal["decoder_tokens"][row, aims] = [0, *sequence.targets[:-1]]
+            goal["decoder_segment_ids"][row, aims] = segment
+            goal["targets"][row, aims] = sequence.targets
+            start, done = span.stop, aims.stop
+    return {**wide, **goal, "weights": (goal["decoder_segment_ids"] > 0).astype(np.float32)}

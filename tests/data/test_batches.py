@@ -1,5 +1,6 @@
 """From examples to arrays: prompts in front, every example once and in order, nothing cut, positions right."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 
 from promot_jax.data import batches
 from promot_jax.data.batches import WIDTHS, Binding, TrainBatches
-from promot_jax.models import DecoderConfig, build, layouts
-from promot_jax.models.layouts import Tokens
 from promot_jax.data.text import Example
 from promot_jax.errors import UserError
+from promot_jax.models import DecoderConfig, T5Config, build, layouts
+from promot_jax.models.layouts import Tokens
 
 VOCAB, EOS, BOS = 200, 0, 1
 PROMPTS = {"a": np.arange(VOCAB, VOCAB + 3, dtype=np.int32), "b": np.arange(VOCAB + 3, VOCAB + 5, dtype=np.int32)}
@@ -90,6 +91,40 @@ def test_the_target_continues_the_input(inputs, targets, text):
     tokens = binding().tokens(example(inputs, targets))
 
     assert tokens == Tokens([200, 201, 202, *encode(inputs)], [*encode(text), EOS])
+
+
+def test_inputs_that_are_encoded_end_with_eos_and_targets_stand_alone():
+    encoding = dataclasses.replace(binding(), continues=False)
+
+    assert encoding.tokens(example("xy", "z")) == Tokens([200, 201, 202, *encode("xy"), EOS], [*encode("z"), EOS])
+    assert encoding.tokens(example("", "", "none")) == Tokens([EOS], [EOS])  # there is always something to encode
+    assert dataclasses.replace(encoding, sentinel_id=77).inputs("xy") == [*encode("xy"), 77, EOS]
+    assert dataclasses.replace(binding(bos=BOS), sentinel_id=77).inputs("xy") == [BOS, *encode("xy"), 77]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_encoded_inputs_in_training_rows(pack):
+    bound = dataclasses.replace(binding(), continues=False)
+    model = build(T5Config(97, 16, 2, 1, 1, 8, 24))
+    examples = [example("x", "y", "b"), example("xx", "y", "none"), example("x" * 11, "y", "a")]
+    stream = TrainBatches(
+        itertools.cycle(examples),
+        bound,
+        model.layout,
+        batch_size=1,
+        feature_lengths={"inputs": 5, "targets": 4},
+        pack=pack,
+    )
+    batch = next(iter(stream))
+
+    assert {name: array.shape for name, array in batch.items()} == {
+        **dict.fromkeys(("tokens", "segment_ids"), (1, 8)),
+        **dict.fromkeys(("decoder_tokens", "decoder_segment_ids", "targets", "weights"), (1, 4)),
+    }
+    both = [203, 204, *encode("x"), EOS, *encode("xx"), EOS]
+    assert batch["tokens"][0].tolist() == (both + [0] if pack else both[:4] + [0] * 4)
+    assert batch["decoder_tokens"][0].tolist() == ([0, ord("y"), 0, ord("y")] if pack else [0, ord("y"), 0, 0])
+    assert batch["weights"].sum() == (4 if pack else 2)
 
 
 def test_without_any_input_there_is_no_place_to_predict_from():

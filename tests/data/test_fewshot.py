@@ -1,10 +1,13 @@
+import itertools
 import random
+from collections.abc import Callable, Iterator
 
 import pytest
+import tiny_tasks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promot_jax.data import fewshot
+from promot_jax.data import fewshot, text
 from promot_jax.data.text import Example
 from promot_jax.errors import UserError
 
@@ -47,6 +50,20 @@ def test_exemplars_are_known_for_good() -> None:
 def test_too_small_a_pool() -> None:
     with pytest.raises(UserError, match="task 'task' has 2 training examples to draw from, too few for 4 shots"):
         fewshot.choose("task", 0, "train-0", POOL[:3], 4)
+
+
+def test_no_exemplar_asks_the_same_question() -> None:
+    twin = example("train-99", inputs=POOL[25].inputs)
+    chosen = fewshot.choose("task", 0, "test-1", [*POOL, twin], 4, POOL[25].inputs)
+
+    # Without train-25 and its twin, the others stay, and the next in rank comes in front.
+    assert [e.id for e in chosen[1:]] == ["train-15", "train-3", "train-17"]
+    assert POOL[25].inputs not in {e.inputs for e in chosen}
+    assert fewshot.choose("task", 0, "test-1", POOL, 4, "Q: another\nA:") == fewshot.choose(
+        "task", 0, "test-1", POOL, 4
+    )
+    with pytest.raises(UserError, match="has 2 training examples to draw from, too few for 3 shots"):
+        fewshot.choose("task", 0, "test-1", POOL[:3], 3, POOL[0].inputs)
 
 
 def test_no_shots_need_no_pool() -> None:
@@ -107,3 +124,107 @@ def test_compose(shots: list[str], query: str, room: int) -> None:
     if dropped:
         before = exemplars[dropped - 1]
         assert len(prompt) + len(f"{before.inputs} {before.targets}") + 2 > room
+
+
+ARTICLE = Example("task", "a", "Article: one two three four\nSummary:", "short", (), "", 1, suffix="\nSummary:")
+
+
+@pytest.mark.parametrize(
+    ("room", "prompt"),
+    [
+        (10, "Article: x\nSummary: y\n\nArticle: one two three four\nSummary:"),
+        (6, "Article: one two three four\nSummary:"),
+        (5, "Article: one two three\nSummary:"),
+        (2, "Article:\nSummary:"),
+    ],
+)
+def test_a_query_that_may_be_shortened_loses_its_end_but_not_its_suffix(room: int, prompt: str) -> None:
+    exemplar = Example("task", "b", "Article: x\nSummary:", "y", (), "", 1, suffix="\nSummary:")
+
+    assert fewshot.compose(ARTICLE, [exemplar], words, room) == (prompt, room < 10)
+
+
+def test_a_query_without_room_for_its_suffix() -> None:
+    with pytest.raises(UserError, match="over the limit of 1"):
+        fewshot.compose(ARTICLE, [], words, 1)
+
+
+@given(POOLS, st.integers(0, 3), IDS, st.integers(0, 5), st.randoms(use_true_random=False))
+def test_draw(pool: list[Example], seed: int, own: str, k: int, order: random.Random) -> None:
+    query = example(own, "Q: 3\nA:")
+    candidates = fewshot.distinct(pool)
+    available = {e.inputs for e in candidates if e.id != own and e.inputs != query.inputs}
+    if k > len(available):
+        with pytest.raises(UserError, match="too few training examples"):
+            fewshot.draw("task", seed, query, candidates, k)
+        return
+    drawn = fewshot.draw("task", seed, query, candidates, k)
+
+    assert len({e.inputs for e in drawn}) == len(drawn) == k
+    assert own not in {e.id for e in drawn} and query.inputs not in {e.inputs for e in drawn}
+    shuffled = fewshot.distinct(order.sample(pool, len(pool)))
+    assert shuffled == candidates and fewshot.draw("task", seed, query, shuffled, k) == drawn
+    if k:
+        assert fewshot.draw("task", seed, query, candidates, k - 1) == drawn[1:]
+
+
+def test_every_pool_member_is_drawn_about_as_often_by_place() -> None:
+    pool = fewshot.distinct(POOL)
+    drawn = [e.id for i in range(600) for e in fewshot.draw("task", 0, example(f"test-{i}"), pool, 2)]
+
+    assert all(15 <= drawn.count(e.id) <= 75 for e in POOL)
+    assert fewshot.draw("task", 1, QUERY, pool, 4) != fewshot.draw("task", 0, QUERY, pool, 4)
+
+
+def composed(name: str, seed: int, room: int, count: Callable[[str], int] = len) -> fewshot.WithExemplars:
+    return fewshot.WithExemplars(text.stream(name, "train", seed=0), seed, count, room)
+
+
+def take(stream: Iterator[Example], n: int = 72) -> list[Example]:
+    return list(itertools.islice(stream, n))
+
+
+def test_a_training_stream_with_one_exemplar() -> None:
+    plain = {e.id: e for e in text.read("tiny_review", "train")}
+    stream = composed("tiny_review_1shot", 0, 1000)
+    examples = take(stream)
+
+    prompts = {(e.id, e.inputs) for e in examples}
+    assert len(prompts) == len({name for name, _ in prompts})  # the same one whenever an example comes by
+    assert len(prompts) > tiny_tasks.SIZES["train"] // 2
+    for name, prompt in prompts:
+        exemplar, query = prompt.split("\n\n")
+        assert query == plain[name].inputs
+        assert exemplar in {f"{e.inputs} {e.targets}" for e in plain.values() if e.id != name}
+    assert [e.targets for e in examples] == [plain[e.id].targets for e in examples]
+    assert stream.dropped == 0
+    assert take(composed("tiny_review_1shot", 0, 1000)) == examples
+    assert take(composed("tiny_review_1shot", 1, 1000)) != examples
+
+
+def test_what_asks_for_no_exemplar_passes() -> None:
+    assert take(composed("tiny_review", 0, 1000)) == take(text.stream("tiny_review", "train", seed=0))
+
+
+def test_exemplars_without_room_are_dropped_and_counted() -> None:
+    plain = {e.id: e.inputs for e in text.read("tiny_review", "train")}
+    room = 2 * max(map(len, plain.values())) + 5  # two of the longest do not fit
+    stream = composed("tiny_review_1shot", 0, room)
+    examples = take(stream)
+
+    alone = [e for e in examples if e.inputs == plain[e.id]]
+    assert 0 < stream.dropped == len(alone) < len(examples)
+    assert max(len(e.inputs) for e in examples) <= room
+
+
+def test_what_does_not_fit_alone_is_left_to_the_batches() -> None:
+    stream = composed("tiny_review_1shot", 0, 3)
+
+    assert take(stream) == take(text.stream("tiny_review_1shot", "train", seed=0))
+    assert stream.dropped == 0
+
+
+def test_a_mixture_draws_each_tasks_own_exemplars() -> None:
+    for e in take(composed("tiny_pair_1shot", 0, 1000)):
+        captions = [part.split(":")[0] for part in e.inputs.split("\n\n")]
+        assert captions == [{"tiny_review_1shot": "Review", "tiny_size_1shot": "Animal"}[e.task]] * 2

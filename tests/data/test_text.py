@@ -92,6 +92,14 @@ def test_a_limit_takes_a_subset_given_by_the_seed() -> None:
     assert text.read("text_one", "test", limit=1000) == text.read("text_one", "test")
 
 
+def test_of_a_large_split_the_first_rows_are_read() -> None:
+    stored = [f"train-{i}" for i in range(40)]
+
+    assert {e.id for e in text.read("text_one", "train", within=12)} == set(stored[:12])
+    assert len(text.read("text_one", "train", within=12, limit=5)) == 5
+    assert text.read("text_one", "train", within=40) == text.read("text_one", "train")
+
+
 @pytest.mark.parametrize("k", [0, 1, 4, 7])
 def test_any_number_of_shots(k: int) -> None:
     assert {e.shots for e in text.read(f"text_one_{k}shot", "test")} == {k}

@@ -215,7 +215,8 @@ def test_seqio_tokenizes_with_it(vocabulary: TokenizerVocabulary) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model", "llama", "tokenizer of type 'llama'"),
+        ("model", "bert", "tokenizer of type 'bert'"),
+        ("model", "llama", "but 0 usable scores"),
         ("model", None, "tokenizer of type None"),
         ("model", 7, r"tokenizer\.ggml\.model is a int"),
         ("pre", "smolm", r"rule 'smolm', unknown here \(did you mean 'smollm'\?\)"),

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from promot_jax import decoding, trees
-from promot_jax.models import layouts
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderConfig, build
+from promot_jax.models import DecoderConfig, build, layouts
 
 CONFIGS = {
     "grouped, tied": DecoderConfig(97, 48, 6, 2, 3, 8, 80, rope_theta=1e5),

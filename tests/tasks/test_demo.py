@@ -112,7 +112,7 @@ def test_prompts_are_the_same_everywhere() -> None:
     for name in TASKS:
         pool = text.read(name, "train")
         for example in text.read(f"{name}_4shot", "test"):
-            chosen = fewshot.choose(name, 0, example.id, pool, example.shots)
+            chosen = fewshot.choose(name, 0, example.id, pool, example.shots, example.inputs)
             digest.update(fewshot.compose(example, chosen, len, 10_000)[0].encode())
 
     assert digest.hexdigest()[:16] == "db1cb053d0dfc74f"

@@ -1,4 +1,5 @@
 import inspect
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -32,6 +33,33 @@ MEANS = [metrics.accuracy, metrics.exact_match, metrics.token_f1, metrics.rouge2
 def test_squad(target: metrics.Target, prediction: str, exact: float, f1: float) -> None:
     assert metrics.exact_match([target], [prediction]) == {"exact_match": exact}
     assert metrics.token_f1([target], [prediction])["token_f1"] == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("  The U.S.A. ", "usa"),
+        ("A.N. Other", "other"),  # punctuation goes first, and leaves an article
+        ("theatre anthem", "theatre anthem"),
+        ("half-an-hour", "halfanhour"),
+        ("rock 'n' roll", "rock n roll"),
+        ("the\tan\na", ""),
+        ("“Æon” – é", "“æon” – é"),  # ASCII punctuation only
+    ],
+)
+def test_squads_normalisation(answer: str, normal: str) -> None:
+    assert metrics.normalise(answer) == normal
+
+
+def test_bleu_and_rouge2_by_hand() -> None:
+    target, said = "the cat sat on a mat", "the cat sat on the mat"
+
+    # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 fours; of equal length, so no penalty.
+    assert metrics.bleu([target], [said])["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    short = 100 * math.exp(1 - 6 / 5)  # all of 5 words right, where 6 were wanted
+    assert metrics.bleu([target], ["the cat sat on a"])["bleu"] == pytest.approx(short)
+    assert metrics.rouge2([target], [said]) == {"rouge2": pytest.approx(60)}  # 3 of 5 pairs, either way
+    assert metrics.rouge2(["Cats sat"], ["cats sit, cats sat."])["rouge2"] == pytest.approx(50)  # 1 of 3, 1 of 1
 
 
 def test_accuracy_takes_the_answer_to_the_letter() -> None:

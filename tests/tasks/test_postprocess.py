@@ -44,6 +44,22 @@ def test_label(output: str, answer: str) -> None:
     assert postprocess.label(CONTINENTS)(output) == answer
 
 
+def test_label_to_the_letter() -> None:
+    fn = postprocess.label("ABCD", "Q:", ignore_case=False)
+
+    answers = {" A": "A", "B) cold": "B", "a dog": "a dog", "Apples": "Apples", "D Q: x Q: A": "D"}
+    assert {output: fn(output) for output in answers} == answers
+
+
+def test_several_answers() -> None:
+    fn = postprocess.text("Q:")
+
+    assert fn("Paris", example={"answers": ("Paris", "Paname")}, is_target=True) == ["Paris", "Paname"]
+    assert fn("Paris", example={"answers": [b"Paris"]}, is_target=True) == ["Paris"]
+    assert fn("Paris", example={"answers": ()}, is_target=True) == "Paris"
+    assert fn("Paname", example={"answers": ("Paris", "Paname")}) == "Paname"
+
+
 @pytest.mark.parametrize("fn", [postprocess.text("Q:"), postprocess.label(["True"], "Q:")])
 def test_targets_stay_as_they_are(fn: postprocess.Postprocess) -> None:
     assert fn("true Q: Q:\n", example={"prefix": "Q:"}, is_target=True) == "true Q: Q:\n"

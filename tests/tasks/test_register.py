@@ -7,6 +7,7 @@ import seqio
 import tensorflow as tf
 
 from promot_jax.data import text
+from promot_jax.decoding import Decoding
 from promot_jax.errors import UserError
 from promot_jax.tasks import metrics, postprocess, register, templates
 
@@ -159,7 +160,7 @@ def test_postprocessing_follows_from_the_labels() -> None:
     assert own.postprocess_fn("abc", example={}, is_target=False) == "cba"
     assert seqio.get_mixture_or_task("closed_4shot").postprocess_fn("K0 x", example={}, is_target=False) == "K0"
     assert [fn({"a"}, {"a"}) for fn in closed.metric_fns] == [{"accuracy": 100.0}]
-    assert postprocess.STOP == "\n"
+    assert postprocess.STOP == Decoding().stop == "\n"
 
 
 def test_a_name_is_registered_once() -> None:

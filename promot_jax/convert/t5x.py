@@ -1,0 +1,340 @@
+"""Native T5X checkpoints in and out: `checkpoint_N/checkpoint`, flax msgpack, beside one zarr array per large leaf.
+
+A T5X checkpoint says nothing about sizes: it is read against the shapes of a config's parameter tree. Each leaf is
+found and checked before anything is allocated; then leaves are read one at a time, or only the slices of them that
+a host needs. Layers are `encoder/layers_0/...` in the files and stacked on axis 0 of `encoder/layers/...` in ours.
+"""
+
+import itertools
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from promot_jax import trees
+from promot_jax.convert import zarr
+from promot_jax.convert.flax_msgpack import FLOATS, Index, Inline, read_msgpack
+from promot_jax.convert.zarr import Zarr, open_zarr
+from promot_jax.errors import UserError
+
+Shape = tuple[int, ...]
+
+_PLACEHOLDER = "PLACEHOLDER://"
+_ALIGNMENT = 64  # bytes: JAX takes an array that starts on such a boundary without a copy
+_READERS = min(8, os.cpu_count() or 1)  # layers unpacked at a time; zlib runs outside the interpreter's lock
+_INLINE = 1 << 14  # values: norm scales and position biases stay below it, as what T5X does not partition
+_CHUNK = 1 << 26  # bytes of a zarr chunk
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a T5X checkpoint: a folder with a file `checkpoint`, or one with folders `checkpoint_N`."""
+    return _file(Path(path)) is not None
+
+
+def _file(path: Path) -> Path | None:
+    """The msgpack file of a checkpoint's folder, or of the newest one in a folder of them."""
+    if (path / "checkpoint").is_file():
+        return path / "checkpoint"
+    steps = {int(found[1]): p for p in path.glob("checkpoint_*") if (found := re.fullmatch(r".*_(\d{1,18})", p.name))}
+    for step in sorted(steps, reverse=True):  # one that T5X has not finished has another name
+        if (steps[step] / "checkpoint").is_file():
+            return steps[step] / "checkpoint"
+    return None
+
+
+class Checkpoint:
+    """A checkpoint that holds every leaf of a model; nothing of it has been read yet.
+
+    Attributes:
+        shapes: our path -> shape, layers stacked.
+        unused: paths of the parameters that the model has no place for (a soft prompt, say).
+        leaves: how many leaves are loaded, new and unused; the optimizer's state is unused too.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shapes: Mapping[str, Shape]) -> None:
+        """Finds and checks every leaf.
+
+        Args:
+            path: a checkpoint's folder, or one with folders `checkpoint_N`, of which the newest is taken.
+            shapes: our path -> shape, of every parameter of the model.
+
+        Raises:
+            UserError: no checkpoint there; it is damaged, or does not hold the model that the shapes describe.
+        """
+        file = _file(Path(path))
+        if file is None:
+            raise UserError(
+                f"{os.fspath(path)!r} holds no T5X checkpoint (a file named 'checkpoint'); give its folder."
+            )
+        self.folder, self.shapes = file.parent, dict(shapes)
+        if not file.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{file} is a link out of its folder; it is not read.")
+        target, others = _target(read_msgpack(file), file)
+        self._sources: dict[str, list[Inline | Zarr]] = {}
+        for leaf, shape in self.shapes.items():
+            names = _names(leaf, shape)
+            self._sources[leaf] = [self._source(target, name, part) for name, part in names.items()]
+            for name in names:
+                del target[name]
+        self.unused = tuple(target)
+        for name in self.unused:
+            self._may_stay_unused(name)
+        self.leaves = {"loaded": len(self.shapes), "new": 0, "unused": len(target) + others}
+
+    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+        """Reads a leaf, or a part of it.
+
+        Args:
+            path: ours.
+            index: a slice with step 1 for each axis; None for all of it.
+
+        Returns:
+            Float32, on a 64-byte boundary, so that a CPU device can take it as it is.
+
+        Raises:
+            UserError: a chunk or a value in it is damaged.
+        """
+        shape, sources = self.shapes[path], self._sources[path]
+        index = index or (slice(None),) * len(shape)
+        here = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
+        values = _aligned(tuple(part.stop - part.start for part in here))
+        targets = [values]
+        if _stacked(path):
+            sources, targets, here, shape = sources[here[0]], list(values), here[1:], shape[1:]
+        try:
+            with ThreadPoolExecutor(_READERS) as pool:  # starts no thread until it is asked to
+                side_by_side = pool.map if len(sources) > 1 else map
+                list(side_by_side(_fill, sources, targets, itertools.repeat(here), itertools.repeat(shape)))
+        except OSError as error:
+            raise UserError(f"Cannot read {path} in {self.folder}: {error.strerror or error}.") from error
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.folder} holds values in {path} that are not finite numbers; fetch it again.")
+        return values
+
+    def _source(self, target: Mapping[str, Any], name: str, shape: Shape) -> Inline | Zarr:
+        """Where a leaf under T5X's name lies, checked against the shape that one layer of ours has."""
+        if name not in target:
+            raise UserError(
+                f"{self.folder} has no parameter {name!r}, which the model has: its config is of another kind or size."
+            )
+        what, leaf = f"The parameter {name!r} of {self.folder}", target[name]
+
+        def check(stored: Shape) -> None:
+            if stored != shape and not _splits_heads(name, stored, shape):
+                raise UserError(f"{what} has shape {stored} and the model's config wants {shape}; choose another size.")
+
+        if isinstance(leaf, Inline):
+            check(leaf.shape)
+            leaf.check(what)
+            return leaf
+        if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
+            return open_zarr(self.folder, leaf.removeprefix(_PLACEHOLDER), None, check)
+        match leaf:
+            case {
+                "driver": "zarr",
+                "kvstore": {"driver": "file" | "gfile" | "gcs"} as store,
+                "metadata": dict() as said,
+            }:
+                path = store.get("path", leaf.get("path"))  # the latter in files of older versions
+                if isinstance(path, str):
+                    found = open_zarr(self.folder, path, _metadata(leaf), check)
+                    if said.get("shape", list(found.shape)) != list(found.shape) or not _agrees(leaf, found):
+                        raise UserError(f"{what} is described differently by its .zarray; fetch the checkpoint again.")
+                    return found
+        raise UserError(f"{what} is neither an array nor the place of one; fetch or write the checkpoint again.")
+
+    def _may_stay_unused(self, name: str) -> None:
+        """Leaving out a layer, or the head, would make another model of it."""
+        stack = re.match(r"(.*/)?layers_\d+/", name)
+        ours = stack and any(path.startswith(f"{stack[1] or ''}layers/") for path in self.shapes)
+        if ours or name == "decoder/logits_dense/kernel":
+            raise UserError(
+                f"{self.folder} has a parameter {name!r}, for which the model has no place: its config is of another "
+                "size; choose that of the checkpoint."
+            )
+
+
+def read(path: str | os.PathLike[str], shapes: Mapping[str, Shape]) -> tuple[trees.Tree, dict[str, int]]:
+    """Reads a model whole: at most one leaf more than the model is in memory.
+
+    Args:
+        path: as for `Checkpoint`.
+        shapes: our path -> shape, of every parameter of the model.
+
+    Returns:
+        The parameters as float32 numpy arrays, layers stacked on axis 0; how many leaves are loaded, new and unused.
+
+    Raises:
+        UserError: as `Checkpoint`, or a chunk or a value is damaged.
+    """
+    checkpoint = Checkpoint(path, shapes)
+    return trees.unflatten({leaf: checkpoint.read(leaf) for leaf in shapes}), checkpoint.leaves
+
+
+def write(folder: str | os.PathLike[str], step: int, params: Mapping[str, Any], *, inline: int = _INLINE) -> Path:
+    """Writes a checkpoint that T5X restores, and `read` reads back bit for bit: `folder/checkpoint_<step>`.
+
+    Args:
+        folder: where checkpoints lie; made if needed.
+        step: of training, as T5X will count on from it.
+        params: our parameters, float32, bfloat16 or float16, layers stacked on axis 0.
+        inline: leaves of fewer values go into the msgpack file.
+
+    Returns:
+        The checkpoint's folder, which appears only when it is complete.
+
+    Raises:
+        UserError: it is there already, or cannot be written.
+    """
+    from flax import serialization
+
+    final = Path(folder) / f"checkpoint_{int(step)}"
+    if final.exists():
+        raise UserError(f"{final} is there already; give another folder, or delete it.")
+    scratch = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=final.parent))
+        target = {
+            name: array if array.size < inline else _write_zarr(scratch, f"target.{name.replace('/', '.')}", array)
+            for path, leaf in trees.flatten(params).items()
+            for name, array in _layers(path, leaf)
+        }
+        state = {"step": np.asarray(step, np.int32), "param_states": {}}
+        content = {"version": 3, "optimizer": {"target": trees.unflatten(target), "state": state}}
+        (scratch / "checkpoint").write_bytes(serialization.msgpack_serialize(content, in_place=True))
+        scratch.chmod(0o755)  # mkdtemp's folders are for their owner only
+        scratch.rename(final)
+    except OSError as error:
+        raise UserError(f"Cannot write {str(final)!r}: {error.strerror or error}.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return final
+
+
+def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
+    """Parameters by T5X's path, and how many other leaves there are (the optimizer's state)."""
+    version = content.get("version", 3) if isinstance(content, dict) else None
+    if type(version) is not int or version > 3:
+        raise UserError(f"{file} is no T5X checkpoint of format version 3; give the folder of one.")
+    state = content
+    for key in ("optimizer", "_optimizer"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state.get("target"), dict):
+        raise UserError(f"{file} holds no parameters ('target'); give a T5X checkpoint of a model.")
+    target = dict(_leaves(state["target"]))
+    if len(target) != sum(1 for _ in _leaves(state["target"])):
+        raise UserError(f"{file} holds a parameter twice; fetch or write it again.")
+    others = {key: value for key, value in state.items() if key != "target"}
+    return target, sum(1 for _ in _leaves(others))
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf with its path; the place of a zarr array is a leaf, and None is not."""
+    if isinstance(tree, dict) and not {"driver", "kvstore"} <= set(tree):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}/{key}" if path else key)
+    elif tree is not None:
+        yield path, tree
+
+
+def _stacked(path: str) -> bool:
+    return "layers" in path.split("/")
+
+
+def _names(path: str, shape: Shape) -> dict[str, Shape]:
+    """T5X's names of a leaf of ours, one per layer if it is stacked, and the shape of each."""
+    if not _stacked(path):
+        return {path: shape}
+    rooms = path.split("/")
+    at = rooms.index("layers")
+    return {"/".join([*rooms[:at], f"layers_{i}", *rooms[at + 1 :]]): shape[1:] for i in range(shape[0])}
+
+
+def _layers(path: str, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """T5X's names and arrays of a leaf of ours, one at a time."""
+    stacked = _stacked(path)
+    for i, name in enumerate(_names(path, leaf.shape)):
+        array = np.asarray(leaf[i] if stacked else leaf, order="C")
+        if array.dtype.name not in FLOATS:
+            raise UserError(f"The parameter {path!r} is {array.dtype.name}; only floating point numbers are written.")
+        yield name, array
+
+
+def _splits_heads(name: str, stored: Shape, shape: Shape) -> bool:
+    """Whether an attention kernel keeps heads and their size apart: [embed, heads, size], or [heads, size, embed]."""
+    if not re.search(r"attention/(query|key|value|out)/kernel$", name) or (len(stored), len(shape)) != (3, 2):
+        return False
+    first, second, third = stored
+    return shape == ((first * second, third) if name.endswith("out/kernel") else (first, second * third))
+
+
+def _metadata(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of a zarr array as a TensorStore spec gives them, which names the dtype beside them."""
+    dtype = spec.get("dtype")
+    named = {"dtype": zarr.NAMES[dtype]} if isinstance(dtype, str) and dtype in zarr.NAMES else {}
+    return {**named, **spec["metadata"]}
+
+
+def _agrees(spec: Mapping[str, Any], found: Zarr) -> bool:
+    """Whether a TensorStore spec means the array that was found, and all of it."""
+    said = {"chunks": list(found.chunks), "dtype": zarr.NAMES[found.dtype]} | _metadata(spec)
+    same = (said["chunks"], said["dtype"]) == (list(found.chunks), zarr.NAMES[found.dtype])
+    return same and spec.get("dtype", found.dtype) == found.dtype and _is_whole(spec.get("transform"), found.shape)
+
+
+def _is_whole(transform: Any, shape: Shape) -> bool:
+    """Whether a TensorStore spec means the array as it lies there: newer versions spell out its bounds."""
+    if transform is None:
+        return True
+    if not isinstance(transform, dict) or "output" in transform:
+        return False
+    start = transform.get("input_inclusive_min", [0] * len(shape))
+    stop = transform.get("input_exclusive_max", list(shape))
+    return start == [0] * len(shape) and stop in (list(shape), [[size] for size in shape])
+
+
+def _aligned(shape: Shape) -> np.ndarray:
+    """Uninitialised float32 that starts on a 64-byte boundary."""
+    size = math.prod(shape) * 4
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    return room[start : start + size].view(np.float32).reshape(shape)
+
+
+def _fill(source: Inline | Zarr, target: np.ndarray, index: Index, shape: Shape) -> None:
+    """Copies a part of a stored array into `target`; `shape` is its own, or that with its heads joined."""
+    with np.errstate(all="ignore"):  # wider floats may overflow; `read` looks at the result
+        if source.shape == shape:
+            source.fill(target, index)
+        else:
+            whole = np.empty(source.shape, np.float32)
+            source.fill(whole, tuple(slice(0, size) for size in source.shape))
+            target[...] = whole.reshape(shape)[index]
+
+
+def _write_zarr(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
+    """Writes one array as T5X does, and returns the spec that stands for it in the msgpack file."""
+    import tensorstore as ts
+
+    rows = min(array.shape[0], max(1, _CHUNK * array.shape[0] // array.nbytes))
+    metadata = {
+        "chunks": [rows, *array.shape[1:]],
+        "compressor": {"id": "gzip", "level": 1},
+        "shape": list(array.shape),
+    }
+    spec = {"driver": "zarr", "dtype": array.dtype.name, "metadata": metadata}
+    place = {"driver": "file", "path": str(folder / name)}
+    # Without the second option a chunk of zeros is not written, and to read it could not be told from a lost one.
+    options = {"create": True, "store_data_equal_to_fill_value": True}
+    ts.open({**spec, "kvstore": place, **options}).result().write(array).result()
+    return {**spec, "kvstore": {"driver": "file", "path": name}}

@@ -1,0 +1,141 @@
+"""The tokenizer that a GGUF file describes, as a `tokenizers.Tokenizer`: byte-level BPE, or SentencePiece's BPE.
+
+`TokenizerVocabulary.from_gguf` wraps it. Only control tokens (special) and user-defined ones are added tokens, and
+plain text cannot be merged into a control token.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from promot_jax.errors import UserError, nearest
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # GGUF token types; 5 is unused
+_SPACE = "\u2581"  # how SentencePiece writes a space
+
+# Pieces that Qwen's merges stay within: contractions, words with one sign in front, single digits, other signs, breaks.
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """How text is cut before BPE: by `cuts`, then by GPT-2's own expression if `gpt2`; `nfc` composes characters."""
+
+    cuts: tuple[Any, ...] = ()
+    gpt2: bool = True
+    nfc: bool = False
+
+
+# By the `tokenizer.ggml.pre` of a GGUF file. "smollm" takes every digit (any Unicode number) apart first, so that
+# "\n\n7" is "\n\n", "7" to the model and not "\n", "\n7".
+_RULES = {
+    "gpt-2": _Rule(),
+    "smollm": _Rule((pre_tokenizers.Digits(individual_digits=True),)),
+    "qwen2": _Rule((pre_tokenizers.Split(Regex(_QWEN2), behavior="isolated"),), gpt2=False, nfc=True),
+}
+
+
+def build(field: Callable[..., Any]) -> Tokenizer:
+    """Builds the tokenizer.
+
+    Args:
+        field: `field(name, type, default)` reads `tokenizer.ggml.<name>`, and raises UserError for another type.
+
+    Raises:
+        UserError: the tokenizer is of a kind that is not read, or its parts do not fit together.
+    """
+    kind = field("model", str)
+    if kind not in ("gpt2", "llama"):
+        raise UserError(
+            f"The GGUF file has a tokenizer of type {kind!r}; 'gpt2' (byte-level BPE) and 'llama' (SentencePiece's "
+            "BPE) are read."
+        )
+    tokens: list[str] = field("tokens", list, [])
+    types: list[int] = field("token_type", np.ndarray, np.empty(0, np.int32)).tolist()
+    if kind == "llama":
+        # A run of spaces is a token of its own in Gemma; the file writes it with real spaces.
+        tokens = [_SPACE * len(token) if token.strip(" ") == "" else token for token in tokens]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if not tokens or len(vocab) != len(tokens) or len(types) != len(tokens):
+        raise UserError(
+            f"The GGUF file has {len(tokens)} tokens, {len(vocab)} distinct, of {len(types)} types; mend it."
+        )
+    if kind == "gpt2":
+        tokenizer = _byte_level(vocab, types, field("merges", list, []), field("pre", str))
+    else:
+        scores = field("scores", np.ndarray, np.empty(0, np.float32))
+        tokenizer = _sentencepiece(vocab, types, scores, field("add_space_prefix", bool, True))
+    typed = list(zip(tokens, types, strict=True))
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, special=True) for token, what in typed if what in (_UNKNOWN, _CONTROL)]
+    )
+    defined = [token for token, what in typed if what == _USER_DEFINED]
+    if kind == "llama":  # merges make the runs of spaces: an added token would be looked for in the wrong spelling
+        defined = [token for token in defined if token.strip(_SPACE)]
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
+    return tokenizer
+
+
+def _byte_level(vocab: Mapping[str, int], types: Sequence[int], merges: Sequence[str], pre: str | None) -> Tokenizer:
+    if pre not in _RULES:
+        raise UserError(f"The GGUF file splits text by rule {pre!r}, unknown here{nearest(str(pre), _RULES)}.")
+    # From the second character on: a token may start with a space, in a user-defined one.
+    pairs = [(merge[: merge.find(" ", 1)], merge[merge.find(" ", 1) + 1 :]) for merge in merges]
+    controls = {token for token, i in vocab.items() if types[i] in (_UNKNOWN, _CONTROL)}
+    for left, right in pairs:
+        if not {left, right, left + right} <= vocab.keys():
+            raise UserError(f"The GGUF file merges {left[:40]!r} and {right[:40]!r}, not all of which are tokens.")
+        if left + right in controls:
+            raise UserError(f"The GGUF file lets text become the control token {(left + right)[:40]!r} by a merge.")
+    if letters := controls.intersection(pre_tokenizers.ByteLevel.alphabet()):
+        raise UserError(f"The GGUF file makes control tokens of plain bytes: {sorted(letters)[:4]}.")
+    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=False))
+    rule = _RULES[pre]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.gpt2)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*rule.cuts, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    if rule.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
+def _sentencepiece(vocab: Mapping[str, int], types: Sequence[int], scores: np.ndarray, prefix: bool) -> Tokenizer:
+    """SentencePiece's BPE: the pair that makes the best-scored piece is merged first; unknown characters are bytes.
+
+    A vocabulary has no list of merges. They follow from it: any two pieces that together are a piece, in the order of
+    its score. User-defined runs of spaces are found before anything is merged: they are cut out, and come first.
+    """
+    if len(scores) != len(types) or scores.dtype.kind != "f" or not np.isfinite(scores).all():
+        raise UserError(f"The GGUF file has {len(types)} tokens but {len(scores)} usable scores; convert it again.")
+    there = {token for token, i in vocab.items() if types[i] == _BYTE}
+    if lacking := {f"<0x{byte:02X}>" for byte in range(256)} - there:
+        raise UserError(f"The GGUF file has no tokens for {len(lacking)} of the 256 bytes; convert it again.")
+    if letters := [token for token, i in vocab.items() if types[i] in (_UNKNOWN, _CONTROL) and len(token) == 1]:
+        raise UserError(f"The GGUF file makes control tokens of plain characters: {letters[:4]}.")
+
+    runs = [token for token, i in vocab.items() if types[i] == _USER_DEFINED and not token.strip(_SPACE)]
+    ranks = {token: -float(scores[i]) for token, i in vocab.items() if types[i] == _NORMAL} | dict.fromkeys(
+        runs, -np.inf
+    )
+    found = [
+        (order, vocab[token], -cut, token[:cut], token[cut:])
+        for token, order in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    ]
+    merges = [(left, right) for *_, left, right in sorted(found)]
+    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=merges, fuse_unk=True, byte_fallback=True))
+    spaces = normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces
+    if runs:
+        longest_first = "|".join(sorted(runs, key=len, reverse=True))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(longest_first), behavior="isolated")
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    return tokenizer

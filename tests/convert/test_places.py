@@ -1,0 +1,163 @@
+"""Streaming to sharded places: the right values everywhere, only the rows that are needed, and little memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from promot_jax import trees
+from promot_jax.convert import places
+from promot_jax.convert.places import Entry
+from promot_jax.errors import UserError
+from promot_jax.partitioning import Partitioner
+
+EMBEDDING = "token_embedder/embedding"
+
+
+def reader(array, calls=None):
+    def read(first, count):
+        if calls is not None:
+            calls.append((first, count))
+        return array[first : first + count]
+
+    return read
+
+
+def test_layers_are_stacked_and_kernels_turned():
+    stored = [np.random.default_rng(i).standard_normal((5, 3)).astype(np.float16) for i in range(4)]
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    entries = {
+        "decoder/layers/mlp/wo/kernel": Entry((4, 3, 5), tuple(map(reader, stored)), True, True),
+        EMBEDDING: Entry((4, 3), (reader(table),)),
+        "decoder/decoder_norm/scale": Entry((4,), (reader(table[:, 0]),)),
+    }
+    found = trees.flatten(places.load(entries, Partitioner()))
+    assert {leaf.dtype for leaf in found.values()} == {np.dtype("float32")}
+    np.testing.assert_array_equal(found["decoder/layers/mlp/wo/kernel"], np.stack([one.T for one in stored]))
+    np.testing.assert_array_equal(found[EMBEDDING], table)
+    np.testing.assert_array_equal(found["decoder/decoder_norm/scale"], table[:, 0])
+
+
+def test_only_the_rows_of_a_box_are_read(monkeypatch):
+    monkeypatch.setattr(places, "_BLOCK", 12)
+    table, calls = np.arange(60, dtype=np.float32).reshape(10, 6), []
+    entry = Entry((2, 6, 10), (reader(table, calls), reader(-table, calls)), True, True)
+    box = places.read("x", entry, ((1, 2), (2, 4), (3, 8)))
+    np.testing.assert_array_equal(box, -table[3:8, 2:4].T[None])
+    assert calls == [(3, 2), (5, 2), (7, 1)]
+    assert box.ctypes.data % 64 == 0 and box.flags.c_contiguous
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_no_numbers(bad):
+    table = np.ones((2, 3), np.float32)
+    table[1, 1] = bad
+    with pytest.raises(UserError, match="token_embedder/embedding that are not finite numbers"):
+        places.load({EMBEDDING: Entry((2, 3), (reader(table),))}, Partitioner())
+
+
+def test_a_cpu_takes_the_buffer_over():
+    table = np.ones((256, 64), np.float32)
+    seen = []
+    original = places.read
+    try:
+        places.read = lambda *args: seen.append(original(*args)) or seen[-1]
+        placed = places.load({EMBEDDING: Entry(table.shape, (reader(table),))}, Partitioner())
+    finally:
+        places.read = original
+    assert placed["token_embedder"]["embedding"].unsafe_buffer_pointer() == seen[0].ctypes.data
+
+
+SHARDED = """
+import jax, numpy as np
+from promot_jax import trees
+from promot_jax.convert import places
+from promot_jax.partitioning import Partitioner
+assert jax.device_count() == 8
+stored = [np.random.default_rng(i).standard_normal((16, 8)).astype(np.float32) for i in range(2)]
+table, scale, calls = np.arange(128, dtype=np.float32).reshape(16, 8), np.ones(8, np.float32), []
+def reader(array, name):
+    def read(first, count):
+        calls.append((name, first, count))
+        return array[first:first + count]
+    return read
+entries = {
+    "decoder/layers/mlp/wi_0/kernel": places.Entry((2, 8, 16), tuple(reader(one, "k") for one in stored), True, True),
+    "token_embedder/embedding": places.Entry((16, 8), (reader(table, "t"),)),
+    "decoder/decoder_norm/scale": places.Entry((8,), (reader(scale, "s"),)),
+}
+part = Partitioner(data=2, fsdp=2, model=2)
+found = places.load(entries, part)
+flat = trees.flatten(found)
+np.testing.assert_array_equal(flat["decoder/layers/mlp/wi_0/kernel"], np.stack([one.T for one in stored]))
+np.testing.assert_array_equal(flat["token_embedder/embedding"], table)
+assert {one.data.shape for one in flat["token_embedder/embedding"].addressable_shards} == {(8, 4)}
+# Twice the embedding's halves (their columns lie apart), and what every device holds is read once.
+assert calls.count(("s", 0, 8)) == 1
+assert sorted(call for call in calls if call[0] == "t") == [("t", 0, 8)] * 2 + [("t", 8, 8)] * 2
+one = trees.fingerprint({"model": jax.tree.map(np.asarray, found)})
+trees._PIECE = 64  # bytes: every leaf in pieces
+assert trees.fingerprint({"model": places.load(entries, part)}) == one
+"""
+
+
+def python(code: str, **environment: str) -> str:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_eight_devices():
+    python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+
+
+MEMORY = """
+import json
+from pathlib import Path
+import jax, numpy as np
+from promot_jax import trees
+from promot_jax.convert import hf
+from promot_jax.partitioning import Partitioner
+Partitioner().mesh(), jax.numpy.ones(3).block_until_ready()
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+before = peak()
+loaded = hf.read(Path(FOLDER), Partitioner())
+size = 4 * trees.count(loaded.params)
+read = peak()
+trees.fingerprint(loaded.params)
+print(json.dumps({"size": size, "read": (read - before) / size, "fingerprint": (peak() - before) / size}))
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory(tmp_path):
+    """Loading and fingerprinting a model of 200 MB takes less than 1.3 times its size."""
+    from promot_jax.convert import hf_config, names, safetensors
+
+    config = {"vocab_size": 16000, "emb_dim": 768, "num_heads": 12, "num_kv_heads": 4, "num_layers": 6, "head_dim": 64}
+    config = hf_config.full("decoder", config | {"mlp_dim": 2048})
+    values = np.random.default_rng(0).standard_normal(16000 * 768, np.float32)
+    sources = {}
+    for name in names.table("decoder", config):
+        shape = name.shape[::-1] if name.transposed else name.shape
+        for i in range(6 if name.stacked else 1):
+            made = lambda shape=shape: values[: int(np.prod(shape))].reshape(shape)  # noqa: E731
+            sources[name.of(i)] = safetensors.Source(shape, made)
+    safetensors.write(tmp_path / "model.safetensors", sources)
+    (tmp_path / "config.json").write_text(json.dumps(hf_config.write("decoder", config)))
+    measured = json.loads(python(MEMORY.replace("FOLDER", repr(str(tmp_path)))))
+    print(measured)
+    assert measured["size"] > 150e6 and measured["read"] < 1.3 and measured["fingerprint"] < 1.3

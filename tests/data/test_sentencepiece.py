@@ -1,0 +1,140 @@
+"""The T5 family's vocabularies: T5's order of extra ids, what decoding keeps, and what a damaged file says."""
+
+import copy
+import io
+
+import pytest
+import seqio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promot_jax import decoding
+from promot_jax.data.sentencepiece import ByteVocabulary, SentencePieceVocabulary
+from promot_jax.errors import UserError
+
+SENTENCE = "the film was good and the cast was bad but a plot of old songs made it all end in a joke"
+WORDS = SENTENCE.split()
+PIECES = 40
+
+
+@pytest.fixture(name="t5", scope="module")
+def _t5(tmp_path_factory):
+    """A SentencePiece model as T5's is: padding 0, EOS 1, unknown 2, no beginning."""
+    import sentencepiece
+
+    sentences = (" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS)))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences,
+        model_writer=model,
+        vocab_size=PIECES,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("t5") / "spiece.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(name="mt5", scope="module")
+def _mt5(t5):
+    """The same with its extra ids among the pieces, as mT5's is."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(t5.read_bytes())
+    for i in reversed(range(4)):
+        proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
+    path = t5.with_name("mt5.model")
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_extra_ids_stand_behind_the_pieces_the_first_one_last(t5):
+    vocabulary = SentencePieceVocabulary(t5)
+    assert vocabulary.vocab_size == PIECES + 100
+    assert vocabulary.sentinels == {f"<extra_id_{i}>": PIECES + 99 - i for i in range(100)}
+    assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id, vocabulary.bos_id) == (0, 1, 2, None)
+    assert not vocabulary.add_bos
+    # SeqIO's own reading of the same file agrees, so that data made for T5 keeps its meaning.
+    theirs = seqio.SentencePieceVocabulary(str(t5), extra_ids=100)
+    for text in ("the film was good", "the <extra_id_0> was <extra_id_1> bad", "", "old\nsongs", "q </s>"):
+        ids = list(vocabulary.encode(text))
+        assert ids == list(theirs.encode(text)) == vocabulary.encode_tf(text).numpy().tolist()
+        assert vocabulary.eos_id not in ids
+    assert set(vocabulary.encode("was <extra_id_0> bad")) & set(vocabulary.sentinels.values()) == {PIECES + 99}
+
+
+def test_extra_ids_that_the_file_brings_are_taken_as_they_are(mt5):
+    vocabulary = SentencePieceVocabulary(mt5)
+    assert vocabulary.vocab_size == PIECES + 4
+    assert vocabulary.sentinels == {f"<extra_id_{i}>": PIECES + 3 - i for i in range(4)}
+
+
+def test_decoding_drops_sentinels_unless_they_are_asked_for(t5):
+    vocabulary = SentencePieceVocabulary(t5)
+    first, second = (vocabulary.sentinels[name] for name in decoding.SENTINELS)
+    answer, rest = list(vocabulary.encode("good film")), list(vocabulary.encode("bad"))
+    ids = [0, first, *answer, second, *rest, 1, *rest]
+
+    assert vocabulary.decode(ids) == "good film bad"  # up to the first EOS
+    assert vocabulary.decode([*answer, PIECES + 100, PIECES + 5000]) == "good film"  # a soft prompt's ids
+    spelled = decoding.spelled(ids[:-2], vocabulary.sentinels, vocabulary.decode)
+    assert spelled == "<extra_id_0> good film <extra_id_1> bad"
+    assert decoding.first_span(spelled) == "good film"
+
+
+def test_token_strings(t5):
+    vocabulary = SentencePieceVocabulary(t5)
+    strings = vocabulary.token_strings()
+    assert len(strings) == vocabulary.vocab_size
+    assert strings[0] == strings[1] == "" and set(strings[PIECES:]) == {""}
+    assert {"the", "was"} <= set(strings)
+    # No piece holds a line's end: EOS alone stops an output.
+    assert decoding.stop_mask(strings, "\n", vocabulary.eos_id).nonzero()[0].tolist() == [1]
+
+
+def test_equality_goes_by_file(t5, mt5):
+    first, again = SentencePieceVocabulary(t5), SentencePieceVocabulary(t5)
+    assert first == again == copy.deepcopy(first) and hash(first) == hash(again)
+    assert first != SentencePieceVocabulary(mt5) and first != SentencePieceVocabulary(t5, extra_ids=3)
+    assert len({ByteVocabulary(), ByteVocabulary(), ByteVocabulary(0)}) == 2
+
+
+def test_what_is_no_model_is_refused(tmp_path, t5):
+    with pytest.raises(UserError, match="Cannot read the SentencePiece model"):
+        SentencePieceVocabulary(tmp_path / "none.model")
+    damaged = tmp_path / "damaged.model"
+    for content in (b"", b"not a model", t5.read_bytes()[:-7]):
+        damaged.write_bytes(content)
+        with pytest.raises(UserError, match="is not a SentencePiece model"):
+            SentencePieceVocabulary(damaged)
+
+
+def test_bytes():
+    vocabulary = ByteVocabulary()
+    assert vocabulary.vocab_size == 384
+    assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id, vocabulary.bos_id) == (0, 1, 2, None)
+    assert vocabulary.encode("a\n") == [100, 13]
+    strings = vocabulary.token_strings()
+    assert len(strings) == 384 and strings[100] == "a" and set(strings[:3] + strings[259:]) == {""}
+    assert decoding.stop_mask(strings, "\n", 1).nonzero()[0].tolist() == [1, 13]
+    ids = [258, *vocabulary.encode("né"), 257, *vocabulary.encode("x")]
+    assert decoding.spelled(ids, vocabulary.sentinels, vocabulary.decode) == "<extra_id_0> né <extra_id_1> x"
+
+
+@given(st.text())
+def test_every_text_survives_as_bytes(text):
+    text = text.encode("utf-8", "ignore").decode()
+    vocabulary = ByteVocabulary()
+    ids = list(vocabulary.encode(text))
+    assert vocabulary.decode([*ids, 1, 100]) == text
+    assert not set(ids) & set(vocabulary.sentinels.values())
+
+
+def test_bytes_are_those_of_transformers():
+    theirs = pytest.importorskip("transformers").ByT5Tokenizer()
+    for text in ("", "plain", "né\n\t", "\u4e2d\U0001f600", " two  spaces "):
+        assert theirs(text).input_ids == [*ByteVocabulary().encode(text), 1]

@@ -1,0 +1,79 @@
+"""The real Gemma 3 270M against transformers, which reads the same file by code of its own."""
+
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from promot_jax import assets, decoding, pretrained
+from promot_jax.models import layouts
+from promot_jax.partitioning import Partitioner
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+TEXTS = (
+    "Country: Italy\nCapital: Rome\n\nCountry: France\nCapital:",
+    "Mot: Hund -> chien\n\tMot:   Katze ->",
+    "def f(x):\n    return x + 1\n\n\n# ни кошки, ни 猫 <b>👩‍🔬</b> naïve ½ 12345",
+)
+WORDS = (
+    "the", " cat", "  ", "   ", "\n", "\n\n", "\t", "\t\t", " ", "é", "e\u0301", "猫", "ни", " 1234", "½", "👩\u200d🔬",
+    "<b>", "</b>", "<table>", "[multimodal]", "ß", "…", "don't", "Capital:", "\r\n", "\u3000", "\x00", "snake_case", "http://a.b/?q=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path():
+    return assets.resolve("asset:gemma3-270m")
+
+
+@pytest.fixture(scope="module")
+def base(path):
+    return pretrained.load(str(path), Partitioner())
+
+
+def test_ids_equal_transformers(base, path):
+    transformers = pytest.importorskip("transformers")
+    oracle = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    assert base.vocabulary.add_bos and base.vocabulary.bos_id == oracle.bos_token_id == 2
+    assert base.vocabulary.vocab_size == 262144
+    rng = random.Random(0)
+    texts = [*TEXTS, *("".join(rng.choice(WORDS) for _ in range(rng.randint(1, 30))) for _ in range(1000))]
+    texts += ["".join(chr(rng.randint(32, 0x2FFF)) for _ in range(40)) for _ in range(200)]
+    for text in texts:
+        ids = base.vocabulary.encode(text)
+        assert ids == oracle(text, add_special_tokens=False).input_ids, repr(text)
+        assert "▁" in text or base.vocabulary.decode(ids) == text
+
+
+def test_logits_equal_transformers(base, path):
+    """Longer than the window of 512, too."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    loader = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
+    settings = transformers.AutoConfig.for_model(**loader.load_gguf_checkpoint(path)["config"])
+    twin = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
+    state = loader.load_gguf_checkpoint(path, return_tensors=True, model_to_load=twin)["tensors"]
+    assert set(twin.load_state_dict(state, strict=False).missing_keys) <= {"lm_head.weight"}  # tied
+    assert base.model.config.window == 512
+    rows = [[2, *base.vocabulary.encode(text)] for text in (*TEXTS, " ".join(TEXTS) * 10)]
+    assert len(rows[-1]) > 600
+    for row in rows:
+        batch = layouts.decoder_rows([[layouts.Tokens(row[:-8], row[-8:])]], len(row), 8)
+        ours = np.asarray(base.model.logits(base.params, None, batch)[0])
+        with torch.no_grad():
+            theirs = twin(torch.tensor([row]), logits_to_keep=9).logits[0, :-1].numpy()
+        difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+        print(f"{len(row)} tokens: difference {difference:.1e} of the largest logit")
+        assert difference < 1e-3
+        assert ours.argmax(-1).tolist() == theirs.argmax(-1).tolist()
+
+
+def test_it_knows_capitals(base):
+    assert sum(leaf.size for leaf in jax.tree.leaves(base.params)) == 268_098_176
+    row = [2, *base.vocabulary.encode(TEXTS[0])]
+    inputs = {"tokens": np.array([row], np.int32), "lengths": np.array([len(row)], np.int32)}
+    stops, settings = np.zeros(262144, bool), decoding.Decoding(max_tokens=4)
+    out = decoding.generate(base.model, settings, base.params, None, inputs, stops, np.int32(4), jax.random.key(0))
+    assert base.vocabulary.decode(out[0].tolist()).split()[0] == "Paris"

@@ -1,0 +1,435 @@
+"""The T5 family against independent PyTorch implementations holding the same random weights."""
+
+import copy
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from promot_jax import decoding, losses, trees
+from promot_jax.errors import UserError
+from promot_jax.models import T5Config, T5Model, build, layouts, relative
+from promot_jax.models.layouts import Tokens
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+CONFIGS = {
+    "T5 1.0": T5Config(61, 32, 4, 2, 2, 8, 48, ("relu",), tied_embeddings=True),
+    "T5 1.1": T5Config(64, 32, 4, 2, 2, 8, 40),
+    "mT5": T5Config(97, 32, 6, 2, 2, 8, 56, relative_buckets=8, relative_max_distance=12),
+    "ByT5": T5Config(80, 24, 3, 3, 1, 8, 40, norm_eps=1e-5),
+}
+INPUTS, TARGETS, PROMPT = 26, 7, 4
+ROWS, ATTACHED = 6, 2
+
+
+def make_params(model):
+    """Random parameters, norms included, of sizes with which outputs hang on all layers and on the inputs."""
+    noise = np.random.default_rng(0)
+    params = {}
+    for path, leaf in trees.flatten(jax.eval_shape(model.init, jax.random.key(0))).items():
+        size = 1.5 * leaf.shape[-2] ** -0.5 if path.endswith("kernel") else 0.5
+        params[path] = noise.normal(path.endswith("scale"), size, leaf.shape).astype(np.float32)
+    return trees.unflatten({path: jnp.asarray(leaf) for path, leaf in params.items()})
+
+
+def array_of(name, flat):
+    """The array of a PyTorch parameter among ours."""
+    stack, *rest = name.removesuffix(".weight").split(".")
+    if stack == "lm_head":
+        return flat.get("decoder/logits_dense/kernel", flat["token_embedder/embedding"].T).T
+    if stack == "shared" or rest == ["embed_tokens"]:
+        return flat["token_embedder/embedding"]
+    if rest == ["final_layer_norm"]:
+        return flat[f"{stack}/{stack}_norm/scale"]
+    _, index, _, part, *last = rest  # block, i, layer, j, module, projection
+    if last[-1] == "relative_attention_bias":
+        return flat[f"{stack}/relpos_bias/rel_embedding"].T
+    parts = {"encoder": ("attention", "mlp"), "decoder": ("self_attention", "encoder_decoder_attention", "mlp")}
+    kind = parts[stack][int(part)]
+    if last == ["layer_norm"]:
+        norm = kind.replace("encoder_decoder", "cross")
+        return flat[f"{stack}/layers/pre_{norm}_layer_norm/scale"][int(index)]
+    projection = {"q": "query", "k": "key", "v": "value", "o": "out"}.get(last[-1], last[-1])
+    return flat[f"{stack}/layers/{kind}/{projection}/kernel"][int(index)].T
+
+
+def twin_of(name, config, flat):
+    """The PyTorch model of a config, holding our parameters."""
+    import torch
+    import transformers
+
+    family = "MT5" if name == "mT5" else "T5"
+    theirs = getattr(transformers, f"{family}Config")(
+        vocab_size=config.vocab_size,
+        d_model=config.emb_dim,
+        d_kv=config.head_dim,
+        d_ff=config.mlp_dim,
+        num_layers=config.num_encoder_layers,
+        num_decoder_layers=config.num_decoder_layers,
+        num_heads=config.num_heads,
+        relative_attention_num_buckets=config.relative_buckets,
+        relative_attention_max_distance=config.relative_max_distance,
+        layer_norm_epsilon=config.norm_eps,
+        feed_forward_proj="relu" if config.mlp_activations == ("relu",) else "gated-gelu",
+        tie_word_embeddings=config.tied_embeddings,
+        decoder_start_token_id=0,
+        attn_implementation="eager",
+    )
+    theirs.tie_word_embeddings = config.tied_embeddings  # the config sets True whatever it was told
+    twin = getattr(transformers, f"{family}ForConditionalGeneration")(theirs).eval()
+    twin.set_input_embeddings(twin.shared)  # untied, it would have three tables
+    twin.load_state_dict({key: torch.tensor(np.array(array_of(key, flat))) for key in twin.state_dict()})
+    return twin
+
+
+@dataclasses.dataclass
+class Pair:
+    """A model with random parameters, its PyTorch twin, and what ours makes of one batch.
+
+    The batch mixes plain sequences and, in the last `ATTACHED` rows, such as stand behind a soft prompt.
+    """
+
+    model: T5Model
+    params: dict
+    prompt: np.ndarray
+    twin: Any
+    rows: list
+    logits: list
+    losses: np.ndarray
+    gradients: dict
+    prompt_gradient: np.ndarray
+
+
+@pytest.fixture(params=CONFIGS, scope="module", name="pair")
+def _pair(request):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    model = build(CONFIGS[request.param])
+    params, prompt = make_params(model), prompts_of(model)
+    flat = {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
+    rows = sequences(model.config.vocab_size)
+    batch = model.layout([[row] for row in attached(model, rows)], INPUTS, TARGETS)
+    logits, losses, (gradients, of_prompt) = _measured(model, params, prompt, batch)
+    logits = [one[: len(row.targets)] for row, one in zip(rows, np.asarray(logits), strict=True)]
+    gradients = {path: np.asarray(leaf) for path, leaf in trees.flatten(gradients).items()}
+    twin = twin_of(request.param, model.config, flat)
+    return Pair(model, params, np.asarray(prompt), twin, rows, logits, losses, gradients, np.asarray(of_prompt))
+
+
+@pytest.fixture(scope="module", name="plain")
+def _plain():
+    """A model for what concerns one implementation only."""
+    model = build(CONFIGS["mT5"])
+    return model, make_params(model)
+
+
+def sequences(vocab, count=ROWS, low=1, high=INPUTS - PROMPT):
+    noise = np.random.default_rng(1)
+    return [
+        Tokens(
+            noise.integers(0, vocab, noise.integers(low, high)).tolist(),
+            noise.integers(0, vocab, noise.integers(1, TARGETS + 1)).tolist(),
+        )
+        for _ in range(count)
+    ]
+
+
+def behind(prompt_ids, sequence):
+    return Tokens([*prompt_ids, *sequence.inputs], sequence.targets)
+
+
+def attached(model, rows):
+    vocab = model.config.vocab_size
+    return [*rows[:-ATTACHED], *(behind(range(vocab, vocab + PROMPT), row) for row in rows[-ATTACHED:])]
+
+
+def prompts_of(model):
+    return jnp.asarray(np.random.default_rng(2).normal(size=(PROMPT, model.config.emb_dim)), jnp.float32)
+
+
+def logits_of(model, params, prompt, rows, inputs=INPUTS, targets=TARGETS):
+    """Logits of every sequence, at its targets only; `rows` are sequences, or lists of them to pack."""
+    rows = [row if isinstance(row, list) else [row] for row in rows]
+    empty = [[]] * (ROWS - len(rows))  # one shape, compiled once
+    logits = np.asarray(_logits(model, params, prompt, model.layout(rows + empty, inputs, targets)))
+    ends = [np.cumsum([len(one.targets) for one in row]) for row in rows]
+    return [
+        logits[i, end - len(one.targets) : end]
+        for i, row in enumerate(rows)
+        for one, end in zip(row, ends[i], strict=True)
+    ]
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(model, params, prompt, batch):
+    return model.logits(params, prompt, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _measured(model, params, prompt, batch, key=None):
+    """Logits, each row's loss, and the gradients of their sum in parameters and prompt."""
+
+    def loss(params, prompt):
+        logits = model.logits(params, prompt, batch, key)
+        each = jax.vmap(partial(losses.cross_entropy, label_smoothing=0.0))(logits, batch["targets"], batch["weights"])
+        return each.sum(), (logits, each)
+
+    gradients, (logits, each) = jax.grad(loss, (0, 1), has_aux=True)(params, prompt)
+    return logits, each, gradients
+
+
+def torch_logits(pair, row, embedded=None):
+    """Logits `[targets, vocab]` of a row of a pair, behind the prompt if it stands behind one."""
+    import torch
+
+    sequence = pair.rows[row]
+    inputs = {"input_ids": torch.tensor([sequence.inputs])}
+    if embedded is not None and row >= ROWS - ATTACHED:
+        rows = pair.twin.get_input_embeddings()(inputs["input_ids"])
+        inputs = {"inputs_embeds": torch.cat([embedded[None], rows], dim=1)}
+    return pair.twin(decoder_input_ids=torch.tensor([[0, *sequence.targets[:-1]]]), **inputs).logits[0]
+
+
+def assert_close(ours, theirs, tolerance=1e-4, name=""):
+    np.testing.assert_allclose(ours, theirs, tolerance, tolerance * np.abs(theirs).max(), err_msg=name)
+
+
+# ---- against PyTorch -------------------------------------------------------------------------------------------------
+
+
+def test_logits_and_losses_agree_with_pytorch(pair):
+    """With soft prompts as embeddings in front of the encoder's input."""
+    import torch
+
+    for index, (row, ours) in enumerate(zip(pair.rows, pair.logits, strict=True)):
+        with torch.no_grad():
+            theirs = torch_logits(pair, index, torch.tensor(pair.prompt))
+            loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(row.targets), reduction="sum")
+        assert_close(ours, theirs.numpy())
+        np.testing.assert_allclose(pair.losses[index], loss.numpy(), rtol=1e-4)
+
+
+def test_every_gradient_agrees_with_pytorch(pair):
+    import torch
+
+    pair.twin.zero_grad()
+    prompt = torch.tensor(pair.prompt, requires_grad=True)
+    for index, row in enumerate(pair.rows):
+        logits = torch_logits(pair, index, prompt)
+        torch.nn.functional.cross_entropy(logits, torch.tensor(row.targets), reduction="sum").backward()
+    assert_close(pair.prompt_gradient, prompt.grad.numpy(), 1e-3)
+    for name, parameter in pair.twin.named_parameters():
+        assert_close(array_of(name, pair.gradients), parameter.grad.numpy(), 1e-3, name)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+def test_a_prompt_equals_peft_prompt_tuning(pair):
+    import torch
+
+    peft = pytest.importorskip("peft")
+    settings = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=PROMPT, num_transformer_submodules=1, inference_mode=True
+    )
+    tuned = peft.PeftModelForSeq2SeqLM(copy.deepcopy(pair.twin), settings).eval()
+    tuned.prompt_encoder["default"].embedding.weight.data = torch.tensor(pair.prompt)
+    for row, ours in list(zip(pair.rows, pair.logits, strict=True))[-ATTACHED:]:
+        ids, decoder = torch.tensor([row.inputs]), torch.tensor([[0, *row.targets[:-1]]])
+        with torch.no_grad():
+            theirs = tuned(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=decoder).logits[0]
+        assert_close(ours, theirs.numpy())
+
+
+def batch_of(rows):
+    """Inputs padded to one width."""
+    tokens = np.zeros((len(rows), INPUTS + 2), np.int32)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = row
+    return {"tokens": tokens, "lengths": np.array([len(row) for row in rows], np.int32)}
+
+
+def generate(model, params, prompt, rows, steps=8):
+    """Greedy ids `[rows, steps]` of inputs that share one padded batch."""
+    stops, limits = np.zeros(model.config.vocab_size, bool), np.full(len(rows), steps, np.int32)
+    settings, key = decoding.Decoding(max_tokens=steps), jax.random.key(0)
+    return np.asarray(decoding.generate(model, settings, params, prompt, batch_of(rows), stops, limits, key))
+
+
+def test_greedy_ids_agree_with_pytorch(pair):
+    import torch
+
+    rows = [row.inputs for row in sequences(pair.model.config.vocab_size, count=20)]
+    ours = generate(pair.model, pair.params, None, rows)
+    padded = batch_of(rows)
+    mask = torch.tensor(np.arange(INPUTS + 2) < padded["lengths"][:, None]).long()
+    padded = torch.tensor(padded["tokens"]).long()
+    theirs = pair.twin.generate(
+        padded, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert ours.tolist() == theirs[:, 1:].tolist()
+    assert len(np.unique(ours[:, :3], axis=0)) > 5  # the rows do not all say the same
+
+
+@pytest.mark.parametrize(("count", "farthest"), [(32, 128), (8, 12), (64, 1000)])
+def test_buckets_agree_with_pytorch(count, farthest):
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("transformers.models.t5.modeling_t5").T5Attention._relative_position_bucket
+    distance = np.arange(-farthest - 50, farthest + 51)
+    for both in (True, False):
+        expected = theirs(torch.tensor(distance), both, count, farthest).numpy()
+        ours = relative.buckets(count, farthest, both)[np.clip(distance, -farthest, farthest) + farthest]
+        assert ours.tolist() == expected.tolist()
+
+
+# ---- prompts, packing, decoding --------------------------------------------------------------------------------------
+
+
+def mixed(model):
+    """Sequences of task A, task B, and of none, whose prompts share a table."""
+    vocab, half = model.config.vocab_size, PROMPT // 2
+    first, second, third = sequences(vocab, count=3)
+    prompted = behind(range(vocab, vocab + half), first), behind(range(vocab + half, vocab + PROMPT), second)
+    return [prompted[0], third, prompted[1]]
+
+
+def test_packed_rows_equal_unpacked(plain):
+    model, params = plain
+    prompt, rows = prompts_of(model), mixed(model)
+    alone = logits_of(model, params, prompt, rows)
+    packed = logits_of(model, params, prompt, [rows], 3 * INPUTS, 3 * TARGETS)
+    for ours, theirs in zip(packed, alone, strict=True):
+        assert_close(ours, theirs, 1e-5)
+
+
+def test_mixed_batch_gives_each_row_its_logits_alone(plain):
+    model, params = plain
+    prompt, rows = prompts_of(model), mixed(model)
+    together = logits_of(model, params, prompt, rows)
+    for row, ours in zip(rows, together, strict=True):
+        table = prompt if row.inputs[0] >= model.config.vocab_size else None
+        assert_close(ours, logits_of(model, params, table, [row])[0], 1e-5)
+
+
+def test_stripped_is_plain_bit_for_bit(plain):
+    model, params = plain
+    rows = sequences(model.config.vocab_size)
+    stripped = logits_of(model, params, prompts_of(model), rows)
+    for ours, theirs in zip(stripped, logits_of(model, params, None, rows), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_decoding_with_prompts_equals_teacher_forcing(plain):
+    model, params = plain
+    prompt, rows = prompts_of(model), mixed(model)
+    out = generate(model, params, prompt, [row.inputs for row in rows], steps=TARGETS)
+    said = [Tokens(row.inputs, ids.tolist()) for row, ids in zip(rows, out, strict=True)]
+    for ids, logits in zip(out, logits_of(model, params, prompt, said), strict=True):
+        assert np.argmax(logits, -1).tolist() == ids.tolist()
+
+
+def test_reordered_rows_go_on_as_they_would_have(plain):
+    model, params = plain
+    inputs = batch_of([row.inputs for row in sequences(model.config.vocab_size, count=3)])
+    step = jax.jit(model.step)
+    _, state = jax.jit(model.prefill, static_argnums=3)(params, None, inputs, 4)
+    _, state = step(params, state, jnp.array([5, 6, 7]))
+    expected, _ = step(params, state, jnp.array([8, 9, 10]))
+    order = jnp.array([2, 0, 0, 1, 2])  # the batch grows
+    logits, after = step(params, model.reorder(state, order), jnp.array([10, 8, 8, 9, 10]))
+    np.testing.assert_allclose(logits, expected[order], rtol=1e-5, atol=1e-5)
+    assert int(after["cursor"]) == 3 and after["cross"]["key"].shape[1] == 5
+
+
+# ---- dropout, memory, precision, errors ------------------------------------------------------------------------------
+
+
+def test_dropout_is_on_with_a_key_only_and_the_same_when_recomputed(plain):
+    model, params = plain
+    dropping, again = (
+        build(dataclasses.replace(model.config, dropout_rate=0.3, remat=remat)) for remat in (False, True)
+    )
+    rows, prompt = sequences(model.config.vocab_size), prompts_of(model)
+    for ours, theirs in zip(*(logits_of(one, params, prompt, rows) for one in (dropping, model)), strict=True):
+        assert np.array_equal(ours, theirs)
+
+    batch = model.layout([[row] for row in attached(model, rows)], INPUTS, TARGETS)
+    logits, _, gradients = _measured(dropping, params, prompt, batch, jax.random.key(0))
+    others, _, _ = _measured(dropping, params, prompt, batch, jax.random.key(1))
+    assert not np.allclose(logits, others, atol=0.1)
+    recomputed, _, same = _measured(again, params, prompt, batch, jax.random.key(0))
+    assert_close(recomputed, np.asarray(logits))
+    jax.tree.map(lambda ours, theirs: assert_close(ours, np.asarray(theirs), 1e-3), same, gradients)
+
+
+def test_bfloat16_stays_close_and_gives_float32_logits(plain):
+    model, params = plain
+    rows, prompt = sequences(model.config.vocab_size), prompts_of(model)
+    half = build(dataclasses.replace(model.config, dtype="bfloat16"))
+    exact, rounded = (np.concatenate(logits_of(one, params, prompt, rows)) for one in (model, half))
+    assert rounded.dtype == np.float32
+    assert np.abs(rounded - exact).mean() < 0.1 * np.abs(exact).mean()
+
+
+def test_parameters_are_named_as_in_t5x():
+    shapes = {name: jax.eval_shape(build(config).init, jax.random.key(0)) for name, config in CONFIGS.items()}
+    found = {name: {path: leaf.shape for path, leaf in trees.flatten(tree).items()} for name, tree in shapes.items()}
+    assert found["ByT5"] == {
+        "token_embedder/embedding": (80, 24),
+        "encoder/relpos_bias/rel_embedding": (3, 32),
+        "encoder/encoder_norm/scale": (24,),
+        "encoder/layers/pre_attention_layer_norm/scale": (3, 24),
+        "encoder/layers/pre_mlp_layer_norm/scale": (3, 24),
+        **{f"encoder/layers/attention/{name}/kernel": (3, 24, 24) for name in ("query", "key", "value", "out")},
+        "encoder/layers/mlp/wi_0/kernel": (3, 24, 40),
+        "encoder/layers/mlp/wi_1/kernel": (3, 24, 40),
+        "encoder/layers/mlp/wo/kernel": (3, 40, 24),
+        "decoder/relpos_bias/rel_embedding": (3, 32),
+        "decoder/decoder_norm/scale": (24,),
+        "decoder/logits_dense/kernel": (24, 80),
+        "decoder/layers/pre_self_attention_layer_norm/scale": (1, 24),
+        "decoder/layers/pre_cross_attention_layer_norm/scale": (1, 24),
+        "decoder/layers/pre_mlp_layer_norm/scale": (1, 24),
+        **{
+            f"decoder/layers/{kind}/{name}/kernel": (1, 24, 24)
+            for kind in ("self_attention", "encoder_decoder_attention")
+            for name in ("query", "key", "value", "out")
+        },
+        "decoder/layers/mlp/wi_0/kernel": (1, 24, 40),
+        "decoder/layers/mlp/wi_1/kernel": (1, 24, 40),
+        "decoder/layers/mlp/wo/kernel": (1, 40, 24),
+    }
+    assert found["T5 1.0"]["encoder/layers/mlp/wi/kernel"] == (2, 32, 48)
+    assert "decoder/logits_dense/kernel" not in found["T5 1.0"]
+
+
+def test_a_row_by_hand():
+    batch = layouts.encoder_decoder_rows([[Tokens([90, 5, 1], [7, 8, 1]), Tokens([9, 1], [1])], []], 6, 5)
+    expected = {
+        "tokens": [90, 5, 1, 9, 1, 0],
+        "segment_ids": [1, 1, 1, 2, 2, 0],
+        "decoder_tokens": [0, 7, 8, 0, 0],
+        "decoder_segment_ids": [1, 1, 1, 2, 0],
+        "targets": [7, 8, 1, 1, 0],
+        "weights": [1, 1, 1, 1, 0],
+    }
+    assert {name: array[0].tolist() for name, array in batch.items()} == expected
+    assert not any(array[1].any() for array in batch.values())
+    assert {name for name, array in batch.items() if array.dtype != np.int32} == {"weights"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mlp_activations": ("swish",)}, "use one or two of"),
+        ({"mlp_activations": ()}, "use one or two of"),
+        ({"relative_buckets": 6}, "multiple of 4"),
+        ({"relative_max_distance": 16}, "relative_max_distance is 16"),
+        ({"dtype": "float16"}, "float16"),
+    ],
+)
+def test_config_refuses_what_cannot_be_built(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(CONFIGS["T5 1.1"], **change)

@@ -1,0 +1,142 @@
+"""An encoder-decoder through the rooms that do not ask for a family: data, stages, evaluation, sentinels."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny_tasks  # noqa: F401, registers the tasks
+
+from promot_jax import decoding, prompts, trees
+from promot_jax.data import batches, text
+from promot_jax.data.sentencepiece import ByteVocabulary
+from promot_jax.decoding import Decoding
+from promot_jax.errors import UserError
+from promot_jax.evaluation import Evaluator, Request
+from promot_jax.experiment import Evaluation
+from promot_jax.models import T5Config, build
+from promot_jax.optim import Optimizer
+from promot_jax.partitioning import Partitioner
+from promot_jax.pretrained import Pretrained, cast_weights
+from promot_jax.stages import STAGE1, STAGE2
+from promot_jax.train import Training, train
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+CONFIG = T5Config(384, 16, 2, 2, 1, 8, 24)
+SETTINGS = Evaluation(tokens_per_batch=512, max_input_length=256, decoding=Decoding(max_tokens=6))
+LENGTHS = {"inputs": 40, "targets": 6}
+
+
+@pytest.fixture(name="base", scope="module")
+def _base():
+    model = build(CONFIG)
+    params = Partitioner().place({"model": jax.jit(model.init)(jax.random.key(0))})["model"]
+    return Pretrained(model, params, ByteVocabulary(), base="", fingerprint="", path="", leaves={})
+
+
+def evaluator(base, **changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    return Evaluator(base, settings, Partitioner(), task="tiny_review", icl="tiny_icl")
+
+
+def train_stage(folder, base, stage, params, pack, steps=2):
+    judge = evaluator(base)
+    stream = batches.TrainBatches(
+        text.stream("tiny_review", "train", seed=0),
+        judge.binding(params["prompt"], "tiny_review"),
+        base.model.layout,
+        batch_size=2,
+        feature_lengths=LENGTHS,
+        pack=pack,
+    )
+    training = Training(steps, 2, steps, Optimizer("adamw", 0.01, "constant", warmup_steps=0), dropout_rate=0.1)
+    model = dataclasses.replace(base.model, config=dataclasses.replace(CONFIG, dropout_rate=0.1))
+
+    def evaluate(current, step):
+        return {"target": judge.target(current, "validation", 4, "tiny_review").entry["score"] + step}
+
+    written = []
+    trained = train(
+        folder,
+        model,
+        params,
+        stage,
+        training,
+        stream,
+        evaluate,
+        partitioner=Partitioner(),
+        seed=0,
+        write=lambda step, scalars: written.append(scalars),
+    )
+    return trained, [scalars["train/loss"] for scalars in written if "train/loss" in scalars]
+
+
+def test_both_stages_train_their_own_subtree_and_no_other(base, tmp_path):
+    rows = prompts.PromptInit().rows(
+        jax.random.key(1),
+        4,
+        base.params["token_embedder"]["embedding"].shape,
+        functools.partial(base.model.input_rows, base.params),
+        base.vocabulary.encode,
+    )
+    params = Partitioner().place({"model": base.params, "prompt": {"tiny_review": rows}})
+    before = {path: np.array(leaf) for path, leaf in trees.flatten(params).items()}
+
+    first, losses = train_stage(tmp_path / "one", base, STAGE1, params, pack=False)
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    after = {path: np.array(leaf) for path, leaf in trees.flatten(first.params).items()}
+    assert {path for path in after if not np.array_equal(after[path], before[path])} == {"prompt/tiny_review"}
+
+    second, losses = train_stage(tmp_path / "two", base, STAGE2, first.params, pack=True)
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    last = {path: np.array(leaf) for path, leaf in trees.flatten(second.params).items()}
+    moved = {path for path in last if not np.array_equal(last[path], after[path])}
+    assert moved == {path for path in last if path.startswith("model/")}
+
+
+def test_inputs_are_encoded_and_targets_stand_by_themselves(base):
+    table = {"a": np.zeros((3, 16), np.float32)}
+    binding = evaluator(base, sentinel=True).binding(table, "a")  # of training: no sentinel
+    example = text.Example("a", "id", "xy", "z", (), "", 0)
+    tokens = binding.tokens(example)
+    assert tokens.inputs == [384, 385, 386, *base.vocabulary.encode("xy"), 1]
+    assert tokens.targets == [*base.vocabulary.encode("z"), 1]
+
+
+def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
+    said = "<extra_id_0> good <extra_id_1> film"
+    vocabulary, asked = base.vocabulary, []
+
+    def answer(model, settings, weights, table, inputs, *rest):
+        out = np.full((len(inputs["tokens"]), settings.max_tokens), -1)
+        ids = [258, *vocabulary.encode("good"), 257, *vocabulary.encode("film")]
+        out[:, : len(ids)] = ids
+        asked.extend(row[:length].tolist() for row, length in zip(*map(np.asarray, inputs.values()), strict=True))
+        return out
+
+    monkeypatch.setattr(decoding, "generate", answer)
+    judge = evaluator(base, sentinel=True, decoding=Decoding(max_tokens=20))
+    params = {"model": base.params}
+    assert judge.ask(params, [Request("a b")]) == [said]
+    assert asked[0] == [*vocabulary.encode("a b"), 258, 1]
+    scored = judge.target(params, "test", 10)
+    assert {(row["raw"], row["output"]) for row in scored.rows} == {(said, "good")}
+    assert 0 < scored.entry["score"] < 100
+    plain = evaluator(base, decoding=Decoding(max_tokens=20))
+    assert plain.ask(params, [Request("a b")]) == ["goodfilm"]
+
+
+def test_a_tokenizer_without_sentinels_is_refused(base, tiny_folder):
+    from promot_jax import pretrained
+
+    other = pretrained.load(str(tiny_folder / "tiny.gguf"), Partitioner())
+    mixed = dataclasses.replace(base, vocabulary=other.vocabulary)
+    with pytest.raises(UserError, match=r"no <extra_id_0>; set Evaluation\.sentinel = False"):
+        evaluator(mixed, sentinel=True)
+
+
+def test_in_bfloat16_biases_stay_float32(base):
+    cast = trees.flatten(cast_weights(base.params, "bfloat16"))
+    kept = {path for path, leaf in cast.items() if leaf.dtype == np.float32}
+    assert kept == {path for path in cast if path.endswith(("scale", "rel_embedding"))}

@@ -1,0 +1,117 @@
+"""The loss in chunks: the number and the gradients of the whole, and never all logits of a large vocabulary."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from promot_jax import losses, train, trees
+from promot_jax.models import DecoderConfig, build, layouts
+from promot_jax.optim import Optimizer
+
+BATCH, TARGETS, VOCAB, EMBED = 6, 7, 61, 16
+
+
+@pytest.fixture(name="case", scope="module")
+def _case(fast_compilation):
+    """A model, its parameters, hidden states, targets, and weights with padding and with other values than 0 and 1."""
+    noise = np.random.default_rng(0)
+    model = build(DecoderConfig(VOCAB, EMBED, 2, 1, 1, 8, 24, tied_embeddings=False))
+    params = model.init(jax.random.key(0))
+    hidden = jnp.asarray(noise.normal(size=(BATCH, TARGETS, EMBED)), jnp.float32)
+    targets = jnp.asarray(noise.integers(0, VOCAB, (BATCH, TARGETS)), jnp.int32)
+    weights = jnp.asarray(noise.choice([0.0, 1.0, 0.5], (BATCH, TARGETS)), jnp.float32)
+    return model, params, hidden, targets, weights
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("positions", [0, 1, 3, 6])  # 0: less room than one position of the batch needs
+def test_chunks_equal_the_whole(case, smoothing, positions):
+    model, params, hidden, targets, weights = case
+
+    def whole(params, hidden):
+        return losses.cross_entropy(model.head(params, hidden), targets, weights, smoothing)
+
+    def chunked(params, hidden):
+        room = positions * BATCH * VOCAB
+        return losses.chunked_cross_entropy(model, params, hidden, targets, weights, smoothing, room)
+
+    expected, expected_grads = jax.value_and_grad(whole, (0, 1))(params, hidden)
+    loss, grads = jax.jit(jax.value_and_grad(chunked, (0, 1)))(params, hidden)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 * np.abs(other).max())
+
+
+def test_what_fits_is_not_cut(case):
+    model, params, hidden, targets, weights = case
+
+    def loss(room):
+        def at(hidden):
+            return losses.chunked_cross_entropy(model, params, hidden, targets, weights, 0.1, room)
+
+        return at
+
+    def whole(hidden):
+        return losses.cross_entropy(model.head(params, hidden), targets, weights, 0.1)
+
+    size = BATCH * TARGETS * VOCAB
+    assert jax.jit(loss(size)).lower(hidden).as_text() == jax.jit(whole).lower(hidden).as_text().replace("whole", "at")
+    assert "while" in jax.jit(loss(size - 1)).lower(hidden).as_text()
+
+
+# ---- mT5's vocabulary, compiled only ---------------------------------------------------------------------------------
+
+LARGE = DecoderConfig(250_112, 24, 2, 1, 1, 8, 32, tied_embeddings=False)
+ROWS, AIMS, PROMPT = 16, 64, 4
+LOGITS = ROWS * AIMS * LARGE.vocab_size
+
+
+def update(trains):
+    """The lowered update of a stage, from shapes alone."""
+    params = {"model": jax.eval_shape(build(LARGE).init, jax.random.key(0))}
+    params["prompt"] = {"task": jax.ShapeDtypeStruct((PROMPT, LARGE.emb_dim), np.float32)}
+    trained, frozen = trees.partition(params, lambda path: path.startswith(trains))
+    transform = optax.sgd(1.0)
+    state = {"params": trained, "optimizer": jax.eval_shape(transform.init, trained), "step": jnp.int32(0)}
+    rows = layouts.decoder_rows([[layouts.Tokens([1, 2], [3] * AIMS)] for _ in range(ROWS)], AIMS + 8, AIMS)
+    step = train.make_step(build(LARGE), transform, train.Training(1, ROWS, 1, Optimizer()), None)
+    return step.lower(state, frozen, rows, jax.random.key(0))
+
+
+def shapes(text):
+    return {tuple(map(int, shape.split("x"))) for shape in re.findall(r"tensor<(\d+(?:x\d+)*)x[a-z]\w*>", text)}
+
+
+@pytest.fixture(name="updates", scope="module")
+def _updates():
+    return {trains: update(trains) for trains in ("prompt", "model")}
+
+
+@pytest.mark.parametrize("trains", ["prompt", "model"])
+def test_no_array_is_as_large_as_all_logits(updates, trains):
+    with_vocabulary = {shape for shape in shapes(updates[trains].as_text()) if LARGE.vocab_size in shape}
+
+    assert (ROWS, 8, LARGE.vocab_size) in with_vocabulary  # 8 chunks of 8 positions
+    assert max(map(math.prod, with_vocabulary)) <= losses.CHUNK < LOGITS / 7
+
+
+def test_a_frozen_head_gets_no_gradient(updates):
+    kernel = f"-> tensor<{LARGE.emb_dim}x{LARGE.vocab_size}xf32>"
+    products = {
+        trains: sum("dot_general" in line and kernel in line for line in lowered.as_text().splitlines())
+        for trains, lowered in updates.items()
+    }
+
+    assert products == {"prompt": 0, "model": 1}
+
+
+def test_memory_is_that_of_a_few_chunks(updates):
+    chunk, logits = 4 * losses.CHUNK, 4 * LOGITS
+    used = updates["prompt"].compile().memory_analysis().temp_size_in_bytes
+
+    assert chunk / 2 < used < 5 * chunk < logits
