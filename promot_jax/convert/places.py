@@ -6,6 +6,7 @@ the tensor as it is stored. `load` asks for the rows that the devices at hand ho
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,7 +87,7 @@ def read(path: str, entry: Entry, bounds: tuple[tuple[int, int], ...]) -> np.nda
     Raises:
         UserError: a value is not a finite number, or a reader fails.
     """
-    array = _aligned(tuple(last - first for first, last in bounds))
+    array = aligned(tuple(last - first for first, last in bounds))
     layers, inner = (range(*bounds[0]), bounds[1:]) if entry.stacked else (range(1), bounds)
     (start, stop), *rest = inner[::-1] if entry.transposed else inner
     kept = (slice(None), *(slice(*one) for one in rest))
@@ -105,8 +106,9 @@ def read(path: str, entry: Entry, bounds: tuple[tuple[int, int], ...]) -> np.nda
     return array
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    size = int(np.prod(shape)) * 4
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised float32 that starts where JAX's CPU device takes it over without a copy."""
+    size = math.prod(shape) * 4
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start : start + size].view(np.float32).reshape(shape)

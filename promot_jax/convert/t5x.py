@@ -6,7 +6,6 @@ a host needs. Layers are `encoder/layers_0/...` in the files and stacked on axis
 """
 
 import itertools
-import math
 import os
 import re
 import shutil
@@ -21,13 +20,13 @@ import numpy as np
 from promot_jax import trees
 from promot_jax.convert import zarr
 from promot_jax.convert.flax_msgpack import FLOATS, Index, Inline, read_msgpack
+from promot_jax.convert.places import aligned
 from promot_jax.convert.zarr import Zarr, open_zarr
 from promot_jax.errors import UserError
 
 Shape = tuple[int, ...]
 
 _PLACEHOLDER = "PLACEHOLDER://"
-_ALIGNMENT = 64  # bytes: JAX takes an array that starts on such a boundary without a copy
 _READERS = min(8, os.cpu_count() or 1)  # layers unpacked at a time; zlib runs outside the interpreter's lock
 _INLINE = 1 << 14  # values: norm scales and position biases stay below it, as what T5X does not partition
 _CHUNK = 1 << 26  # bytes of a zarr chunk
@@ -104,7 +103,7 @@ class Checkpoint:
         shape, sources = self.shapes[path], self._sources[path]
         index = index or (slice(None),) * len(shape)
         here = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
-        values = _aligned(tuple(part.stop - part.start for part in here))
+        values = aligned(tuple(part.stop - part.start for part in here))
         targets = [values]
         if _stacked(path):
             sources, targets, here, shape = sources[here[0]], list(values), here[1:], shape[1:]
@@ -301,14 +300,6 @@ def _is_whole(transform: Any, shape: Shape) -> bool:
     start = transform.get("input_inclusive_min", [0] * len(shape))
     stop = transform.get("input_exclusive_max", list(shape))
     return start == [0] * len(shape) and stop in (list(shape), [[size] for size in shape])
-
-
-def _aligned(shape: Shape) -> np.ndarray:
-    """Uninitialised float32 that starts on a 64-byte boundary."""
-    size = math.prod(shape) * 4
-    room = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + size].view(np.float32).reshape(shape)
 
 
 def _fill(source: Inline | Zarr, target: np.ndarray, index: Index, shape: Shape) -> None:
