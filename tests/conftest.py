@@ -43,6 +43,17 @@ def fast_compilation() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """For models so small that several threads wait for each other longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the tiny model and its gin file (`tests/tiny.py`), and JAX set to compile fast and once only."""
     import jax

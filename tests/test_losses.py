@@ -1,5 +1,6 @@
 """The loss in chunks: the number and the gradients of the whole, and never all logits of a large vocabulary."""
 
+import functools
 import math
 import re
 
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from promot_jax import losses, train, trees
-from promot_jax.models import DecoderConfig, build, layouts
+from promot_jax.models import DecoderConfig, T5Config, build, layouts
 from promot_jax.optim import Optimizer
 
 BATCH, TARGETS, VOCAB, EMBED = 6, 7, 61, 16
@@ -66,20 +67,26 @@ def test_what_fits_is_not_cut(case):
 
 # ---- mT5's vocabulary, compiled only ---------------------------------------------------------------------------------
 
-LARGE = DecoderConfig(250_112, 24, 2, 1, 1, 8, 32, tied_embeddings=False)
+VOCABULARY = 250_112
+LARGE = {
+    "decoder": DecoderConfig(VOCABULARY, 24, 2, 1, 1, 8, 32, tied_embeddings=False),
+    "mT5": T5Config(VOCABULARY, 24, 2, 1, 1, 8, 32),
+}
 ROWS, AIMS, PROMPT = 16, 64, 4
-LOGITS = ROWS * AIMS * LARGE.vocab_size
+LOGITS = ROWS * AIMS * VOCABULARY
 
 
-def update(trains):
+@functools.cache
+def update(family, trains):
     """The lowered update of a stage, from shapes alone."""
-    params = {"model": jax.eval_shape(build(LARGE).init, jax.random.key(0))}
-    params["prompt"] = {"task": jax.ShapeDtypeStruct((PROMPT, LARGE.emb_dim), np.float32)}
+    model = build(LARGE[family])
+    params = {"model": jax.eval_shape(model.init, jax.random.key(0))}
+    params["prompt"] = {"task": jax.ShapeDtypeStruct((PROMPT, model.config.emb_dim), np.float32)}
     trained, frozen = trees.partition(params, lambda path: path.startswith(trains))
     transform = optax.sgd(1.0)
     state = {"params": trained, "optimizer": jax.eval_shape(transform.init, trained), "step": jnp.int32(0)}
-    rows = layouts.decoder_rows([[layouts.Tokens([1, 2], [3] * AIMS)] for _ in range(ROWS)], AIMS + 8, AIMS)
-    step = train.make_step(build(LARGE), transform, train.Training(1, ROWS, 1, Optimizer()), None)
+    rows = model.layout([[layouts.Tokens([1, 2], [3] * AIMS)] for _ in range(ROWS)], AIMS + 8, AIMS)
+    step = train.make_step(model, transform, train.Training(1, ROWS, 1, Optimizer()), None)
     return step.lower(state, frozen, rows, jax.random.key(0))
 
 
@@ -87,31 +94,29 @@ def shapes(text):
     return {tuple(map(int, shape.split("x"))) for shape in re.findall(r"tensor<(\d+(?:x\d+)*)x[a-z]\w*>", text)}
 
 
-@pytest.fixture(name="updates", scope="module")
-def _updates():
-    return {trains: update(trains) for trains in ("prompt", "model")}
-
-
+@pytest.mark.parametrize("family", LARGE)
 @pytest.mark.parametrize("trains", ["prompt", "model"])
-def test_no_array_is_as_large_as_all_logits(updates, trains):
-    with_vocabulary = {shape for shape in shapes(updates[trains].as_text()) if LARGE.vocab_size in shape}
+def test_no_array_is_as_large_as_all_logits(family, trains):
+    with_vocabulary = {shape for shape in shapes(update(family, trains).as_text()) if VOCABULARY in shape}
 
-    assert (ROWS, 8, LARGE.vocab_size) in with_vocabulary  # 8 chunks of 8 positions
+    assert (ROWS, 8, VOCABULARY) in with_vocabulary  # 8 chunks of 8 positions
     assert max(map(math.prod, with_vocabulary)) <= losses.CHUNK < LOGITS / 7
 
 
-def test_a_frozen_head_gets_no_gradient(updates):
-    kernel = f"-> tensor<{LARGE.emb_dim}x{LARGE.vocab_size}xf32>"
+@pytest.mark.parametrize("family", LARGE)
+def test_a_frozen_head_gets_no_gradient(family):
+    kernel = f"-> tensor<{LARGE[family].emb_dim}x{VOCABULARY}xf32>"
     products = {
-        trains: sum("dot_general" in line and kernel in line for line in lowered.as_text().splitlines())
-        for trains, lowered in updates.items()
+        trains: sum("dot_general" in line and kernel in line for line in update(family, trains).as_text().splitlines())
+        for trains in ("prompt", "model")
     }
 
     assert products == {"prompt": 0, "model": 1}
 
 
-def test_memory_is_that_of_a_few_chunks(updates):
+@pytest.mark.parametrize("family", LARGE)
+def test_memory_is_that_of_a_few_chunks(family):
     chunk, logits = 4 * losses.CHUNK, 4 * LOGITS
-    used = updates["prompt"].compile().memory_analysis().temp_size_in_bytes
+    used = update(family, "prompt").compile().memory_analysis().temp_size_in_bytes
 
     assert chunk / 2 < used < 5 * chunk < logits

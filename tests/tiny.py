@@ -3,6 +3,7 @@
 Also imported by processes that tests start. Sizes and metadata are those of `METADATA`; tests change what they need.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,27 @@ Evaluation.curve_target_examples = 6
 Evaluation.tokens_per_batch = 512
 Evaluation.max_input_length = 96
 """
+
+
+SENTENCE = "the film was good and the cast was bad but a plot of old songs made it all end in a joke"
+PIECES = 40
+
+
+def sentencepiece_model(path: Path, sentinels: int = 0) -> Path:
+    """Trains a SentencePiece model as T5's is (padding 0, EOS 1, unknown 2, no beginning), as mT5's with sentinels."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    words, model = SENTENCE.split(), io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(" ".join(words[i:] + words[:i]) for i in range(len(words))), model_writer=model,
+        vocab_size=PIECES, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    for i in reversed(range(sentinels)):
+        proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
+    path.write_bytes(proto.SerializeToString())
+    return path
 
 
 def workspace(folder: Path) -> Path:

@@ -77,11 +77,13 @@ def _fill(folder: Path, base: Pretrained, prompts: Prompts, dtype: str) -> None:
     described = hf_config.write(family, config)
     sources = _sources(family, config, base.params)
     vocabulary, tokens = base.vocabulary, token_names(prompts)
+    if not hasattr(vocabulary, "save"):
+        raise UserError(f"A tokenizer of kind {type(vocabulary).__name__} is not written as Hugging Face files.")
+    if tokens:
+        vocabulary = vocabulary.fast()
     roles = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
     roles |= {"decoder_start_token_id": 0} if family == "t5" else {}
     generation: dict[str, Any] = dict(roles)
-    if not hasattr(vocabulary, "save"):
-        raise UserError(f"A tokenizer of kind {type(vocabulary).__name__} is not written as Hugging Face files.")
     vocabulary.save(folder)
     if vocabulary.add_bos and vocabulary.bos_id is not None:
         _put_bos(folder / "tokenizer.json", vocabulary.bos_id)
@@ -90,8 +92,8 @@ def _fill(folder: Path, base: Pretrained, prompts: Prompts, dtype: str) -> None:
         _add_prompts(sources, family, config, base.params, prompts)
         described |= {"vocab_size": first + len(tokens), "tie_word_embeddings": False}
         generation["suppress_tokens"] = list(range(first, first + len(tokens)))
-        plain = _extend_tokenizer(folder, first, tokens, vocabulary)
-        (folder / "README.md").write_text(_note(family, prompts, first, plain, vocabulary), encoding="utf-8")
+        between = _extend_tokenizer(folder / "tokenizer.json", first, tokens, vocabulary)
+        (folder / "README.md").write_text(_note(family, prompts, first, between, vocabulary), encoding="utf-8")
     _write_json(folder / hf.CONFIG, described | roles | {"torch_dtype": dtype})
     _write_json(folder / "generation_config.json", generation)
     _write_tensors(folder, sources, dtype)
@@ -172,11 +174,12 @@ def _put_bos(file: Path, bos_id: int) -> None:
     file.write_text(tokenizer.to_str(), encoding="utf-8")
 
 
-def _extend_tokenizer(folder: Path, first: int, tokens: list[str], vocabulary: Any) -> bool:
-    """Gives the tokenizer the tokens, from id `first` on; says whether a text behind them is read as it is alone."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise UserError("This model's tokenizer has no tokenizer.json, so that no prompts can be added to it.")
+def _extend_tokenizer(file: Path, first: int, tokens: list[str], vocabulary: Any) -> str | None:
+    """Gives the tokenizer the tokens, from id `first` on.
+
+    Returns:
+        What has to stand between them and a text so that it is read as it is alone, None where nothing does it.
+    """
     tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     known = tokenizer.get_vocab()
     if taken := known.keys() & set(tokens):
@@ -192,12 +195,15 @@ def _extend_tokenizer(folder: Path, first: int, tokens: list[str], vocabulary: A
     sample = "A text: of words, 12 and 345.\nAnd a second line"
     alone = tokenizer.encode(sample, add_special_tokens=False).ids
     start = [] if not vocabulary.add_bos else [vocabulary.bos_id]
-    text = "".join(tokens) + "".join(str(tokenizer.id_to_token(i)) for i in start) + sample
-    together = tokenizer.encode(text, add_special_tokens=False).ids
-    return together == [*range(first, first + len(tokens)), *start, *alone]
+    front = "".join(tokens) + "".join(str(tokenizer.id_to_token(i)) for i in start)
+    want = [*range(first, first + len(tokens)), *start, *alone]
+    for between in ("", " "):  # SentencePiece marks the beginning of the first word, or that behind a space
+        if tokenizer.encode(front + between + sample, add_special_tokens=False).ids == want:
+            return between
+    return None
 
 
-def _note(family: str, prompts: Prompts, first: int, by_string: bool, vocabulary: Any) -> str:
+def _note(family: str, prompts: Prompts, first: int, between: str | None, vocabulary: Any) -> str:
     """README.md: what was added and how to use it."""
     auto = "AutoModelForSeq2SeqLM" if family == "t5" else "AutoModelForCausalLM"
     lines = ["# A model with its soft prompts as tokens", ""]
@@ -221,8 +227,8 @@ def _note(family: str, prompts: Prompts, first: int, by_string: bool, vocabulary
         "```",
         "",
     ]
-    if by_string:
-        bos = " + tokenizer.bos_token" if vocabulary.add_bos else ""
+    if between is not None:
+        bos = (" + tokenizer.bos_token" if vocabulary.add_bos else "") + (f' + "{between}"' if between else "")
         lines += [
             "A server that takes text only (vLLM and the like) reads the same ids from one string:",
             f'`tokenizer("".join(prompt){bos} + text{"" if family == "t5" else ", add_special_tokens=False"})`.',

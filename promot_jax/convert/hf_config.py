@@ -32,6 +32,13 @@ _DECODERS: dict[str, Json] = {
         "num_attention_heads": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768,
         "tie_word_embeddings": False, "rope_theta": 1e4, "hidden_act": "silu",
     },
+    "gemma2": {
+        "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 8192, "tie_word_embeddings": True, "rope_theta": 1e4, "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "sliding_window_pattern": 2,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    },
     "gemma3_text": {
         "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
@@ -144,8 +151,8 @@ def _read_decoder(kind: str, config: Json, tensors: Collection[str], origin: str
     if "head_dim" not in reader.values and emb % heads:
         raise UserError(f"{origin} has width {emb}, which does not divide into {heads} heads.")
     layers = _check_layers(reader.whole("num_hidden_layers"), tensors, origin)
-    gemma = kind == "gemma3_text"
-    theta, factor = _rope(reader, config, "full_attention" if gemma else "", "rope_theta")
+    gemma = kind in ("gemma2", "gemma3_text")
+    theta, factor = _rope(reader, config, "full_attention" if kind == "gemma3_text" else "", "rope_theta")
     kwargs: Json = {
         "vocab_size": reader.whole("vocab_size"),
         "emb_dim": emb,
@@ -161,15 +168,15 @@ def _read_decoder(kind: str, config: Json, tensors: Collection[str], origin: str
         "max_length": reader.whole("max_position_embeddings"),
         "activation": _activation(reader, "hidden_activation" if gemma else "hidden_act"),
         "qkv_bias": kind == "qwen2",
-        "qk_norm": gemma or kind == "qwen3",
+        "qk_norm": kind in ("gemma3_text", "qwen3"),
     }
     if gemma:
         kwargs |= {"post_norms": True, "norm_offset": 1.0, "embedding_scale": True}
         kwargs["query_scale"] = reader.number("query_pre_attn_scalar") ** -0.5
         caps = {"attention_softcap": "attn_logit_softcapping", "logits_softcap": "final_logit_softcapping"}
-        for ours, theirs in caps.items():
-            kwargs[ours] = reader.number(theirs) if reader.values.get(theirs) else 0.0
-    kwargs |= _windows(reader, config, layers, gemma)
+        for ours, theirs in caps.items():  # null is none, whatever the default
+            kwargs[ours] = reader.number(theirs) if config.get(theirs, _DECODERS[kind].get(theirs)) else 0.0
+    kwargs |= _windows(reader, config, layers, kind)
     return kwargs
 
 
@@ -195,8 +202,9 @@ def _rope(reader: _Reader, config: Json, layer_type: str, key: str) -> tuple[flo
     return theta, inner.number("factor") if rope_type == "linear" else 1.0
 
 
-def _windows(reader: _Reader, config: Json, layers: int, gemma: bool) -> Json:
+def _windows(reader: _Reader, config: Json, layers: int, kind: str) -> Json:
     """Which layers attend to a window only."""
+    gemma = kind in ("gemma2", "gemma3_text")
     pattern = reader.whole("sliding_window_pattern", 6) if gemma else 1
     types = config.get("layer_types")
     if types is None:
@@ -210,7 +218,8 @@ def _windows(reader: _Reader, config: Json, layers: int, gemma: bool) -> Json:
         return {}
     if not gemma:
         raise reader.fail("layer_types", "windows are computed in Gemma's layers only")
-    theta, factor = _rope(reader, config, "sliding_attention", "rope_local_base_freq")
+    local = ("sliding_attention", "rope_local_base_freq") if kind == "gemma3_text" else ("", "rope_theta")
+    theta, factor = _rope(reader, config, *local)
     if factor != 1:
         raise UserError(f"{reader.origin} scales the positions of its local layers, which our models do not compute.")
     return {"window": reader.whole("sliding_window"), "global_every": every, "local_rope_theta": theta}
@@ -263,7 +272,10 @@ def write(family: str, config: Any) -> Json:
 
 def _write_decoder(config: Json) -> Json:
     gemma = config["post_norms"]
-    kind = "gemma3_text" if gemma else "qwen3" if config["qk_norm"] else "qwen2" if config["qkv_bias"] else "llama"
+    if config["qk_norm"]:
+        kind = "gemma3_text" if gemma else "qwen3"
+    else:
+        kind = "gemma2" if gemma else "qwen2" if config["qkv_bias"] else "llama"
     names = {value: key for key, value in _ACTIVATIONS.items() if key not in ("swish", "gelu_new")}
     factor = config["rope_factor"]
     values: Json = {
@@ -294,8 +306,9 @@ def _write_decoder(config: Json) -> Json:
             "layer_types": [
                 "sliding_attention" if (i + 1) % every else "full_attention" for i in range(config["num_layers"])
             ],
-            "rope_local_base_freq": config["local_rope_theta"],
         }
+    if kind == "gemma3_text":
+        values["rope_local_base_freq"] = config["local_rope_theta"]
     tensors = [f"{i}" for i in range(config["num_layers"])]
     back = full(*read(values, tensors))
     for key in back:

@@ -4,12 +4,17 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import seqio
 import tensorflow as tf
 from sentencepiece import SentencePieceProcessor
 
+from promot_jax.data import fast_tokenizers
 from promot_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from promot_jax.data.vocabularies import TokenizerVocabulary
 
 EXTRA_IDS = 100  # of T5 and mT5
 BYTE_CLASS = "ByT5Tokenizer"  # as transformers calls it
@@ -78,12 +83,23 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
             texts[i] = ""
         return texts
 
+    def fast(self) -> "TokenizerVocabulary":
+        """The same as a `tokenizers` tokenizer.
+
+        Raises:
+            UserError: the model is of a kind that is not converted.
+        """
+        from promot_jax.data.vocabularies import TokenizerVocabulary  # which imports this module
+
+        made = fast_tokenizers.from_sentencepiece(self.sp_model).to_str()
+        return TokenizerVocabulary(made, eos_id=self.eos_id, pad_id=max(self.pad_id, 0), unk_id=self.unk_id)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the files that `vocabularies.load` and transformers' AutoTokenizer read."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "spiece.model").write_bytes(self.sp_model)
-        config = {"tokenizer_class": "T5Tokenizer", "extra_ids": self.extra_ids, "eos_token": "</s>"}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        """Writes the files that `vocabularies.load` and transformers' AutoTokenizer read: `tokenizer.json`.
+
+        A `spiece.model` would not do: some versions of transformers number the extra ids the other way round.
+        """
+        self.fast().save(folder)
 
     def __hash__(self) -> int:
         """Consistent with equality, which is SeqIO's: the same file and extra ids."""
@@ -117,6 +133,13 @@ class ByteVocabulary(seqio.ByteVocabulary):
     def token_strings(self) -> list[str]:
         """Text of each id by itself, `vocab_size` of them: "" for all that is no text alone."""
         return [self._decode([i]) for i in range(self.vocab_size)]
+
+    def fast(self) -> "TokenizerVocabulary":
+        """The same as a `tokenizers` tokenizer; extra ids have no names there."""
+        from promot_jax.data.vocabularies import TokenizerVocabulary  # which imports this module
+
+        made = fast_tokenizers.of_bytes().to_str()
+        return TokenizerVocabulary(made, eos_id=self.eos_id, pad_id=self.pad_id, unk_id=self.unk_id)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the file that `vocabularies.load` and transformers' AutoTokenizer read."""

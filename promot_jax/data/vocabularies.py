@@ -57,6 +57,9 @@ class Vocabulary(Protocol):
     def token_strings(self) -> list[str]:
         """Text of each id by itself, "" for control tokens and sentinels."""
 
+    def fast(self) -> "TokenizerVocabulary":
+        """The same as a `tokenizers` tokenizer, which can take further tokens."""
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the files that `load` and transformers' AutoTokenizer read."""
 
@@ -181,6 +184,10 @@ class TokenizerVocabulary(seqio.Vocabulary):
         return cls(
             text, eos_id=eos_id, bos_id=bos_id, pad_id=token_id("pad"), unk_id=token_id("unk"), add_bos=bool(add_bos)
         )
+
+    def fast(self) -> "TokenizerVocabulary":
+        """Itself."""
+        return self
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `load` and transformers' AutoTokenizer read."""

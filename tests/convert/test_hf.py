@@ -33,6 +33,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "llama untied": {"tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 40.0},
     "gemma3_text": {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 20},
 }
 T5S: dict[str, dict[str, Any]] = {
@@ -74,7 +75,7 @@ def test_decoders_leaf_for_leaf(tmp_path: Path, case: str) -> None:
     kind = case.split()[0]
     model = hf_models.save(tmp_path, kind, **({"tie_word_embeddings": True} | DECODERS[case]))
     state = hf_models.leaves(model)
-    want = decoder_leaves(state, kind == "gemma3_text")
+    want = decoder_leaves(state, kind.startswith("gemma"))
     if not model.config.tie_word_embeddings:
         want["decoder/logits_dense/kernel"] = state["lm_head.weight"].T
     loaded, found = flat(tmp_path)
@@ -82,15 +83,15 @@ def test_decoders_leaf_for_leaf(tmp_path: Path, case: str) -> None:
     for path, leaf in want.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
     config = hf_config.full("decoder", loaded.config)
-    gemma, head = kind == "gemma3_text", DECODERS[case].get("head_dim", 8)
+    gemma, third, head = kind.startswith("gemma"), kind == "gemma3_text", DECODERS[case].get("head_dim", 8)
     want_config = {
         "vocab_size": 272, "emb_dim": 32, "num_heads": 4, "num_kv_heads": 2, "num_layers": 3, "head_dim": head,
-        "mlp_dim": 48, "rope_theta": 1e6 if gemma else 1e4, "norm_eps": 1e-6, "max_length": 128, "rope_factor": 1.0,
+        "mlp_dim": 48, "rope_theta": 1e6 if third else 1e4, "norm_eps": 1e-6, "max_length": 128, "rope_factor": 1.0,
         "tied_embeddings": model.config.tie_word_embeddings, "activation": "gelu" if gemma else "silu",
-        "qkv_bias": kind == "qwen2", "qk_norm": gemma or kind == "qwen3", "norm_offset": float(gemma),
+        "qkv_bias": kind == "qwen2", "qk_norm": third or kind == "qwen3", "norm_offset": float(gemma),
         "post_norms": gemma, "embedding_scale": gemma, "query_scale": 20**-0.5 if gemma else None,
-        "window": 8 if gemma else 0, "global_every": 4 if gemma else 1, "local_rope_theta": 1e4,
-        "attention_softcap": 0.0, "logits_softcap": 0.0,
+        "window": 8 if gemma else 0, "global_every": 4 if third else 2 if gemma else 1, "local_rope_theta": 1e4,
+        "attention_softcap": 40.0 * (gemma and not third), "logits_softcap": 30.0 * (gemma and not third),
     }  # fmt: skip
     assert config == want_config
     # And back: transformers' config is the same again, as far as both say it.
@@ -299,7 +300,7 @@ def test_tensors_that_disagree_with_the_config(copy: Path, change: Callable[...,
         ({"rms_norm_eps": float("nan")}, "positive number"),
         ({"tie_word_embeddings": 1}, "true or false"),
         ({"vocab_size": 10**11}, "wrong shape"),
-        ({"model_type": "mamba"}, "type 'mamba'; these are read: gemma3_text, llama, mt5"),
+        ({"model_type": "mamba"}, "type 'mamba'; these are read: gemma2, gemma3_text, llama"),
         ({"model_type": "umt5"}, "type 'umt5'"),
         ({"model_type": ["llama"]}, "these are read"),
         ({"hidden_act": "relu"}, "these activations"),

@@ -1,55 +1,30 @@
 """The T5 family's vocabularies: T5's order of extra ids, what decoding keeps, and what a damaged file says."""
 
 import copy
-import io
+import functools
 
 import pytest
 import seqio
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import PIECES
 
 from promot_jax import decoding
+from promot_jax.data import fast_tokenizers, vocabularies
 from promot_jax.data.sentencepiece import ByteVocabulary, SentencePieceVocabulary
 from promot_jax.errors import UserError
-
-SENTENCE = "the film was good and the cast was bad but a plot of old songs made it all end in a joke"
-WORDS = SENTENCE.split()
-PIECES = 40
 
 
 @pytest.fixture(name="t5", scope="module")
 def _t5(tmp_path_factory):
-    """A SentencePiece model as T5's is: padding 0, EOS 1, unknown 2, no beginning."""
-    import sentencepiece
-
-    sentences = (" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS)))
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences,
-        model_writer=model,
-        vocab_size=PIECES,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    path = tmp_path_factory.mktemp("t5") / "spiece.model"
-    path.write_bytes(model.getvalue())
-    return path
+    return tiny.sentencepiece_model(tmp_path_factory.mktemp("t5") / "spiece.model")
 
 
 @pytest.fixture(name="mt5", scope="module")
-def _mt5(t5):
-    """The same with its extra ids among the pieces, as mT5's is."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(t5.read_bytes())
-    for i in reversed(range(4)):
-        proto.pieces.add(piece=f"\u2581<extra_id_{i}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
-    path = t5.with_name("mt5.model")
-    path.write_bytes(proto.SerializeToString())
-    return path
+def _mt5(tmp_path_factory):
+    """Its extra ids are among the pieces."""
+    return tiny.sentencepiece_model(tmp_path_factory.mktemp("mt5") / "spiece.model", sentinels=4)
 
 
 def test_extra_ids_stand_behind_the_pieces_the_first_one_last(t5):
@@ -138,3 +113,61 @@ def test_bytes_are_those_of_transformers():
     theirs = pytest.importorskip("transformers").ByT5Tokenizer()
     for text in ("", "plain", "né\n\t", "\u4e2d\U0001f600", " two  spaces "):
         assert theirs(text).input_ids == [*ByteVocabulary().encode(text), 1]
+
+
+# ---- as tokenizer.json -----------------------------------------------------------------------------------------------
+
+# What NFKC and SentencePiece's handling of spaces make something else of; T5's files have the same normaliser.
+WILD = (
+    "the", "film", " ", "  ", "\n", "\t", ",", ".", "é", "e\u0301", "\ufb01", "½", "猫", "\u3000", "\u200b", "Ⅷ", "x",
+    "good", " was", "a", "\u00ad", "ｆｕｌｌ", "👩\u200d🔬", "\x00", "/s>", "\ufeff", "\u2581", "Å", "한", "…",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WILD), max_size=12).map("".join))
+def test_ids_of_the_converted_tokenizer_are_the_same(t5, text):
+    vocabulary = SentencePieceVocabulary(t5)
+    fast = fast_of(t5)
+    ids = list(vocabulary.encode(text))
+    assert fast.encode(text) == ids
+    if vocabulary.unk_id not in ids:
+        assert fast.decode(ids) == vocabulary.decode(ids)
+
+
+@functools.cache
+def fast_of(path):
+    return SentencePieceVocabulary(path).fast()
+
+
+def test_saved_files_give_transformers_the_same_ids(t5, mt5, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for name, model in (("t5", t5), ("mt5", mt5)):
+        vocabulary = SentencePieceVocabulary(model)
+        vocabulary.save(tmp_path / name)
+        theirs, again = transformers.AutoTokenizer.from_pretrained(tmp_path / name), vocabularies.load(tmp_path / name)
+        assert len(theirs) == again.vocab_size == vocabulary.vocab_size and again.sentinels == vocabulary.sentinels
+        for text in ("", "the film <extra_id_0>, good", "<extra_id_0> was  bad <extra_id_1>", "  old\nsongs "):
+            assert theirs(text).input_ids == [*vocabulary.encode(text), 1]
+        assert (again.eos_id, again.pad_id, again.unk_id, again.bos_id) == (1, 0, 2, None) and not again.add_bos
+        assert {theirs.convert_ids_to_tokens(i) for i in vocabulary.sentinels.values()} == set(vocabulary.sentinels)
+
+
+def test_other_models_are_not_converted(t5, tmp_path):
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(t5.read_bytes())
+    for key, value, message in (("model_type", 2, "not a unigram"), ("treat_whitespace_as_suffix", True, "ends of")):
+        changed = sentencepiece_model_pb2.ModelProto.FromString(proto.SerializeToString())
+        setattr(changed.trainer_spec, key, value)
+        with pytest.raises(UserError, match=message):
+            fast_tokenizers.from_sentencepiece(changed.SerializeToString())
+
+
+@given(st.text())
+def test_bytes_of_the_converted_tokenizer_are_the_same(text):
+    text = text.encode("utf-8", "ignore").decode()
+    ids = list(ByteVocabulary().encode(text))
+    assert BYTES.encode(text) == ids and BYTES.decode(ids) == text
+
+
+BYTES = ByteVocabulary().fast()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from promot_jax import assets, decoding, pretrained
+from promot_jax import assets, decoding, main, pretrained, results
 from promot_jax.models import layouts
 from promot_jax.partitioning import Partitioner
 
@@ -77,3 +77,35 @@ def test_it_knows_capitals(base):
     stops, settings = np.zeros(262144, bool), decoding.Decoding(max_tokens=4)
     out = decoding.generate(base.model, settings, base.params, None, inputs, stops, np.int32(4), jax.random.key(0))
     assert base.vocabulary.decode(out[0].tolist()).split()[0] == "Paris"
+
+
+FEW = {
+    "Evaluation.examples": 6, "Evaluation.target_examples": 8, "Evaluation.curve_examples": 2,
+    "Evaluation.curve_target_examples": 4, "Evaluation.shots": (4,),
+}  # fmt: skip
+
+
+def demonstration(job, workdir, **more):
+    """A run of the demonstration on this model, with few examples; its results."""
+    given = {"INITIAL_CHECKPOINT_PATH": "asset:gemma3-270m"} | FEW | more
+    options = [f"--gin.{name}={value}" for name, value in given.items()]
+    assert main.main([f"--gin_file={job}.gin", f"--workdir={workdir}", *options]) == 0
+    return results.read(workdir)
+
+
+def test_the_demonstration_evaluates_it(tmp_path):
+    """Of 6 examples a task; of 20 it was 76."""
+    run = demonstration("icl_eval", tmp_path)
+    assert run["model"] == "asset:gemma3-270m" and run["leaves"]["loaded"] == 15
+    assert run["icl"]["4"]["norm_avg"] > 60 and run["target"]["n"] == 8
+
+
+@pytest.mark.parametrize(("job", "trained"), [("promot_stage1", 10_240), ("finetune", 268_098_176)])
+def test_the_demonstration_trains_it(job, trained, tmp_path, capsys):
+    run = demonstration(job, tmp_path, TRAIN_STEPS=12, EVAL_PERIOD=6, WARMUP_STEPS=2, LEARNING_RATE=LEARN[job])
+    assert f"trains {trained:,} of" in capsys.readouterr().out
+    losses = [point["loss"] for point in run["curve"] if point["loss"] is not None]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+
+LEARN = {"promot_stage1": 0.02, "finetune": 3e-5}

@@ -1,0 +1,79 @@
+"""T5's tokenizers as `tokenizers.Tokenizer`, which transformers and servers read: SentencePiece unigram models, bytes.
+
+They give the ids that SeqIO gives, and end a text with `</s>` where special tokens are asked for, as T5's do.
+"""
+
+import re
+
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from promot_jax.errors import UserError
+
+_SPACE = "\u2581"  # SentencePiece's mark of a word's beginning
+_UNIGRAM, _UNKNOWN, _CONTROL = 1, 2, 3  # kinds of models and of pieces in SentencePiece's own numbering
+_FIRST_BYTE = 3  # ids of ByT5: padding, end, unknown, then 256 bytes
+
+
+def from_sentencepiece(model: bytes) -> Tokenizer:
+    """Converts a SentencePiece unigram model; `<extra_id_...>` among its pieces become special tokens of that name.
+
+    Args:
+        model: the serialized model, extra ids included.
+
+    Raises:
+        UserError: the model is of another kind, or normalises text in a way that is not converted.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # made at import
+    normal = proto.normalizer_spec
+    if proto.trainer_spec.model_type != _UNIGRAM or not normal.escape_whitespaces:
+        raise UserError("The SentencePiece model is not a unigram model as T5's are: it has no tokenizer.json.")
+    if proto.trainer_spec.treat_whitespace_as_suffix:
+        raise UserError("The SentencePiece model marks the ends of words, not their beginnings: no tokenizer.json.")
+    pieces, special = [], []
+    for piece in proto.pieces:
+        name = piece.piece.removeprefix(_SPACE)
+        sentinel = re.fullmatch(r"<extra_id_\d+>", name)
+        pieces.append((name if sentinel else piece.piece, piece.score))
+        if sentinel or piece.type in (_UNKNOWN, _CONTROL):
+            # The space before a sentinel is the mark of its own piece.
+            special.append(AddedToken(pieces[-1][0], lstrip=bool(sentinel), normalized=False, special=True))
+    unknown = [i for i, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown[0], byte_fallback=proto.trainer_spec.byte_fallback))
+    steps: list[normalizers.Normalizer] = []
+    if normal.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(normal.precompiled_charsmap))
+    if normal.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Replace(Regex(" $"), "")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    start = "first" if normal.add_dummy_prefix else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=start, split=False)
+    tokenizer.decoder = decoders.Metaspace(_SPACE, prepend_scheme=start, split=False)
+    tokenizer.add_special_tokens(special)
+    return _ended(tokenizer, proto.trainer_spec.eos_piece)
+
+
+def of_bytes() -> Tokenizer:
+    """ByT5's bytes; its unused ids behind them have no names."""
+    names = ["<pad>", "</s>", "<unk>"]
+    vocab = {name: i for i, name in enumerate(names)} | {char: _FIRST_BYTE + i for i, char in enumerate(_letters())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    return _ended(tokenizer, "</s>")
+
+
+def _letters() -> list[str]:
+    """The character that stands for each byte in byte-level vocabularies: itself where it can be seen."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = iter(range(0x100, 0x200))
+    return [chr(byte if byte in seen else next(hidden)) for byte in range(0x100)]
+
+
+def _ended(tokenizer: Tokenizer, eos: str) -> Tokenizer:
+    """With the end of sequence behind every text."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", eos], pair=["$A", eos, "$B", eos], special_tokens=[(eos, tokenizer.token_to_id(eos))]
+    )
+    return tokenizer
