@@ -1,24 +1,100 @@
 """Checkpoints of a stage through Orbax: save, resume, keep the best, hand over to the next stage."""
 
+import contextlib
 import copy
+import functools
+import itertools
+import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from promot_jax import trees
+from promot_jax.convert.places import aligned
 from promot_jax.errors import UserError
 
 State = dict[str, Any]
 
 # Any folder `9/` counts as a step to Orbax; a finished checkpoint has this file.
 _FINISHED = "_CHECKPOINT_METADATA"
+# Arrays are cut into pieces of so many bytes, so that one that is read back is not held packed and unpacked as well.
+_IN_CHUNKS = ocp.SaveArgs(chunk_byte_size=1 << 22)
 
 
-class Checkpoints:
+class Saved:
+    """The checkpoints of one stage as they lie in its folder: trained parameters are read, nothing is changed."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        """Takes a folder, which need not be there."""
+        self.folder = Path(folder).absolute()
+
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the trained parameters in a checkpoint, by path.
+
+        Raises:
+            UserError: there is no such checkpoint, or a part of it is missing.
+        """
+        with self._reading(step) as folder:
+            described = json.loads((folder / "_METADATA").read_text())["tree_metadata"].values()
+            arrays = [entry for entry in described if not entry["value_metadata"]["skip_deserialize"]]
+            names = [[one["key"] for one in entry["key_metadata"]] for entry in arrays]
+            saved = ["/".join(keys[1:]) for keys in sorted(names) if keys[0] == "params"]
+            return {path: tuple(_array(folder, f"params/{path}").shape) for path in saved}
+
+    def parameters(self, step: int, like: trees.Tree) -> trees.Tree:
+        """Reads only the trained parameters of a checkpoint.
+
+        Args:
+            step: of the checkpoint.
+            like: what it trained; of each leaf the shape, dtype and sharding count.
+        """
+        self._check(step, {"params": like})
+        found = {}
+        for path, leaf in trees.flatten(like).items():
+            with self._reading(step) as folder:
+                store = _array(folder, f"params/{path}")
+                if store.dtype != leaf.dtype:
+                    raise ValueError(f"{path} is stored as {store.dtype.name}, not {leaf.dtype}")
+                part = functools.partial(_read, store)
+                found[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+        return trees.unflatten(found)
+
+    def _check(self, step: int, like: State) -> None:
+        """Orbax casts dtypes and skips missing leaves in silence, so shapes are compared first."""
+        saved = self.shapes(step)
+        for path, leaf in trees.flatten(like["params"]).items():
+            if saved.get(path) != tuple(leaf.shape):
+                raise UserError(
+                    f"The checkpoint {self.folder}/{step} holds {path} as {saved.get(path, 'nothing')}, this run has "
+                    f"{tuple(leaf.shape)}; give another --workdir, or delete the folder to start again."
+                )
+        extra = set(saved) - set(trees.flatten(like["params"]))
+        if extra:
+            raise UserError(f"The checkpoint {self.folder}/{step} also trains {min(extra)}, which this run does not.")
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[Path]:
+        """The folder of a checkpoint's arrays; whatever goes wrong with them is one sentence."""
+        try:
+            yield self.folder / str(step) / "state"
+        except FileNotFoundError as error:
+            raise UserError(
+                f"The checkpoint {self.folder}/{step} is gone; put it back, or delete the run's folder to start again."
+            ) from error
+        except Exception as error:  # whatever Orbax, tensorstore and what they read with make of a damaged file
+            raise UserError(
+                f"The checkpoint {self.folder}/{step} is damaged ({_first_line(error)}); put a copy of it back, or "
+                "delete the run's folder to start again."
+            ) from error
+
+
+class Checkpoints(Saved):
     """The checkpoints of one stage: trained leaves, optimizer state, step, and the curve so far.
 
     Keeps the newest (to resume from) and the best (to hand over). A save is visible only when it is complete.
@@ -26,7 +102,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | os.PathLike[str]):
         """Opens `folder`, making it if needed."""
-        self.folder = Path(folder).absolute()
+        super().__init__(folder)
         for path in self.folder.glob("*"):
             if path.name.isdigit() and path.is_dir() and not (path / _FINISHED).is_file():
                 # Left by a kill while Orbax deleted it. Orbax would refuse to write this step, or keep it for good.
@@ -60,7 +136,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.StandardSave(state, save_args=jax.tree.map(lambda _: _IN_CHUNKS, state)),
                 progress=ocp.args.JsonSave(copy.deepcopy(progress)),  # written later: the caller's curve grows on
             ),
             metrics={"score": score},
@@ -90,52 +166,6 @@ class Checkpoints:
             ) from error
         return restored["state"], restored["progress"]
 
-    def parameters(self, step: int, like: trees.Tree) -> trees.Tree:
-        """Reads only the trained parameters of a checkpoint."""
-        self._check(step, {"params": like})
-        item = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)}
-        handler = ocp.PyTreeCheckpointHandler()  # a checkpointer would miss, aloud, the metadata that lie one folder up
-        try:
-            restored = handler.restore(
-                self.folder / str(step) / "state",
-                args=ocp.args.PyTreeRestore(
-                    item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-                ),
-            )
-        finally:
-            handler.close()
-        return restored["params"]
-
-    def _check(self, step: int, like: State) -> None:
-        """Orbax casts dtypes and skips missing leaves in silence, so shapes are compared first."""
-        saved = self.shapes(step)
-        for path, leaf in trees.flatten(like["params"]).items():
-            if saved.get(path) != tuple(leaf.shape):
-                raise UserError(
-                    f"The checkpoint {self.folder}/{step} holds {path} as {saved.get(path, 'nothing')}, this run has "
-                    f"{tuple(leaf.shape)}; give another --workdir, or delete the folder to start again."
-                )
-        extra = set(saved) - set(trees.flatten(like["params"]))
-        if extra:
-            raise UserError(f"The checkpoint {self.folder}/{step} also trains {min(extra)}, which this run does not.")
-
-    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the trained parameters in a checkpoint, by path.
-
-        Raises:
-            UserError: there is no such checkpoint, or a part of it is missing.
-        """
-        handler = ocp.PyTreeCheckpointHandler()
-        try:
-            tree = handler.metadata(self.folder / str(step) / "state").tree
-        except FileNotFoundError as error:
-            raise UserError(
-                f"The checkpoint {self.folder}/{step} is gone; put it back, or delete the run's folder to start again."
-            ) from error
-        finally:
-            handler.close()
-        return {path: tuple(leaf.shape) for path, leaf in trees.flatten(tree["params"]).items()}
-
     def wait(self) -> None:
         """Blocks until the last save is on disk."""
         self._manager.wait_until_finished()
@@ -143,6 +173,38 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and lets go of the folder."""
         self._manager.close()
+
+
+def _array(folder: Path, path: str) -> Any:
+    """Opens an array as Orbax has written it; its own reader would hold a leaf three times."""
+    import tensorstore as ts
+
+    place = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": f"{path.replace('/', '.')}/"}
+    spec = {"driver": "zarr", "kvstore": place}
+    return ts.open(spec, open=True, read=True, context=_context()).result()
+
+
+@functools.cache
+def _context() -> Any:
+    """One thread at a time: each that tensorstore ever used keeps room for a chunk."""
+    import tensorstore as ts
+
+    return ts.Context({"file_io_concurrency": {"limit": 1}, "data_copy_concurrency": {"limit": 1}})
+
+
+def _read(store: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of an array, a chunk at a time."""
+    box = [one.indices(size)[:2] for one, size in zip(index, store.shape, strict=True)]
+    out = aligned(tuple(last - first for first, last in box), store.dtype.numpy_dtype)
+    steps = store.chunk_layout.read_chunk.shape
+    grid = [range(first - first % step, last, step) for (first, last), step in zip(box, steps, strict=True)]
+    for corner in itertools.product(*grid):
+        part = [(max(a, at), min(b, at + n)) for (a, b), at, n in zip(box, corner, steps, strict=True)]
+        values = store[tuple(slice(*one) for one in part)].read().result()
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite numbers")
+        out[tuple(slice(a - first, b - first) for (a, b), (first, _) in zip(part, box, strict=True))] = values
+    return out
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 
 from promot_jax import assets, results, trees
-from promot_jax.checkpoints import Checkpoints
-from promot_jax.convert import hf, remote, t5x
+from promot_jax.checkpoints import Saved
+from promot_jax.convert import hf, places, remote, t5x
 from promot_jax.errors import UserError
 from promot_jax.models import CONFIGS, Config, Model, build
 from promot_jax.partitioning import Partitioner
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from promot_jax.data.vocabularies import Vocabulary
 
 STAGE_FILE = "stage.json"
+_PADDING = 128  # rows; tables are padded to multiples of 64 or 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,10 @@ def load(
     """Loads a model; every leaf comes from the checkpoint, none is left at a random value.
 
     Args:
-        path: "asset:NAME"; a `.gguf` file; the folder of a Hugging Face model or of a T5X checkpoint (of several, the
-            newest), local, "hf://ORGANISATION/NAME[@REVISION]" or "gs://BUCKET/FOLDER"; or the folder of a finished run
-            that trained a model.
+        path: "asset:NAME"; a `.gguf` file; the folder of a Hugging Face model; a T5X checkpoint, its file or its folder
+            or one of several, of which the newest counts; each of them local, "hf://ORGANISATION/NAME[@REVISION]" (with
+            "/FILE.gguf" behind it for GGUF; not T5X) or "gs://BUCKET/PATH"; or the folder of a finished run that
+            trained a model.
         partitioner: where the parameters go.
         config: sizes, for a checkpoint that carries none (T5X), and how long the sequences may be; one that does is
             held against them. None takes the checkpoint's.
@@ -76,31 +78,51 @@ def load(
     Raises:
         UserError: nothing there, a format that is not read, or a checkpoint that does not fit `config` or its own.
     """
-    local = remote.fetch(path) if remote.is_remote(path) else Path(path)
+    return _load(path, partitioner, _Options(config, vocabulary, dtype, dropout_rate), ())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """Arguments of `load`, and the stages that are being loaded on top of what `_load` is asked for."""
+
+    config: Config | None
+    vocabulary: str
+    dtype: str
+    dropout_rate: float
+    stages: tuple[Path, ...] = ()
+
+
+def _load(path: str, partitioner: Partitioner, options: _Options, without: Collection[str]) -> Pretrained:
+    """As `load`, with a `jax.ShapeDtypeStruct` for the leaves `without`: they are read for the fingerprints only."""
+    local = remote.locate(path) if remote.is_remote(path) else Path(path)
+    try:
+        local.exists()
+    except OSError as error:  # a name that is too long, say
+        raise UserError(f"Cannot read {path[:200]!r}: {error.strerror or error}.") from error
     if hf.is_folder(local):
-        sizes, params, tokenizer, leaves = _read_hf(local, partitioner, vocabulary)
+        sizes, placed, tokenizer, leaves = _read_hf(local, partitioner, without, options.vocabulary)
     elif t5x.is_checkpoint(local):
-        sizes, params, tokenizer, leaves = _read_t5x(local, partitioner, config, vocabulary)
+        sizes, placed, tokenizer, leaves = _read_t5x(local, partitioner, without, options)
     elif (stage := _stage_folder(local)) is not None:
-        options = {"config": config, "vocabulary": vocabulary, "dtype": dtype, "dropout_rate": dropout_rate}
-        return _load_stage(stage, path, partitioner, **options)
+        return _load_stage(stage, path, partitioner, options, without)
     else:
-        sizes, params, tokenizer, leaves = _read_gguf(assets.resolve(path), partitioner, vocabulary)
-    sizes = agree(sizes, config, path)
+        file = local if remote.is_remote(path) else assets.resolve(path)
+        sizes, placed, tokenizer, leaves = _read_gguf(file, partitioner, without, options.vocabulary)
+    sizes = agree(sizes, options.config, path)
     if tokenizer.vocab_size > sizes.vocab_size:  # ids beyond the table are soft prompts
         raise UserError(
             f"{path} has a tokenizer of {tokenizer.vocab_size} tokens and {sizes.vocab_size} embedding rows; "
             "take both from the same model."
         )
-    model = build(dataclasses.replace(sizes, dtype=dtype, dropout_rate=dropout_rate))
-    base = trees.fingerprint(params)
-    return Pretrained(model, params, tokenizer, base, base, path, leaves)
+    model = build(dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=options.dropout_rate))
+    base = placed.fingerprint
+    return Pretrained(model, placed.params, tokenizer, base, base, path, leaves)
 
 
-_Read = tuple[Config, trees.Tree, "Vocabulary", dict[str, int]]
+_Read = tuple[Config, places.Placed, "Vocabulary", dict[str, int]]
 
 
-def _read_hf(folder: Path, partitioner: Partitioner, vocabulary: str) -> _Read:
+def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], vocabulary: str) -> _Read:
     """A Hugging Face folder, with its tokenizer unless another is given."""
     from promot_jax.data import vocabularies
 
@@ -108,13 +130,14 @@ def _read_hf(folder: Path, partitioner: Partitioner, vocabulary: str) -> _Read:
         if os.path.lexists(folder / name):
             hf.inside(folder, name)
     tokenizer = vocabularies.load(vocabulary or folder)
-    loaded = hf.read(folder, partitioner)
-    leaves = {"loaded": len(trees.flatten(loaded.params)), "new": 0, "unused": len(loaded.unused)}
-    return CONFIGS[loaded.family](**loaded.config), loaded.params, tokenizer, leaves
+    loaded = hf.read(folder, partitioner, without)
+    leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
+    return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves
 
 
-def _read_t5x(folder: Path, partitioner: Partitioner, config: Config | None, vocabulary: str) -> _Read:
+def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
     """A T5X checkpoint: of each leaf only what this host's devices hold, one leaf at a time."""
+    config, vocabulary = options.config, options.vocabulary
     if config is None or not vocabulary:
         raise UserError(
             f"{folder} is a T5X checkpoint, which carries neither sizes nor a tokenizer: give the gin file of its "
@@ -125,17 +148,10 @@ def _read_t5x(folder: Path, partitioner: Partitioner, config: Config | None, voc
     tokenizer = vocabularies.load(vocabulary)
     like = jax.eval_shape(build(config).init, jax.random.key(0))
     checkpoint = t5x.Checkpoint(folder, {name: leaf.shape for name, leaf in trees.flatten(like).items()})
-    mesh, specs = partitioner.mesh(), partitioner.specs({"model": like})
-
-    def place(name: str, shape: tuple[int, ...]) -> jax.Array:
-        sharding = NamedSharding(mesh, specs[f"model/{name}"])
-        return jax.make_array_from_callback(shape, sharding, lambda index: checkpoint.read(name, index))
-
-    params = trees.unflatten({name: place(name, shape) for name, shape in checkpoint.shapes.items()})
-    return config, params, tokenizer, checkpoint.leaves
+    return config, places.place(checkpoint.shapes, checkpoint.read, partitioner, without), tokenizer, checkpoint.leaves
 
 
-def _read_gguf(file: Path, partitioner: Partitioner, vocabulary: str) -> _Read:
+def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], vocabulary: str) -> _Read:
     """A GGUF file, with its tokenizer unless another is given."""
     if not file.is_file():
         raise UserError(
@@ -145,14 +161,17 @@ def _read_gguf(file: Path, partitioner: Partitioner, vocabulary: str) -> _Read:
     from promot_jax.convert import gguf
     from promot_jax.data import vocabularies
 
-    config, params, metadata = gguf.read(file)
-    tokenizer = vocabularies.load(vocabulary) if vocabulary else vocabularies.TokenizerVocabulary.from_gguf(metadata)
-    leaves = {"loaded": len(trees.flatten(params)), "new": 0, "unused": 0}
-    return config, partitioner.place({"model": params})["model"], tokenizer, leaves
+    read_tokenizer = vocabularies.TokenizerVocabulary.from_gguf
+    tokenizer = vocabularies.load(vocabulary) if vocabulary else read_tokenizer(gguf.read_metadata(file))
+    loaded = gguf.read(file, partitioner, without)
+    leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": 0}
+    return loaded.config, loaded.placed, tokenizer, leaves
 
 
 def agree(found: Config, given: Config | None, path: str) -> Config:
     """Returns the config to use: the checkpoint's own or, where a config is given that agrees with it, that one.
+
+    A checkpoint may have some rows more in its tables than the model is said to have: copies are padded to a multiple.
 
     Args:
         found: of the checkpoint.
@@ -164,6 +183,8 @@ def agree(found: Config, given: Config | None, path: str) -> Config:
     """
     if given is None:
         return found
+    if type(given) is type(found) and 0 < found.vocab_size - given.vocab_size < _PADDING:
+        given = dataclasses.replace(given, vocab_size=found.vocab_size)
     free = ("dtype", "dropout_rate", "remat", "max_length")
     ours, theirs = ({"family": type(config).__name__, **vars(config)} for config in (given, found))
     keys = [key for key in theirs if key not in free and ours.get(key) != theirs[key]]
@@ -191,12 +212,13 @@ def describe(folder: Path) -> dict[str, Any] | None:
         description = json.loads((folder / STAGE_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError):  # `load` also asks about a .gguf file
         return None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{folder / STAGE_FILE} is not readable ({error}); delete it to run the stage again."
+            f"{folder / STAGE_FILE} is not readable ({str(error)[:200]}); delete it to run the stage again."
         ) from error
-    if not isinstance(description, dict) or not {"stage", "trains", "checkpoint", "base", "best_step", "curve"} <= set(
-        description
+    kinds = {"stage": str, "trains": str, "checkpoint": str, "base": str, "best_step": int, "curve": list}
+    if not isinstance(description, dict) or not all(
+        isinstance(description.get(key), kind) and not isinstance(description[key], bool) for key, kind in kinds.items()
     ):
         raise UserError(f"{folder / STAGE_FILE} does not describe a stage; delete it to run the stage again.")
     return description
@@ -216,27 +238,38 @@ def _stage_folder(path: Path) -> Path | None:
     return None
 
 
-def _load_stage(folder: Path, path: str, partitioner: Partitioner, **options: Any) -> Pretrained:
+def _load_stage(
+    folder: Path, path: str, partitioner: Partitioner, options: _Options, without: Collection[str]
+) -> Pretrained:
+    """The base model with the leaves that a stage trained; of the base only the others are held."""
     description = describe(folder)
     assert description is not None
-    source = load(description["checkpoint"], partitioner, **options)
+    if folder.resolve() in options.stages:
+        raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
+    options = dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
+    saved = Saved(folder / "checkpoints").shapes(description["best_step"])
+    trained = {name.removeprefix("model/") for name in saved}
+    source = _load(description["checkpoint"], partitioner, options, trained)
     if source.base != description["base"]:
         raise UserError(
             f"{folder} was trained from a base model {description['base'][:12]}, but {description['checkpoint']} now "
             f"holds {source.base[:12]}; put the old file back."
         )
     params = overlay(folder, description["best_step"], {"model": source.params})["model"]
-    return dataclasses.replace(source, params=params, path=path, fingerprint=trees.fingerprint(params))
+    fingerprint = trees.fingerprint(params)
+    kept = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if name in without else leaf
+        for name, leaf in trees.flatten(params).items()
+    }
+    return dataclasses.replace(source, params=trees.unflatten(kept), path=path, fingerprint=fingerprint)
 
 
 def overlay(folder: Path, step: int, params: trees.Tree) -> trees.Tree:
     """Returns the parameters with those that a stage trained taken from one of its checkpoints."""
-    checkpoints = Checkpoints(folder / "checkpoints")
-    saved = set(checkpoints.shapes(step))
+    checkpoints = Saved(folder / "checkpoints")
+    saved = checkpoints.shapes(step)
     trained, frozen = trees.partition(params, lambda name: name in saved)
-    merged = trees.merge(checkpoints.parameters(step, trained), frozen)
-    checkpoints.close()
-    return merged
+    return trees.merge(checkpoints.parameters(step, trained), frozen)
 
 
 def cast_weights(params: Any, dtype: str) -> Any:

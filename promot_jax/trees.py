@@ -111,12 +111,28 @@ def count(tree: Mapping[str, Any]) -> int:
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
     """SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters, wherever they lie."""
-    digest = hashlib.sha256()
+    found = Fingerprint()
     for path, leaf in flatten(tree).items():
-        digest.update(f"{path} {tuple(leaf.shape)} {leaf.dtype}\n".encode())
+        found.add(path, leaf)
+    return found.hexdigest()
+
+
+class Fingerprint:
+    """`fingerprint`, a leaf at a time, for a tree that is never held whole."""
+
+    def __init__(self) -> None:
+        """No leaf yet."""
+        self._digest = hashlib.sha256()
+
+    def add(self, path: str, leaf: Any) -> None:
+        """Takes the next leaf; leaves come in the order of `flatten`."""
+        self._digest.update(f"{path} {tuple(leaf.shape)} {leaf.dtype}\n".encode())
         for piece in _pieces(leaf):
-            digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+            self._digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """The fingerprint of the leaves so far."""
+        return self._digest.hexdigest()
 
 
 def _pieces(leaf: Any) -> Iterator[np.ndarray]:

@@ -27,7 +27,7 @@ def _path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_sizes_that_agree_are_taken_with_what_a_run_may_choose(path: str) -> None:
-    found = gguf.read(path)[0]
+    found = DecoderConfig(**gguf.read_config(path))
     assert pretrained.load(path, Partitioner(), dtype="bfloat16").model.config == dataclasses.replace(
         found, dtype="bfloat16"
     )
@@ -37,12 +37,23 @@ def test_sizes_that_agree_are_taken_with_what_a_run_may_choose(path: str) -> Non
 
 
 def test_sizes_that_disagree_are_one_error(path: str) -> None:
-    given = dataclasses.replace(gguf.read(path)[0], rope_theta=1e4, window=8, global_every=2)
+    given = dataclasses.replace(DecoderConfig(**gguf.read_config(path)), rope_theta=1e4, window=8, global_every=2)
     with pytest.raises(UserError) as caught:
         pretrained.load(path, Partitioner(), config=given)
     assert "rope_theta 10000.0 instead of 100000.0, window 8 instead of 0, global_every 2 instead of 1" in str(
         caught.value
     )
+
+
+def test_a_table_may_be_padded(path: str) -> None:
+    """Hugging Face's copy of Gemma 3 4B has 64 rows more than the GGUF one; the rows that are there count."""
+    found = DecoderConfig(**gguf.read_config(path))
+    given = dataclasses.replace(found, vocab_size=found.vocab_size - 64, max_length=32)
+    config = pretrained.load(path, Partitioner(), config=given).model.config
+    assert config == dataclasses.replace(found, max_length=32)
+    for rows in (found.vocab_size - 128, found.vocab_size + 64):
+        with pytest.raises(UserError, match="vocab_size"):
+            pretrained.load(path, Partitioner(), config=dataclasses.replace(found, vocab_size=rows))
 
 
 def test_a_gin_file_of_another_model_is_refused(path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

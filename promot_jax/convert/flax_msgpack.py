@@ -52,15 +52,17 @@ class Inline:
 
     def fill(self, target: np.ndarray, index: Index) -> None:
         """Copies `self[index]` into `target`, which has its shape, cast to its dtype."""
-        values = np.empty(math.prod(self.shape), FLOATS[self.dtype])
-        room = values.view(np.uint8).data
+        straight = target.shape == self.shape and target.dtype == FLOATS[self.dtype] and target.flags.c_contiguous
+        values = target if straight else np.empty(self.shape, FLOATS[self.dtype])
+        room = values.reshape(-1).view(np.uint8).data
         with open(self.file, "rb") as file:
             for start, size in self.pieces:
                 file.seek(start)
                 if file.readinto(room[:size]) != size:
                     raise UserError(f"{self.file} ended while it was read; fetch it again.")
                 room = room[size:]
-        target[...] = values.reshape(self.shape)[index]
+        if not straight:
+            target[...] = values[index]
 
 
 @dataclasses.dataclass(frozen=True)

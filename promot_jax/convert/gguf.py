@@ -1,163 +1,45 @@
-"""GGUF files to our parameter tree: every tensor accounted for, one dequantised at a time.
+"""GGUF files to our parameter tree: every tensor accounted for, rows dequantised straight to their place.
 
 Read are decoder-only models of architecture `llama` (Llama, SmolLM2 and others), `gemma3` (its text part), `qwen2`
 (2 and 2.5) and `qwen3`; `gguf_tables` has what differs between them.
 
-A GGUF file is a header (typed key/value metadata, then name, dimensions, quantisation and offset of each tensor)
-followed by the tensor data. `gguf.GGUFReader` trusts every count in it and loops or allocates without bound on a
-damaged file, so the header is read here, each count checked against the bytes that are left; the `gguf` package
-supplies the quantisation formats. Tests hold the result against `GGUFReader` and against transformers.
+Tests hold the result against transformers.
 """
 
-import contextlib
 import dataclasses
-import math
+import functools
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Collection
+from typing import Any
 
-import gguf
 import numpy as np
 
-from promot_jax.convert import gguf_tables
+from promot_jax.convert import gguf_file, gguf_tables, places
+from promot_jax.convert.gguf_file import File
 from promot_jax.convert.gguf_tables import ARCHITECTURES, Architecture
+from promot_jax.convert.places import Entry, Reader
 from promot_jax.errors import UserError
+from promot_jax.models import layers
 from promot_jax.models.decoder import DecoderConfig
+from promot_jax.partitioning import Partitioner
 
-Params = dict[str, Any]
-
-# GGUF value type -> numpy dtype of a scalar; 8 is a string and 9 an array.
-_SCALARS = dict(enumerate(("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?"))) | {10: "<u8", 11: "<i8", 12: "<f8"}
-_STRING, _ARRAY = 8, 9
-_MAX_DIMS, _MAX_NAME = 4, 128
-_BLOCK_ELEMENTS = 1 << 22  # dequantised at a time, so that the quantisers' temporaries stay small
-
-# Allowed in a file and not loaded: all ones, it changes nothing; with other values (Llama 3.1) reading stops.
-UNUSED_TENSORS = ("rope_freqs.weight",)
+# What the rotary frequencies are divided by, one number each: no parameter, but part of the config (Llama 3.1).
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-    """One tensor of a file: shape in numpy order (out, in), storage type, and the bytes `start` to `start + size`."""
+class Loaded:
+    """A model from a file.
 
-    shape: tuple[int, ...]
-    kind: gguf.GGMLQuantizationType
-    start: int
-    size: int
+    Attributes:
+        config: of the model.
+        placed: the parameters and their fingerprint.
+        metadata: of the file, from which `TokenizerVocabulary.from_gguf` makes the tokenizer.
+    """
 
-
-class _Header:
-    """Cursor over a file's header; takes no more bytes than the file has."""
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self.file, self.name = file, name
-        self.left = os.fstat(file.fileno()).st_size
-
-    def fail(self, why: str) -> UserError:
-        return UserError(f"{self.name} is not a readable GGUF file: {why}; fetch or convert it again.")
-
-    def take(self, count: int) -> bytes:
-        if count > self.left or len(data := self.file.read(count)) != count:
-            raise self.fail(f"it ends early ({count} bytes wanted, {self.left} left)")
-        self.left -= count
-        return data
-
-    def u32(self) -> int:
-        return int.from_bytes(self.take(4), "little")
-
-    def u64(self) -> int:
-        return int.from_bytes(self.take(8), "little")
-
-    def count(self, least: int, what: str) -> int:
-        """A number of items of at least `least` bytes each: no loop over it can outrun the file."""
-        number = self.u64()
-        if number * least > self.left:
-            raise self.fail(f"it declares {number} {what}, more than it has bytes for")
-        return number
-
-    def string(self) -> str:
-        try:
-            return self.take(self.u64()).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.fail("a text in it is not UTF-8") from error
-
-    def value(self, kind: int) -> Any:
-        """A scalar, a string, a list of strings or a numpy array of numbers."""
-        if kind == _STRING:
-            return self.string()
-        if kind in _SCALARS:
-            return np.frombuffer(self.take(np.dtype(_SCALARS[kind]).itemsize), _SCALARS[kind])[0].item()
-        if kind != _ARRAY:
-            raise self.fail(f"metadata of unknown type {kind}")
-        item = self.u32()
-        if item == _STRING:
-            return [self.string() for _ in range(self.count(8, "strings"))]
-        if item not in _SCALARS:
-            raise self.fail(f"a metadata array of unknown type {item}")
-        dtype = np.dtype(_SCALARS[item])
-        return np.frombuffer(self.take(self.count(dtype.itemsize, "numbers") * dtype.itemsize), dtype)
-
-    def tensor(self) -> tuple[str, Tensor]:
-        """Name and place; `start` still counts from the start of the data."""
-        name, dims = self.string(), self.u32()
-        if not 1 <= dims <= _MAX_DIMS or len(name) > _MAX_NAME:
-            raise self.fail(f"tensor {name[:_MAX_NAME]!r} has {dims} dimensions and a name of {len(name)} characters")
-        shape = tuple(self.u64() for _ in range(dims))[::-1]
-        number, start = self.u32(), self.u64()
-        try:
-            kind = gguf.GGMLQuantizationType(number)
-        except ValueError as error:
-            raise self.fail(f"tensor {name!r} has the unknown storage type {number}") from error
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        if min(shape) < 1 or shape[-1] % block:
-            raise self.fail(f"tensor {name!r} of shape {shape} cannot be stored as {kind.name}")
-        return name, Tensor(shape, kind, start, math.prod(shape) // block * size)
-
-
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"Cannot read {os.fspath(path)!r}: {error.strerror or error}.") from error
-
-
-def _header(file: BinaryIO, file_name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of a file; the tensors lie inside it and apart from one another."""
-    header = _Header(file, file_name)
-    if header.take(4) != b"GGUF":
-        raise header.fail("it does not start with 'GGUF'")
-    version = header.u32()
-    if version not in (2, 3):
-        raise header.fail(f"format version {version} or byte order (little-endian versions 2 and 3 are read)")
-    tensor_count = header.count(24, "tensors")
-    metadata: dict[str, Any] = {}
-    for _ in range(header.count(13, "metadata entries")):
-        key = header.string()
-        if key in metadata:
-            raise header.fail(f"metadata key {key[:_MAX_NAME]!r} is there twice")
-        metadata[key] = header.value(header.u32())
-    found: dict[str, Tensor] = {}
-    for _ in range(tensor_count):
-        name, tensor = header.tensor()
-        if name in found:
-            raise header.fail(f"tensor {name!r} is there twice")
-        found[name] = tensor
-    align = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
-    if not isinstance(align, int) or align < 1 or align & (align - 1):
-        raise header.fail("its alignment is not a power of two")
-    base = -(-header.file.tell() // align) * align
-    end = header.file.tell() + header.left
-    tensors = {name: dataclasses.replace(tensor, start=base + tensor.start) for name, tensor in found.items()}
-    # Apart from one another: a small file must not unfold into many large arrays.
-    free = base
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
-        if tensor.start < free or tensor.start + tensor.size > end:
-            raise header.fail(f"the data of tensor {name!r} overlaps other data or lies beyond the end of the file")
-        free = tensor.start + tensor.size
-    return metadata, tensors
+    config: DecoderConfig
+    placed: places.Placed
+    metadata: dict[str, Any]
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -166,8 +48,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    with _opened(path) as file:
-        return _header(file, Path(path).name)[0]
+    with gguf_file.opened(path) as file:
+        return file.metadata
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -176,52 +58,43 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged, of another architecture, or asks for what the decoder lacks.
     """
-    with _opened(path) as file:
-        return _config(*_header(file, Path(path).name), Path(path).name)
+    with gguf_file.opened(path) as file:
+        return _config(file)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[DecoderConfig, Params, dict[str, Any]]:
-    """Reads a model.
+def read(path: str | os.PathLike[str], partitioner: Partitioner, without: Collection[str] = ()) -> Loaded:
+    """Reads a model, each tensor straight to its place.
 
     Args:
         path: a GGUF file of one of `ARCHITECTURES`, in any quantisation that the `gguf` package can dequantise.
-
-    Returns:
-        The config; the parameters as float32 numpy arrays, layers stacked on axis 0 and kernels [in, out]; the
-        file's metadata, from which `TokenizerVocabulary.from_gguf` makes the tokenizer.
+        partitioner: where the parameters go.
+        without: leaves that are not kept (`places.load`).
 
     Raises:
         UserError: as `read_config`; or tensors are missing, unexpected, or of the wrong shape or values.
     """
-    name = Path(path).name
-    with _opened(path) as file:
-        metadata, tensors = _header(file, name)
-        config = DecoderConfig(**_config(metadata, tensors, name))
-        arch = ARCHITECTURES[metadata["general.architecture"]]
-        places = _places(config, arch)
-        _check(name, tensors, places)
-        for key in UNUSED_TENSORS:
-            if key in tensors:
-                factors = np.empty(tensors[key].shape, np.float32)
-                _fill(file, name, key, tensors[key], factors)
-                if not np.all(factors == 1):
-                    raise UserError(f"{name} scales its rotary frequencies (as Llama 3.1 does); the decoder does not.")
-        params: Params = {}
-        for tensor, place in places.items():
-            target = _leaf(params, place, config.num_layers)
-            heads = {"query": config.num_heads, "key": config.num_kv_heads}.get(place.leaf.split("/")[-2])
-            order = _half_order(heads, config.head_dim) if arch.interleaved and heads else None
-            _fill(file, name, tensor, tensors[tensor], target, order)
-            if place.leaf.endswith("/scale"):
-                target -= config.norm_offset
-    return config, params, metadata
+    with gguf_file.opened(path) as file:
+        config = DecoderConfig(**_config(file))
+        arch = ARCHITECTURES[file.metadata["general.architecture"]]
+        leaves = _leaves(config, arch)
+        wanted = {tensor: leaf.shape for leaf in leaves for tensor in leaf.tensors}
+        found = {key: places.Stored(one.shape, one.kind.name, one.readable) for key, one in file.tensors.items()}
+        places.check(file.name, wanted, found, lambda key: key == ROPE_FACTORS)
+        entries = {}
+        for leaf in leaves:
+            ours = leaf.shape[::-1] if leaf.transposed else leaf.shape
+            parts = tuple(_reader(file, tensor, leaf, config, arch) for tensor in leaf.tensors)
+            shape = (len(parts), *ours) if leaf.stacked else ours
+            entries[leaf.path] = Entry(shape, parts, leaf.stacked, leaf.transposed)
+        return Loaded(config, places.load(entries, partitioner, without), file.metadata)
 
 
 def _short(value: Any) -> str:
     return "a list" if np.ndim(value) else repr(value)[:80]
 
 
-def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+def _config(file: File) -> dict[str, Any]:
+    name, metadata, tensors = file.name, file.metadata, file.tensors
     said = metadata.get("general.architecture")
     if not isinstance(said, str) or said not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -236,7 +109,7 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], name: st
         short = key.removeprefix(f"{said}.")
         neutral = (0, 1) if short in gguf_tables.SCALES else (0, "none")
         if key != short and short not in known_keys and not (np.ndim(value) == 0 and value in neutral):
-            raise UserError(f"{name} sets {key[:_MAX_NAME]} = {_short(value)}, which the decoder does not compute.")
+            raise UserError(f"{name} sets {key[:80]} = {_short(value)}, which the decoder does not compute.")
 
     def number(key: str, default: Any = None, kind: type[int] | type[float] = int) -> Any:
         value: Any = metadata.get(f"{said}.{key}", default)
@@ -287,107 +160,77 @@ def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], name: st
             raise UserError(f"{name} has another pattern of sliding windows than {said} models; convert it again.")
     if said == "gemma3" and num_layers == gguf_tables.GEMMA3_27B_LAYERS:
         config["query_scale"] = (emb / heads) ** -0.5
+    if ROPE_FACTORS in tensors:
+        config |= _rope(file, config)
     DecoderConfig(**config)  # raises for sizes that do not fit together
     return config
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a tensor goes: leaf of our tree, layer (or None), shape as stored, whether we keep it transposed."""
+def _rope(file: File, config: dict[str, Any]) -> dict[str, Any]:
+    """How Llama 3.1 and later scale rotary frequencies. A file holds the outcome alone, which has to be recognised."""
+    tensor = file.tensors[ROPE_FACTORS]
+    if tensor.shape == (config["head_dim"] // 2,) and tensor.readable:
+        factors = file.rows(ROPE_FACTORS, 0, tensor.shape[0])
+        if np.all(factors == 1):
+            return {}
+        factor, theta, head_dim = float(np.max(factors)), config["rope_theta"], config["head_dim"]
+        scaled = layers.rotary_frequencies(head_dim, theta, factor, *gguf_tables.LLAMA3_ROPE.values())
+        plain = layers.rotary_frequencies(head_dim, theta)
+        if np.allclose(np.asarray(plain / scaled), factors, rtol=1e-3, atol=0):
+            return {"rope_factor": factor, **gguf_tables.LLAMA3_ROPE}
+    raise UserError(
+        f"{file.name} scales its rotary frequencies in another way than Llama 3.1 does: that is not computed."
+    )
 
-    leaf: str
-    layer: int | None
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """A leaf of our tree: its tensors (one per layer if stacked), their shape, and whether we keep them transposed."""
+
+    path: str
+    tensors: tuple[str, ...]
     shape: tuple[int, ...]
+    stacked: bool = False
     transposed: bool = False
 
 
-def _places(config: DecoderConfig, arch: Architecture) -> dict[str, _Place]:
-    """Every tensor that a file with this config must hold, by name."""
+def _leaves(config: DecoderConfig, arch: Architecture) -> list[_Leaf]:
+    """Every leaf that a model with this config has."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     sizes = {"emb": config.emb_dim, "q": q, "kv": kv, "mlp": config.mlp_dim, "head": config.head_dim}
     table = (config.vocab_size, config.emb_dim)
-    places = {
-        "token_embd.weight": _Place("token_embedder/embedding", None, table),
-        "output_norm.weight": _Place("decoder/decoder_norm/scale", None, (config.emb_dim,)),
-    }
-    if not config.tied_embeddings:
-        places["output.weight"] = _Place("decoder/logits_dense/kernel", None, table, transposed=True)
-    for layer in range(config.num_layers):
-        for short, (leaf, dims) in arch.tensors.items():
-            shape = tuple(sizes[dim] for dim in dims)
-            places[f"blk.{layer}.{short}"] = _Place(f"decoder/layers/{leaf}", layer, shape, len(dims) == 2)
-    return places
-
-
-def _check(name: str, tensors: Mapping[str, Tensor], places: Mapping[str, _Place]) -> None:
-    """Raises one UserError that lists what is missing, unexpected, misshapen or stored in an unknown way."""
-    shapes = {key: (tensors[key].shape, place.shape) for key, place in places.items() if key in tensors}
-    problems = {
-        "missing": [key for key in places if key not in tensors],
-        "unexpected": [key for key in tensors if key not in places and key not in UNUSED_TENSORS],
-        "wrong shape": [f"{key} {found} instead of {want}" for key, (found, want) in shapes.items() if found != want],
-        "unknown storage": sorted({t.kind.name for t in tensors.values() if not _readable(t.kind)}),
-    }
-    listed = [
-        f"{what}: {', '.join(items[:4])}{f' and {len(items) - 4} more' if len(items) > 4 else ''}"
-        for what, items in problems.items()
-        if items
+    leaves = [
+        _Leaf("token_embedder/embedding", ("token_embd.weight",), table),
+        _Leaf("decoder/decoder_norm/scale", ("output_norm.weight",), (config.emb_dim,)),
     ]
-    if listed:
-        raise UserError(f"{name} does not hold the tensors of the model it describes; {'; '.join(listed)}.")
+    if not config.tied_embeddings:
+        leaves.append(_Leaf("decoder/logits_dense/kernel", ("output.weight",), table, transposed=True))
+    for short, (path, dims) in arch.tensors.items():
+        tensors = tuple(f"blk.{layer}.{short}" for layer in range(config.num_layers))
+        shape = tuple(sizes[dim] for dim in dims)
+        leaves.append(_Leaf(f"decoder/layers/{path}", tensors, shape, stacked=True, transposed=len(dims) == 2))
+    return leaves
 
 
-def _readable(kind: gguf.GGMLQuantizationType) -> bool:
-    try:
-        _dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except NotImplementedError:
-        return False
-    return True
+def _reader(file: File, tensor: str, leaf: _Leaf, config: DecoderConfig, arch: Architecture) -> Reader:
+    """Rows of a tensor as we keep them."""
+    rows = functools.partial(file.rows, tensor)
+    if arch.interleaved and leaf.path.endswith(("query/kernel", "key/kernel")):
+        return functools.partial(_halves, rows, config.head_dim)
+    if leaf.path.endswith("/scale") and config.norm_offset:
+        return lambda first, count: rows(first, count) - np.float32(config.norm_offset)
+    return rows
 
 
-def _dequantize(rows: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """uint8 [rows, bytes of a row] -> float32 [rows, values of a row]."""
-    with np.errstate(all="ignore"):  # damaged scales overflow; `_fill` looks at the result
-        return gguf.quants.dequantize(rows, kind)
-
-
-def _half_order(heads: int, head_dim: int) -> np.ndarray:
-    """Row of ours for each row of a query or key matrix that is stored interleaved.
+def _halves(rows: Reader, head_dim: int, first: int, count: int) -> np.ndarray:
+    """Rows of a query or key matrix that is stored interleaved.
 
     Llama GGUF files interleave the two halves of each head, for kernels that rotate neighbouring pairs; ours, like
     the released weights, rotate element j with element j + head_dim / 2. Stored row (head, j, half) is our row
-    (head, half, j).
+    (head, half, j), so heads are read whole.
     """
-    return np.arange(heads * head_dim).reshape(heads, 2, head_dim // 2).swapaxes(1, 2).ravel()
-
-
-def _leaf(params: Params, place: _Place, num_layers: int) -> np.ndarray:
-    """The slot of a tensor, as a view in the order of the file; its array is allocated when first asked for."""
-    *rooms, last = place.leaf.split("/")
-    for room in rooms:
-        params = params.setdefault(room, {})
-    if last not in params:
-        shape = place.shape[::-1] if place.transposed else place.shape
-        params[last] = np.empty(shape if place.layer is None else (num_layers, *shape), np.float32)
-    slot = params[last] if place.layer is None else params[last][place.layer]
-    return slot.T if place.transposed else slot
-
-
-def _fill(
-    file: BinaryIO, name: str, key: str, tensor: Tensor, target: np.ndarray, order: np.ndarray | None = None
-) -> None:
-    """Dequantises one tensor into `target`, a block of rows at a time; row i goes to row order[i] when given."""
-    columns = tensor.shape[-1]
-    target = target if target.ndim == 2 else target.reshape(-1, columns)
-    row_bytes = tensor.size // len(target)
-    step = max(1, _BLOCK_ELEMENTS // columns)
-    file.seek(tensor.start)
-    for first in range(0, len(target), step):
-        count = min(step, len(target) - first)
-        data = file.read(count * row_bytes)
-        if len(data) != count * row_bytes:
-            raise UserError(f"{name} ended while {key} was read; fetch it again.")
-        values = _dequantize(np.frombuffer(data, np.uint8).reshape(count, row_bytes), tensor.kind)
-        if not np.isfinite(values).all():
-            raise UserError(f"{name} holds values in {key} that are not finite numbers; fetch it again.")
-        target[slice(first, first + count) if order is None else order[first : first + count]] = values
+    start = first - first % head_dim
+    stop = -(-(first + count) // head_dim) * head_dim
+    heads = rows(start, stop - start)
+    apart = heads.reshape(-1, head_dim // 2, 2, heads.shape[-1]).swapaxes(1, 2).reshape(heads.shape)
+    return apart[first - start : first - start + count]

@@ -84,3 +84,5 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 WINDOW_KEYS = {"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"}
 # Gemma 3 27B alone scales its queries by width over heads; its number of layers is all that tells it in a file.
 GEMMA3_27B_LAYERS = 62
+# Llama 3.1, 3.2 and 3.3 differ in nothing but the factor.
+LLAMA3_ROPE: Mapping[str, Any] = {"rope_low_turns": 1.0, "rope_high_turns": 4.0, "rope_original_length": 8192}

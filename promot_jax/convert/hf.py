@@ -7,13 +7,12 @@ and storage. No code of the folder runs and no pickle is opened.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from promot_jax import trees
 from promot_jax.convert import hf_config, names, places, safetensors
 from promot_jax.convert.names import Name
 from promot_jax.errors import UserError
@@ -44,13 +43,13 @@ class Loaded:
     Attributes:
         family: "decoder" or "t5".
         config: keyword arguments of the family's config, without those at their defaults.
-        params: `params["model"]`, float32, on the mesh.
+        placed: the parameters and their fingerprint.
         unused: tensors of the folder that were not loaded.
     """
 
     family: str
     config: dict[str, Any]
-    params: trees.Tree
+    placed: places.Placed
     unused: tuple[str, ...]
 
 
@@ -73,12 +72,13 @@ def is_folder(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def read(folder: Path, partitioner: Partitioner) -> Loaded:
+def read(folder: Path, partitioner: Partitioner, without: Collection[str] = ()) -> Loaded:
     """Reads a model, each tensor straight to its place.
 
     Args:
         folder: with config.json and model.safetensors, or its index and shards.
         partitioner: where the parameters go.
+        without: leaves that are not kept (`places.load`).
 
     Raises:
         UserError: a file is missing, damaged or leads out of the folder; the config asks for what our models do not
@@ -102,7 +102,7 @@ def read(folder: Path, partitioner: Partitioner) -> Loaded:
             shape = (len(parts), *name.shape) if name.stacked else name.shape
             entries[name.leaf] = places.Entry(shape, parts, name.stacked, name.transposed)
         used = {source for found in sources.values() for source in found}
-        return Loaded(family, kwargs, places.load(entries, partitioner), tuple(sorted(held.keys() - used)))
+        return Loaded(family, kwargs, places.load(entries, partitioner, without), tuple(sorted(held.keys() - used)))
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -193,28 +193,13 @@ def _sources(
 
 
 def _check(origin: str, table: Iterable[Name], sources: Mapping[str, list[str]], held: Mapping[str, _Held]) -> None:
-    """Raises one UserError that lists what is missing, unexpected, misshapen or stored in a way that is not read."""
-    missing, misshapen, stored = [], [], []
-    known = {copy for name in table for copy in name.tensors}
-    for name in table:
-        wanted = name.shape[::-1] if name.transposed else name.shape
-        for source in sources[name.leaf]:
-            known.add(source)
-            if source not in held:
-                missing.append(source)
-            elif (found := held[source].tensor).shape != wanted:
-                misshapen.append(f"{source} {found.shape} instead of {wanted}")
-            elif not found.readable:
-                stored.append(f"{source} as {found.kind}")
-    unexpected = [key[:80] for key in held if key not in known and not _UNUSED.fullmatch(key)]
-    problems = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen, "not float": stored}
-    listed = [
-        f"{what}: {', '.join(items[:4])}{f' and {len(items) - 4} more' if len(items) > 4 else ''}"
-        for what, items in problems.items()
-        if items
-    ]
-    if listed:
-        raise UserError(f"{origin} does not hold the tensors of the model its config describes; {'; '.join(listed)}.")
+    """Raises UserError unless the folder holds the tensors of the model, and nothing but copies of them besides."""
+    wanted = {
+        source: name.shape[::-1] if name.transposed else name.shape for name in table for source in sources[name.leaf]
+    }
+    copies = {copy for name in table for copy in name.tensors}
+    found = {key: places.Stored(one.tensor.shape, one.tensor.kind, one.tensor.readable) for key, one in held.items()}
+    places.check(origin, wanted, found, lambda key: key in copies or _UNUSED.fullmatch(key))
 
 
 def _check_copy(origin: str, first: _Held, copy: _Held) -> None:

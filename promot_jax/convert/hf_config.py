@@ -61,6 +61,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_experts": (None, 0), "num_local_experts": (None, 0), "is_decoder": (None, False),
     "compression_config": (None,), "pruned_heads": (None, {}),
 }  # fmt: skip
+_ORIGINAL = "original_max_position_embeddings"
+_LLAMA3 = {"rope_low_turns": "low_freq_factor", "rope_high_turns": "high_freq_factor"}
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 
 
@@ -129,6 +131,7 @@ def read(config: Any, tensors: Collection[str], origin: str = "config.json") -> 
     family = "t5" if kind in _ENCODER_DECODERS else "decoder"
     build = _read_t5 if family == "t5" else _read_decoder
     kwargs = build(kind, config, tensors, origin)
+    CONFIGS[family](**kwargs)  # raises for sizes that do not fit together
     return family, {key: value for key, value in kwargs.items() if _DEFAULTS[family].get(key, ...) != value}
 
 
@@ -152,7 +155,6 @@ def _read_decoder(kind: str, config: Json, tensors: Collection[str], origin: str
         raise UserError(f"{origin} has width {emb}, which does not divide into {heads} heads.")
     layers = _check_layers(reader.whole("num_hidden_layers"), tensors, origin)
     gemma = kind in ("gemma2", "gemma3_text")
-    theta, factor = _rope(reader, config, "full_attention" if kind == "gemma3_text" else "", "rope_theta")
     kwargs: Json = {
         "vocab_size": reader.whole("vocab_size"),
         "emb_dim": emb,
@@ -161,8 +163,6 @@ def _read_decoder(kind: str, config: Json, tensors: Collection[str], origin: str
         "num_layers": layers,
         "head_dim": reader.whole("head_dim", emb // heads),
         "mlp_dim": reader.whole("intermediate_size"),
-        "rope_theta": theta,
-        "rope_factor": factor,
         "norm_eps": reader.number("rms_norm_eps"),
         "tied_embeddings": reader.flag("tie_word_embeddings"),
         "max_length": reader.whole("max_position_embeddings"),
@@ -176,12 +176,12 @@ def _read_decoder(kind: str, config: Json, tensors: Collection[str], origin: str
         caps = {"attention_softcap": "attn_logit_softcapping", "logits_softcap": "final_logit_softcapping"}
         for ours, theirs in caps.items():  # null is none, whatever the default
             kwargs[ours] = reader.number(theirs) if config.get(theirs, _DECODERS[kind].get(theirs)) else 0.0
-    kwargs |= _windows(reader, config, layers, kind)
-    return kwargs
+    rope = _rope(reader, config, "full_attention" if kind == "gemma3_text" else "", "rope_theta")
+    return kwargs | rope | _windows(reader, config, layers, kind)
 
 
-def _rope(reader: _Reader, config: Json, layer_type: str, key: str) -> tuple[float, float]:
-    """Base of the rotary frequencies and the factor positions are divided by; newer files keep both in one object."""
+def _rope(reader: _Reader, config: Json, layer_type: str, key: str) -> Json:
+    """Base of the rotary frequencies and how they are scaled; newer files keep both in one object."""
     given = config.get("rope_parameters") or {}
     if isinstance(given, dict) and layer_type:
         given = given.get(layer_type) or {}
@@ -192,14 +192,21 @@ def _rope(reader: _Reader, config: Json, layer_type: str, key: str) -> tuple[flo
         scaling = {}  # it speaks of the global layers
     merged = given | ({"rope_type": scaling["type"]} if "type" in scaling else {}) | scaling
     rope_type = merged.get("rope_type", merged.get("type", "default"))
-    extra = merged.keys() - {"rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"}
-    if rope_type not in ("default", "linear") or any(merged[name] not in (None, 1, 1.0) for name in extra):
+    known = {"rope_type", "type", "rope_theta", "factor", _ORIGINAL}
+    extra = merged.keys() - known - (set(_LLAMA3.values()) if rope_type == "llama3" else set())
+    if rope_type not in ("default", "linear", "llama3") or any(merged[name] not in (None, 1, 1.0) for name in extra):
         raise UserError(
-            f"{reader.origin} scales its rotary positions by {str(merged)[:120]}; 'default' and 'linear' are computed."
+            f"{reader.origin} scales its rotary positions by {str(merged)[:120]}; 'default', 'linear' and 'llama3' are "
+            "computed."
         )
     inner = _Reader(merged, {}, reader.origin)
-    theta = inner.number("rope_theta", reader.number(key))
-    return theta, inner.number("factor") if rope_type == "linear" else 1.0
+    rope: Json = {"rope_theta": inner.number("rope_theta", reader.number(key))}
+    if rope_type != "default":
+        rope["rope_factor"] = inner.number("factor")
+    if rope_type == "llama3":
+        rope |= {ours: inner.number(theirs) for ours, theirs in _LLAMA3.items()}
+        rope["rope_original_length"] = inner.whole(_ORIGINAL)
+    return rope
 
 
 def _windows(reader: _Reader, config: Json, layers: int, kind: str) -> Json:
@@ -219,10 +226,10 @@ def _windows(reader: _Reader, config: Json, layers: int, kind: str) -> Json:
     if not gemma:
         raise reader.fail("layer_types", "windows are computed in Gemma's layers only")
     local = ("sliding_attention", "rope_local_base_freq") if kind == "gemma3_text" else ("", "rope_theta")
-    theta, factor = _rope(reader, config, *local)
-    if factor != 1:
+    rope = _rope(reader, config, *local)
+    if rope.get("rope_factor", 1) != 1:
         raise UserError(f"{reader.origin} scales the positions of its local layers, which our models do not compute.")
-    return {"window": reader.whole("sliding_window"), "global_every": every, "local_rope_theta": theta}
+    return {"window": reader.whole("sliding_window"), "global_every": every, "local_rope_theta": rope["rope_theta"]}
 
 
 def _read_t5(kind: str, config: Json, tensors: Collection[str], origin: str) -> Json:
@@ -277,7 +284,11 @@ def _write_decoder(config: Json) -> Json:
     else:
         kind = "gemma2" if gemma else "qwen2" if config["qkv_bias"] else "llama"
     names = {value: key for key, value in _ACTIVATIONS.items() if key not in ("swish", "gelu_new")}
-    factor = config["rope_factor"]
+    scaling = None if config["rope_factor"] == 1 else {"rope_type": "linear", "factor": config["rope_factor"]}
+    if config["rope_original_length"]:
+        scaling = {"rope_type": "llama3", "factor": config["rope_factor"]} | {
+            theirs: config[ours] for ours, theirs in (_LLAMA3 | {"rope_original_length": _ORIGINAL}).items()
+        }
     values: Json = {
         "architectures": [f"{kind.removesuffix('_text').capitalize()}ForCausalLM"],
         "model_type": kind,
@@ -290,7 +301,7 @@ def _write_decoder(config: Json) -> Json:
         "head_dim": config["head_dim"],
         "rms_norm_eps": config["norm_eps"],
         "rope_theta": config["rope_theta"],
-        "rope_scaling": None if factor == 1 else {"rope_type": "linear", "factor": factor},
+        "rope_scaling": scaling,
         "max_position_embeddings": config["max_length"],
         "tie_word_embeddings": config["tied_embeddings"],
         "hidden_activation" if gemma else "hidden_act": names[config["activation"]],

@@ -3,8 +3,10 @@
 A T5X checkpoint says nothing about sizes: it is read against the shapes of a config's parameter tree. Each leaf is
 found and checked before anything is allocated; then leaves are read one at a time, or only the slices of them that
 a host needs. Layers are `encoder/layers_0/...` in the files and stacked on axis 0 of `encoder/layers/...` in ours.
+Models that T5X scans have them stacked as well, as `encoder/layers/...` or `encoder/encoder/...`, mostly on axis 1.
 """
 
+import functools
 import itertools
 import os
 import re
@@ -18,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from promot_jax import trees
-from promot_jax.convert import zarr
+from promot_jax.convert import remote, t5x_names, zarr
 from promot_jax.convert.flax_msgpack import FLOATS, Index, Inline, read_msgpack
-from promot_jax.convert.places import aligned
+from promot_jax.convert.places import Box, Shape, aligned
+from promot_jax.convert.t5x_names import Place
 from promot_jax.convert.zarr import Zarr, open_zarr
 from promot_jax.errors import UserError
-
-Shape = tuple[int, ...]
 
 _PLACEHOLDER = "PLACEHOLDER://"
 _READERS = min(8, os.cpu_count() or 1)  # layers unpacked at a time; zlib runs outside the interpreter's lock
@@ -32,19 +33,23 @@ _INLINE = 1 << 14  # values: norm scales and position biases stay below it, as w
 _CHUNK = 1 << 26  # bytes of a zarr chunk
 
 
-def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a T5X checkpoint: a folder with a file `checkpoint`, or one with folders `checkpoint_N`."""
-    return _file(Path(path)) is not None
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a T5X checkpoint: the file itself, its folder, or a folder of them."""
+    return _file(path) is not None
 
 
 def _file(path: Path) -> Path | None:
-    """The msgpack file of a checkpoint's folder, or of the newest one in a folder of them."""
-    if (path / "checkpoint").is_file():
-        return path / "checkpoint"
+    """The msgpack file of a checkpoint: the path, or in its folder, or that of the newest in a folder of them."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            first = stream.read(1)
+        return path if first and (0x80 <= first[0] < 0x90 or first[0] in (0xDE, 0xDF)) else None  # a msgpack map
     steps = {int(found[1]): p for p in path.glob("checkpoint_*") if (found := re.fullmatch(r".*_(\d{1,18})", p.name))}
-    for step in sorted(steps, reverse=True):  # one that T5X has not finished has another name
-        if (steps[step] / "checkpoint").is_file():
-            return steps[step] / "checkpoint"
+    # One that T5X has not finished has another name. Flax's own is a file; Orbax keeps it a folder further down.
+    for place in (path, *(steps[step] for step in sorted(steps, reverse=True))):
+        for file in (place / "checkpoint", place / "state" / "checkpoint", place):
+            if file.is_file():
+                return file
     return None
 
 
@@ -57,42 +62,43 @@ class Checkpoint:
         leaves: how many leaves are loaded, new and unused; the optimizer's state is unused too.
     """
 
-    def __init__(self, path: str | os.PathLike[str], shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, path: Path, shapes: Mapping[str, Shape]) -> None:
         """Finds and checks every leaf.
 
         Args:
-            path: a checkpoint's folder, or one with folders `checkpoint_N`, of which the newest is taken.
+            path: a checkpoint's file or folder, or a folder of `checkpoint_N`, of which the newest is taken; local, or
+                in a bucket (`remote.locate`), from which arrays are read as they are asked for.
             shapes: our path -> shape, of every parameter of the model.
 
         Raises:
             UserError: no checkpoint there; it is damaged, or does not hold the model that the shapes describe.
         """
-        file = _file(Path(path))
+        file = _file(path)
         if file is None:
-            raise UserError(
-                f"{os.fspath(path)!r} holds no T5X checkpoint (a file named 'checkpoint'); give its folder."
-            )
+            raise UserError(f"{str(path)!r} holds no T5X checkpoint (a file named 'checkpoint'); give its folder.")
         self.folder, self.shapes = file.parent, dict(shapes)
-        if not file.resolve().is_relative_to(self.folder.resolve()):
+        if file != path and not file.resolve().is_relative_to(self.folder.resolve()):
             raise UserError(f"{file} is a link out of its folder; it is not read.")
-        target, others = _target(read_msgpack(file), file)
-        self._sources: dict[str, list[Inline | Zarr]] = {}
+        target, others = _target(read_msgpack(remote.local(file)), file)
+        self._axes = {0, 1}  # on which the layers of a scanned model may lie
+        self._places: dict[str, tuple[Place, list[Inline | Zarr]]] = {}
         for leaf, shape in self.shapes.items():
-            names = _names(leaf, shape)
-            self._sources[leaf] = [self._source(target, name, part) for name, part in names.items()]
-            for name in names:
+            place = t5x_names.find(leaf, shape, target)
+            self._places[leaf] = place, [self._source(target, name, place) for name in place.names]
+            for name in place.names:
                 del target[name]
+        self._axis = max(self._axes)  # 1 is T5X's own choice
         self.unused = tuple(target)
         for name in self.unused:
             self._may_stay_unused(name)
         self.leaves = {"loaded": len(self.shapes), "new": 0, "unused": len(target) + others}
 
-    def read(self, path: str, index: Index | None = None) -> np.ndarray:
+    def read(self, path: str, box: Box | None = None) -> np.ndarray:
         """Reads a leaf, or a part of it.
 
         Args:
             path: ours.
-            index: a slice with step 1 for each axis; None for all of it.
+            box: first and last + 1 along each axis; None for all of it.
 
         Returns:
             Float32, on a 64-byte boundary, so that a CPU device can take it as it is.
@@ -100,25 +106,37 @@ class Checkpoint:
         Raises:
             UserError: a chunk or a value in it is damaged.
         """
-        shape, sources = self.shapes[path], self._sources[path]
-        index = index or (slice(None),) * len(shape)
-        here = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
+        shape, (place, sources) = self.shapes[path], self._places[path]
+        here = tuple(itertools.starmap(slice, box or [(0, size) for size in shape]))
         values = aligned(tuple(part.stop - part.start for part in here))
-        targets = [values]
-        if _stacked(path):
-            sources, targets, here, shape = sources[here[0]], list(values), here[1:], shape[1:]
         try:
-            with ThreadPoolExecutor(_READERS) as pool:  # starts no thread until it is asked to
-                side_by_side = pool.map if len(sources) > 1 else map
-                list(side_by_side(_fill, sources, targets, itertools.repeat(here), itertools.repeat(shape)))
+            if place.kind == "shared":
+                values[...] = self._shared(path, sources[0])[here]
+            elif place.kind == "layers":
+                fill = functools.partial(_fill, index=here[1:], shape=shape[1:])
+                with ThreadPoolExecutor(_READERS) as pool:
+                    list(pool.map(fill, sources[here[0]], values))
+            else:
+                _fill(sources[0], values, here, shape, self._axis if place.kind == "scanned" else 0)
         except OSError as error:
             raise UserError(f"Cannot read {path} in {self.folder}: {error.strerror or error}.") from error
         if not np.isfinite(values).all():
             raise UserError(f"{self.folder} holds values in {path} that are not finite numbers; fetch it again.")
         return values
 
-    def _source(self, target: Mapping[str, Any], name: str, shape: Shape) -> Inline | Zarr:
-        """Where a leaf under T5X's name lies, checked against the shape that one layer of ours has."""
+    def _shared(self, path: str, source: Inline | Zarr) -> np.ndarray:
+        """The position biases that all layers have, `[heads, buckets]`."""
+        layers = np.moveaxis(np.empty(source.shape, np.float32), self._axis, 0)
+        _fill(source, layers, (slice(None),) * layers.ndim, layers.shape, self._axis)
+        if not (layers == layers[:1]).all():
+            raise UserError(
+                f"{self.folder} has position biases of its own in every layer of {path.split('/')[0]} (as UMT5 has); "
+                "our T5 has one table for all, so this checkpoint is of another model."
+            )
+        return layers[0]
+
+    def _source(self, target: Mapping[str, Any], name: str, place: Place) -> Inline | Zarr:
+        """Where a parameter lies, checked against the shape that its leaf has."""
         if name not in target:
             raise UserError(
                 f"{self.folder} has no parameter {name!r}, which the model has: its config is of another kind or size."
@@ -126,8 +144,13 @@ class Checkpoint:
         what, leaf = f"The parameter {name!r} of {self.folder}", target[name]
 
         def check(stored: Shape) -> None:
-            if stored != shape and not _splits_heads(name, stored, shape):
-                raise UserError(f"{what} has shape {stored} and the model's config wants {shape}; choose another size.")
+            axes = {axis for axis in self._axes if place.fits(stored, axis)}
+            if not axes:
+                raise UserError(
+                    f"{what} has shape {stored} and the model's config wants {place.shape}; choose another size."
+                )
+            if place.kind in ("scanned", "shared"):
+                self._axes = axes
 
         if isinstance(leaf, Inline):
             check(leaf.shape)
@@ -151,16 +174,15 @@ class Checkpoint:
 
     def _may_stay_unused(self, name: str) -> None:
         """Leaving out a layer, or the head, would make another model of it."""
-        stack = re.match(r"(.*/)?layers_\d+/", name)
-        ours = stack and any(path.startswith(f"{stack[1] or ''}layers/") for path in self.shapes)
-        if ours or name == "decoder/logits_dense/kernel":
+        stack = t5x_names.stack_of(name)
+        if (stack and any(path.startswith(stack) for path in self.shapes)) or name == "decoder/logits_dense/kernel":
             raise UserError(
                 f"{self.folder} has a parameter {name!r}, for which the model has no place: its config is of another "
                 "size; choose that of the checkpoint."
             )
 
 
-def read(path: str | os.PathLike[str], shapes: Mapping[str, Shape]) -> tuple[trees.Tree, dict[str, int]]:
+def read(path: Path, shapes: Mapping[str, Shape]) -> tuple[trees.Tree, dict[str, int]]:
     """Reads a model whole: at most one leaf more than the model is in memory.
 
     Args:
@@ -220,7 +242,7 @@ def write(folder: str | os.PathLike[str], step: int, params: Mapping[str, Any], 
 
 
 def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
-    """Parameters by T5X's path, and how many other leaves there are (the optimizer's state)."""
+    """Parameters by T5X's path, and how many other leaves there are (of the optimizer's state, say)."""
     version = content.get("version", 3) if isinstance(content, dict) else None
     if type(version) is not int or version > 3:
         raise UserError(f"{file} is no T5X checkpoint of format version 3; give the folder of one.")
@@ -230,11 +252,12 @@ def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
             state = state[key]
     if not isinstance(state.get("target"), dict):
         raise UserError(f"{file} holds no parameters ('target'); give a T5X checkpoint of a model.")
-    target = dict(_leaves(state["target"]))
-    if len(target) != sum(1 for _ in _leaves(state["target"])):
+    leaves = list(_leaves(state["target"]))
+    target = dict(leaves)
+    if len(target) != len(leaves):
         raise UserError(f"{file} holds a parameter twice; fetch or write it again.")
-    others = {key: value for key, value in state.items() if key != "target"}
-    return target, sum(1 for _ in _leaves(others))
+    everything = sum(1 for _ in _leaves(content)) - ("version" in content)
+    return target, everything - len(target)
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,35 +269,13 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
-def _stacked(path: str) -> bool:
-    return "layers" in path.split("/")
-
-
-def _names(path: str, shape: Shape) -> dict[str, Shape]:
-    """T5X's names of a leaf of ours, one per layer if it is stacked, and the shape of each."""
-    if not _stacked(path):
-        return {path: shape}
-    rooms = path.split("/")
-    at = rooms.index("layers")
-    return {"/".join([*rooms[:at], f"layers_{i}", *rooms[at + 1 :]]): shape[1:] for i in range(shape[0])}
-
-
 def _layers(path: str, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
     """T5X's names and arrays of a leaf of ours, one at a time."""
-    stacked = _stacked(path)
-    for i, name in enumerate(_names(path, leaf.shape)):
-        array = np.asarray(leaf[i] if stacked else leaf, order="C")
+    for i, name in enumerate(t5x_names.per_layer(path, leaf.shape)):
+        array = np.asarray(leaf[i] if t5x_names.stacked(path) else leaf, order="C")
         if array.dtype.name not in FLOATS:
             raise UserError(f"The parameter {path!r} is {array.dtype.name}; only floating point numbers are written.")
         yield name, array
-
-
-def _splits_heads(name: str, stored: Shape, shape: Shape) -> bool:
-    """Whether an attention kernel keeps heads and their size apart: [embed, heads, size], or [heads, size, embed]."""
-    if not re.search(r"attention/(query|key|value|out)/kernel$", name) or (len(stored), len(shape)) != (3, 2):
-        return False
-    first, second, third = stored
-    return shape == ((first * second, third) if name.endswith("out/kernel") else (first, second * third))
 
 
 def _metadata(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,9 +286,8 @@ def _metadata(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _agrees(spec: Mapping[str, Any], found: Zarr) -> bool:
-    """Whether a TensorStore spec means the array that was found, and all of it."""
-    said = {"chunks": list(found.chunks), "dtype": zarr.NAMES[found.dtype]} | _metadata(spec)
-    same = (said["chunks"], said["dtype"]) == (list(found.chunks), zarr.NAMES[found.dtype])
+    """Whether a TensorStore spec means the array that was found, and all of it; its chunks may differ, as for T5X."""
+    same = _metadata(spec).get("dtype", zarr.NAMES[found.dtype]) == zarr.NAMES[found.dtype]
     return same and spec.get("dtype", found.dtype) == found.dtype and _is_whole(spec.get("transform"), found.shape)
 
 
@@ -302,15 +302,24 @@ def _is_whole(transform: Any, shape: Shape) -> bool:
     return start == [0] * len(shape) and stop in (list(shape), [[size] for size in shape])
 
 
-def _fill(source: Inline | Zarr, target: np.ndarray, index: Index, shape: Shape) -> None:
-    """Copies a part of a stored array into `target`; `shape` is its own, or that with its heads joined."""
+def _fill(source: Inline | Zarr, target: np.ndarray, index: Index, shape: Shape, axis: int = 0) -> None:
+    """Copies a part of a stored array into `target`.
+
+    Args:
+        source: whose shape is `shape`, or that with its heads apart; its axis `axis` is our first.
+        target: of the part's shape.
+        index: of the part in our leaf.
+        shape: of our leaf.
+        axis: of the layers in a scanned model.
+    """
     with np.errstate(all="ignore"):  # wider floats may overflow; `read` looks at the result
-        if source.shape == shape:
-            source.fill(target, index)
+        if len(source.shape) == len(shape):
+            inner = [*index[1 : axis + 1], index[0], *index[axis + 1 :]]
+            source.fill(np.moveaxis(target, 0, axis), tuple(inner))
         else:
             whole = np.empty(source.shape, np.float32)
             source.fill(whole, tuple(slice(0, size) for size in source.shape))
-            target[...] = whole.reshape(shape)[index]
+            target[...] = np.moveaxis(whole, axis, 0).reshape(shape)[index]
 
 
 def _write_zarr(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:

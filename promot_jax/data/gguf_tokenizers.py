@@ -10,26 +10,42 @@ from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.pre_tokenizers import Split
 
 from promot_jax.errors import UserError, nearest
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # GGUF token types; 5 is unused
 _SPACE = "\u2581"  # how SentencePiece writes a space
 
-# Pieces that Qwen's merges stay within: contractions, words with one sign in front, single digits, other signs, breaks.
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
+
+def _pieces(digits: str) -> Split:
+    """What merges stay within: contractions, words with one sign in front, runs of digits, other signs, breaks."""
+    return Split(
+        Regex(
+            rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
+            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        behavior="isolated",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """How text is cut before BPE: by `cuts`, then by GPT-2's own expression if `gpt2`; `nfc` composes characters."""
+    """How text becomes pieces for BPE, and tokens.
+
+    Attributes:
+        cuts: applied first.
+        gpt2: whether GPT-2's own expression cuts what they leave.
+        nfc: whether characters are composed before.
+        whole: whether a piece that is a token becomes it, whatever the merges make of it.
+        bos: whether the model expects a beginning of sequence where the file does not say.
+    """
 
     cuts: tuple[Any, ...] = ()
     gpt2: bool = True
     nfc: bool = False
+    whole: bool = False
+    bos: bool = False
 
 
 # By the `tokenizer.ggml.pre` of a GGUF file. "smollm" takes every digit (any Unicode number) apart first, so that
@@ -37,8 +53,14 @@ class _Rule:
 _RULES = {
     "gpt-2": _Rule(),
     "smollm": _Rule((pre_tokenizers.Digits(individual_digits=True),)),
-    "qwen2": _Rule((pre_tokenizers.Split(Regex(_QWEN2), behavior="isolated"),), gpt2=False, nfc=True),
+    "qwen2": _Rule((_pieces(r"\p{N}"),), gpt2=False, nfc=True),
+    "llama-bpe": _Rule((_pieces(r"\p{N}{1,3}"),), gpt2=False, whole=True, bos=True),  # Llama 3
 }
+
+
+def expects_bos(kind: str | None, pre: str | None) -> bool:
+    """Whether a GGUF file without `add_bos_token`, older than that key, wants a beginning of sequence."""
+    return kind == "llama" or (pre in _RULES and _RULES[pre].bos)
 
 
 def build(field: Callable[..., Any]) -> Tokenizer:
@@ -95,13 +117,16 @@ def _byte_level(vocab: Mapping[str, int], types: Sequence[int], merges: Sequence
             raise UserError(f"The GGUF file lets text become the control token {(left + right)[:40]!r} by a merge.")
     if letters := controls.intersection(pre_tokenizers.ByteLevel.alphabet()):
         raise UserError(f"The GGUF file makes control tokens of plain bytes: {sorted(letters)[:4]}.")
-    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=False))
     rule = _RULES[pre]
+    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=False, ignore_merges=rule.whole))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.gpt2)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*rule.cuts, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     if rule.nfc:
         tokenizer.normalizer = normalizers.NFC()
+    for token in controls if rule.whole else ():
+        if len(tokenizer.pre_tokenizer.pre_tokenize_str(token)) < 2:
+            raise UserError(f"The GGUF file lets text become the control token {token[:40]!r}, which is one word.")
     return tokenizer
 
 

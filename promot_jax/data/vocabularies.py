@@ -138,15 +138,14 @@ class TokenizerVocabulary(seqio.Vocabulary):
         eos_id = field("eos_token_id", int)
         if eos_id is None:
             raise UserError("The GGUF file names no end-of-sequence token (tokenizer.ggml.eos_token_id).")
-        # SentencePiece files that do not say it are older than the flag, and want one.
-        by_kind = field("model", str) == "llama" and field("bos_token_id", int) is not None
+        by_kind = gguf_tokenizers.expects_bos(field("model", str), field("pre", str))
         return cls(
             gguf_tokenizers.build(field).to_str(),
             eos_id=eos_id,
             bos_id=field("bos_token_id", int),
             pad_id=field("padding_token_id", int),
             unk_id=field("unknown_token_id", int),
-            add_bos=field("add_bos_token", bool, by_kind),
+            add_bos=field("add_bos_token", bool, by_kind and field("bos_token_id", int) is not None),
         )
 
     @classmethod

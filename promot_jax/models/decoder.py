@@ -53,7 +53,10 @@ class DecoderConfig:
         window: tokens that a local layer sees, its own included; 0 makes all layers global.
         global_every: layer i sees everything if `(i + 1) % global_every == 0`, and the window otherwise.
         local_rope_theta: `rope_theta` of local layers.
-        rope_factor: positions are divided by it in global layers.
+        rope_factor: rotary frequencies are divided by it in global layers.
+        rope_low_turns: frequencies that turn less often within `rope_original_length` are divided in full (Llama 3.1).
+        rope_high_turns: frequencies that turn more often stay as they are.
+        rope_original_length: 0 divides all frequencies alike.
     """
 
     vocab_size: int
@@ -83,6 +86,9 @@ class DecoderConfig:
     global_every: int = 1
     local_rope_theta: float = 1e4
     rope_factor: float = 1.0
+    rope_low_turns: float = 0.0
+    rope_high_turns: float = 0.0
+    rope_original_length: int = 0
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
@@ -98,6 +104,11 @@ class DecoderConfig:
             raise UserError(
                 "A window is not negative, global_every at least 1 and rope_factor positive, not "
                 f"{self.window}, {self.global_every}, {self.rope_factor}."
+            )
+        if self.rope_original_length and not 0 < self.rope_low_turns < self.rope_high_turns:
+            raise UserError(
+                "Scaling by rope_original_length needs 0 < rope_low_turns < rope_high_turns, not "
+                f"{self.rope_low_turns} and {self.rope_high_turns}."
             )
 
     def norm(self, name: str | None = None) -> layers.RMSNorm:
@@ -238,11 +249,13 @@ class DecoderModule(nn.Module):
         """
         cfg = self.config
         x = self.embedding_dropout(self.token_embedder(tokens, prompt, jnp.dtype(cfg.dtype)))
-        wide = View(mask, *layers.rotation(positions, cfg.head_dim, cfg.rope_theta, cfg.rope_factor))
+        bands = (cfg.rope_factor, cfg.rope_low_turns, cfg.rope_high_turns, cfg.rope_original_length)
+        frequency = layers.rotary_frequencies(cfg.head_dim, cfg.rope_theta, *bands)
+        wide = View(mask, *layers.rotation(positions, frequency))
         near = None
         if cfg.window:
             distance = positions[:, :, None] - key_positions[:, None, :]
-            turned = layers.rotation(positions, cfg.head_dim, cfg.local_rope_theta)
+            turned = layers.rotation(positions, layers.rotary_frequencies(cfg.head_dim, cfg.local_rope_theta))
             near = View(mask & (distance < cfg.window), *turned)
         return self.decoder(x, wide, near, cache, cursor)
 

@@ -125,20 +125,44 @@ class Embed(nn.Module):
         return matmul(x, self.embedding.T)
 
 
-def rotation(positions: Array, head_dim: int, theta: float, factor: float = 1.0) -> tuple[Array, Array]:
+def rotary_frequencies(
+    head_dim: int,
+    theta: float,
+    factor: float = 1.0,
+    low_turns: float = 0.0,
+    high_turns: float = 0.0,
+    original_length: int = 0,
+) -> Array:
+    """Frequencies of the rotary angles, `[head_dim / 2]` float32, in radians per position.
+
+    Args:
+        head_dim: size of one head.
+        theta: base of the frequencies.
+        factor: they are divided by it, which stretches a model to longer contexts.
+        low_turns: only frequencies that turn less often than this within the original length are divided in full
+            (Llama 3.1).
+        high_turns: those that turn more often than this stay as they are; in between, the division fades out.
+        original_length: that the model was trained for before it was stretched; 0 divides all alike (linear scaling).
+    """
+    half = head_dim // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if not original_length:
+        return frequency / factor
+    turns = original_length * frequency / (2 * math.pi)
+    kept = jnp.clip((turns - low_turns) / (high_turns - low_turns), 0.0, 1.0)
+    return kept * frequency + (1 - kept) * frequency / factor
+
+
+def rotation(positions: Array, frequency: Array) -> tuple[Array, Array]:
     """Cosine and sine of every rotary angle, float32.
 
     Args:
         positions: `[batch, length]`.
-        head_dim: size of one head.
-        theta: base of the frequencies.
-        factor: positions are divided by it (linear scaling to longer contexts).
+        frequency: of `rotary_frequencies`.
 
     Returns:
         Two arrays `[batch, length, 1, head_dim / 2]`.
     """
-    half = head_dim // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half) / factor
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import tiny
 
-from promot_jax import assets
+from promot_jax import assets, trees
 from promot_jax.convert import gguf as convert
+from promot_jax.convert import gguf_file, places
 from promot_jax.errors import UserError
 from promot_jax.models.decoder import DecoderConfig, DecoderModel
+from promot_jax.partitioning import Partitioner
 
 F32, Q8_0, Q4_1 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_1
 METADATA: dict[str, Any] = tiny.METADATA | {
@@ -31,6 +33,12 @@ tiny_tensors = functools.partial(tiny.tensors, vocab=40)
 def write(path: Path, weights: dict[str, np.ndarray], metadata: dict[str, Any] = METADATA, **options: Any) -> Path:
     """Writes a GGUF file of 40 tokens."""
     return tiny.write(path, weights, metadata, **options)
+
+
+def read(path: Path) -> tuple[DecoderConfig, dict[str, Any], dict[str, Any]]:
+    loaded = convert.read(path, Partitioner())
+    assert loaded.placed.fingerprint == trees.fingerprint(loaded.placed.params)
+    return loaded.config, jax.tree.map(np.asarray, loaded.placed.params), loaded.metadata
 
 
 def rotate(x: np.ndarray, position: float, interleaved: bool) -> np.ndarray:
@@ -51,7 +59,7 @@ def _tiny_file(tmp_path: Path) -> Path:
 def test_every_tensor_lands_in_its_place(tmp_path: Path, kind: gguf.GGMLQuantizationType) -> None:
     tensors = tiny_tensors(tied=False)
     path = write(tmp_path / "m.gguf", tensors, kind=kind)
-    config, params, metadata = convert.read(path)
+    config, params, metadata = read(path)
     assert config == DecoderConfig(
         vocab_size=40, emb_dim=32, num_heads=4, num_kv_heads=2, num_layers=2, head_dim=8, mlp_dim=64, rope_theta=1e5,
         norm_eps=1e-5, tied_embeddings=False, max_length=512,
@@ -84,7 +92,7 @@ def test_every_tensor_lands_in_its_place(tmp_path: Path, kind: gguf.GGMLQuantiza
 
 def test_attention_scores_survive_the_change_of_rotary_layout(tmp_path: Path) -> None:
     tensors = tiny_tensors()
-    params = convert.read(write(tmp_path / "m.gguf", tensors))[1]
+    params = read(write(tmp_path / "m.gguf", tensors))[1]
     attention = params["decoder"]["layers"]["self_attention"]
     x = np.random.default_rng(1).standard_normal((2, 32))
     for head in range(2):
@@ -96,7 +104,7 @@ def test_attention_scores_survive_the_change_of_rotary_layout(tmp_path: Path) ->
 
 
 def test_parameters_are_those_of_the_decoder(tiny_file: Path) -> None:
-    config, params, _ = convert.read(tiny_file)
+    config, params, _ = read(tiny_file)
     want = jax.eval_shape(DecoderModel(config).init, jax.random.key(0))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), want
@@ -106,22 +114,22 @@ def test_parameters_are_those_of_the_decoder(tiny_file: Path) -> None:
 def test_tied_head_sizes_of_their_own_and_defaults(tmp_path: Path) -> None:
     wide = METADATA | {"llama.attention.key_length": 16, "llama.attention.value_length": 16}
     del wide["llama.rope.dimension_count"], wide["llama.rope.freq_base"]
-    config, params, _ = convert.read(write(tmp_path / "m.gguf", tiny_tensors(head_dim=16), wide))
+    config, params, _ = read(write(tmp_path / "m.gguf", tiny_tensors(head_dim=16), wide))
     assert (config.head_dim, config.rope_theta, config.tied_embeddings) == (16, 1e4, True)
     assert params["decoder"]["layers"]["self_attention"]["query"]["kernel"].shape == (2, 32, 64)
     assert "logits_dense" not in params["decoder"]
 
 
 def test_blocks_of_rows_do_not_show(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = convert.read(tiny_file)[1]
-    monkeypatch.setattr(convert, "_BLOCK_ELEMENTS", 7 * 32)
-    np.testing.assert_equal(convert.read(tiny_file)[1], whole)
+    whole = read(tiny_file)[1]
+    monkeypatch.setattr(places, "_BLOCK", 7 * 32)  # heads have eight rows: their halves are apart in most blocks
+    np.testing.assert_equal(read(tiny_file)[1], whole)
 
 
 def test_header_agrees_with_the_gguf_package(tiny_file: Path) -> None:
     reader = gguf.GGUFReader(tiny_file)
-    with open(tiny_file, "rb") as file:
-        metadata, tensors = convert._header(file, "tiny")
+    with gguf_file.opened(tiny_file) as file:
+        metadata, tensors = file.metadata, file.tensors
     assert {key for key in reader.fields if not key.startswith("GGUF.")} == set(metadata)
     for key, value in metadata.items():
         assert reader.fields[key].contents() == (value.tolist() if isinstance(value, np.ndarray) else value)
@@ -130,12 +138,26 @@ def test_header_agrees_with_the_gguf_package(tiny_file: Path) -> None:
     }
 
 
-def test_rope_factors_of_one_are_unused_and_others_refused(tmp_path: Path) -> None:
-    tensors = tiny_tensors()
-    read = convert.read(write(tmp_path / "m.gguf", tensors | {"rope_freqs.weight": np.ones(4, np.float32)}))
-    assert set(convert.UNUSED_TENSORS) == {"rope_freqs.weight"} and read[0].num_layers == 2
-    with pytest.raises(UserError, match="rotary frequencies"):
-        convert.read(write(tmp_path / "m.gguf", tensors | {"rope_freqs.weight": np.full(4, 8, np.float32)}))
+def test_rope_factors(tmp_path: Path) -> None:
+    """Of one: nothing is scaled. As converters write them for Llama 3.1: recognised. Others: refused."""
+    metadata = {key: value for key, value in METADATA.items() if key != "llama.rope.dimension_count"}
+    metadata |= {"llama.attention.key_length": 64, "llama.attention.value_length": 64, "llama.rope.freq_base": 5e5}
+    tensors = tiny_tensors(head_dim=64)
+
+    def scaling(factors: np.ndarray) -> tuple[Any, ...]:
+        path = write(tmp_path / "m.gguf", tensors | {convert.ROPE_FACTORS: factors.astype(np.float32)}, metadata)
+        config = read(path)[0]
+        return config.rope_factor, config.rope_low_turns, config.rope_high_turns, config.rope_original_length
+
+    assert scaling(np.ones(32)) == (1.0, 0.0, 0.0, 0)
+    wavelengths = 2 * np.pi * 5e5 ** (np.arange(32) / 32)
+    smooth = np.clip((8192 / wavelengths - 1) / 3, 0, 1)
+    assert 0 < np.sum((smooth > 0) & (smooth < 1)) < 32
+    llama = 1 / (smooth + (1 - smooth) / 32)
+    assert scaling(llama) == (32.0, 1.0, 4.0, 8192)
+    for other in (np.full(32, 8.0), llama**2, llama[:-1], -llama, np.full(32, np.nan)):
+        with pytest.raises(UserError, match="rotary frequencies"):
+            scaling(other)
 
 
 @pytest.mark.parametrize(
@@ -167,13 +189,13 @@ def test_rope_factors_of_one_are_unused_and_others_refused(tmp_path: Path) -> No
 def test_metadata_that_does_not_fit_is_one_error(tmp_path: Path, key: str, value: Any, message: str) -> None:
     metadata = {name: said for name, said in (METADATA | {key: value}).items() if said is not None}
     with pytest.raises(UserError, match=message) as caught:
-        convert.read(write(tmp_path / "m.gguf", tiny_tensors(), metadata))
+        read(write(tmp_path / "m.gguf", tiny_tensors(), metadata))
     assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
 
 
 def test_neutral_metadata_changes_nothing(tmp_path: Path) -> None:
     extra = {"llama.expert_count": 0, "llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0}
-    convert.read(write(tmp_path / "m.gguf", tiny_tensors(), METADATA | extra | {"llama.vocab_size": 40}))
+    read(write(tmp_path / "m.gguf", tiny_tensors(), METADATA | extra | {"llama.vocab_size": 40}))
 
 
 def test_tensors_that_do_not_fit_are_one_error(tmp_path: Path) -> None:
@@ -181,14 +203,14 @@ def test_tensors_that_do_not_fit_are_one_error(tmp_path: Path) -> None:
     del tensors["blk.1.attn_q.weight"]
     tensors["blk.0.attn_q.bias"] = np.zeros(32, np.float32)
     with pytest.raises(UserError, match=r"missing: blk.1.attn_q.weight; unexpected: blk.0.attn_q.bias\."):
-        convert.read(write(tmp_path / "m.gguf", tensors))
+        read(write(tmp_path / "m.gguf", tensors))
     del tensors["token_embd.weight"]
     with pytest.raises(UserError, match="lacks the embedding table"):
-        convert.read(write(tmp_path / "m.gguf", tensors))
+        read(write(tmp_path / "m.gguf", tensors))
     bad = tiny_tensors()
     bad["blk.0.ffn_up.weight"][3, 3] = np.nan
-    with pytest.raises(UserError, match=r"ffn_up\.weight that are not finite"):
-        convert.read(write(tmp_path / "m.gguf", bad))
+    with pytest.raises(UserError, match=r"mlp/wi_1/kernel that are not finite"):
+        read(write(tmp_path / "m.gguf", bad))
 
 
 def test_other_architectures_are_named(tmp_path: Path) -> None:
@@ -211,7 +233,7 @@ def test_what_is_not_a_gguf_file(tmp_path: Path, tiny_file: Path) -> None:
     ):
         (tmp_path / "bad.gguf").write_bytes(content)
         with pytest.raises(UserError, match=message):
-            convert.read(tmp_path / "bad.gguf")
+            read(tmp_path / "bad.gguf")
     for path in (tmp_path / "none.gguf", tmp_path):
         with pytest.raises(UserError, match="Cannot read"):
             convert.read_metadata(path)
@@ -228,7 +250,7 @@ def test_overlapping_tensors_cannot_unfold_a_small_file(tmp_path: Path) -> None:
     header = b"GGUF" + struct.pack("<IQQ", 3, len(entries), 0) + infos
     (tmp_path / "m.gguf").write_bytes(header + bytes(64 + 256 * 256 // 32 * 18))
     with pytest.raises(UserError, match="overlaps"):
-        convert.read(tmp_path / "m.gguf")
+        read(tmp_path / "m.gguf")
 
 
 def mutated(data: bytes, rng: random.Random, header: int) -> bytes:
@@ -258,15 +280,15 @@ def read_mutated(tmp_path: Path, count: int, seed: int) -> int:
     originals = []
     for kind in (F32, Q4_1):
         data = write(tmp_path / "m.gguf", tiny_tensors(), kind=kind).read_bytes()
-        with open(tmp_path / "m.gguf", "rb") as file:
-            originals.append((data, min(t.start for t in convert._header(file, "m")[1].values())))
+        with gguf_file.opened(tmp_path / "m.gguf") as file:
+            originals.append((data, min(tensor.start for tensor in file.tensors.values())))
     rng, valid, path = random.Random(seed), 0, tmp_path / "damaged.gguf"
     for i in range(count):
         path.write_bytes(mutated(*(originals[i % 2][0], rng, originals[i % 2][1])))
         began, message = time.perf_counter(), ""
         tracemalloc.start()
         try:
-            config, params, _ = convert.read(path)
+            config, params, _ = read(path)
             valid += 1
             assert params["token_embedder"]["embedding"].shape == (config.vocab_size, config.emb_dim)
         except UserError as error:
@@ -299,7 +321,7 @@ def smollm2() -> Path:
 
 @pytest.mark.real
 def test_smollm2_is_read_whole() -> None:
-    config, params, metadata = convert.read(smollm2())
+    config, params, metadata = read(smollm2())
     assert config == DecoderConfig(
         vocab_size=49152, emb_dim=576, num_heads=9, num_kv_heads=3, num_layers=30, head_dim=64, mlp_dim=1536,
         rope_theta=1e5, norm_eps=1e-5, tied_embeddings=True, max_length=8192,
@@ -319,7 +341,7 @@ def test_smollm2_equals_transformers() -> None:
         skeleton = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=30))
     oracle = loader.load_gguf_checkpoint(path, return_tensors=True, model_to_load=skeleton)
     weights = {key: value.numpy() for key, value in oracle["tensors"].items()}
-    layers = (params := convert.read(path)[1])["decoder"]["layers"]
+    layers = (params := read(path)[1])["decoder"]["layers"]
     np.testing.assert_array_equal(params["token_embedder"]["embedding"], weights["model.embed_tokens.weight"])
     names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
     for i in range(30):

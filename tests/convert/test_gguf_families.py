@@ -12,6 +12,7 @@ from promot_jax import trees
 from promot_jax.convert import gguf
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build, layouts
+from promot_jax.partitioning import Partitioner
 
 LAYERS, VOCAB = 7, 40  # every sixth layer of Gemma is global: one is, and one follows
 BASE = {"vocab_size": VOCAB, "emb_dim": 32, "num_heads": 4, "num_kv_heads": 2, "num_layers": LAYERS, "mlp_dim": 64}
@@ -35,6 +36,11 @@ LAYER = {
     "ffn_norm.weight": "pre_mlp_layer_norm/scale", "post_ffw_norm.weight": "post_mlp_layer_norm/scale",
     "ffn_gate.weight": "mlp/wi_0/kernel", "ffn_up.weight": "mlp/wi_1/kernel", "ffn_down.weight": "mlp/wo/kernel",
 }  # fmt: skip
+
+
+def read(path: Path) -> tuple[DecoderConfig, dict[str, Any], dict[str, Any]]:
+    loaded = gguf.read(path, Partitioner())
+    return loaded.config, loaded.placed.params, loaded.metadata
 
 
 def metadata_of(arch: str) -> dict[str, Any]:
@@ -93,11 +99,11 @@ def write(folder: Path, arch: str, **changes: Any) -> tuple[Path, dict[str, np.n
 @pytest.mark.parametrize("arch", CONFIGS)
 def test_round_trip(tmp_path: Path, arch: str) -> None:
     path, flat = write(tmp_path, arch)
-    config, params, _ = gguf.read(path)
+    config, params, _ = read(path)
     assert config == CONFIGS[arch]
-    read = trees.flatten(params)
-    assert read.keys() == flat.keys()
-    for name, leaf in read.items():
+    found = trees.flatten(params)
+    assert found.keys() == flat.keys()
+    for name, leaf in found.items():
         np.testing.assert_allclose(leaf, flat[name], rtol=0, atol=1e-7 * (config.norm_offset != 0), err_msg=name)
 
 
@@ -116,7 +122,7 @@ def test_transformers_makes_the_same_model_of_it(tmp_path: Path, arch: str) -> N
     twin = transformers.AutoModelForCausalLM.from_config(settings, attn_implementation="eager").eval()
     state = loader.load_gguf_checkpoint(path, return_tensors=True, model_to_load=twin)["tensors"]
     assert set(twin.load_state_dict(state, strict=False).missing_keys) <= {"lm_head.weight"}  # tied
-    config, params, _ = gguf.read(path)
+    config, params, _ = read(path)
     row = np.random.default_rng(1).integers(0, VOCAB, 24).tolist()
     batch = layouts.decoder_rows([[layouts.Tokens(row[:1], row[1:])]], 24, 23)
     with torch.no_grad():
@@ -141,23 +147,23 @@ def test_transformers_makes_the_same_model_of_it(tmp_path: Path, arch: str) -> N
 )
 def test_what_does_not_fit_is_one_error(tmp_path: Path, arch: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        gguf.read(write(tmp_path, arch, **changes)[0])
+        read(write(tmp_path, arch, **changes)[0])
 
 
 def test_tensors_of_a_family_are_wanted_by_it_alone(tmp_path: Path) -> None:
     weights = stored(CONFIGS["gemma3"], parameters(CONFIGS["gemma3"]))
     del weights["blk.3.post_ffw_norm.weight"]
     with pytest.raises(UserError, match=r"missing: blk\.3\.post_ffw_norm\.weight"):
-        gguf.read(tiny.write(tmp_path / "m.gguf", weights, metadata_of("gemma3"), arch="gemma3"))
+        read(tiny.write(tmp_path / "m.gguf", weights, metadata_of("gemma3"), arch="gemma3"))
     weights = stored(CONFIGS["qwen2"], parameters(CONFIGS["qwen2"]))
     weights["blk.0.attn_q_norm.weight"] = np.ones(8, np.float32)
     with pytest.raises(UserError, match=r"unexpected: blk\.0\.attn_q_norm\.weight"):
-        gguf.read(tiny.write(tmp_path / "m.gguf", weights, metadata_of("qwen2"), arch="qwen2"))
+        read(tiny.write(tmp_path / "m.gguf", weights, metadata_of("qwen2"), arch="qwen2"))
 
 
 def test_what_some_gemma_files_say_beside(tmp_path: Path) -> None:
     """Gemma 3 4B scales positions; newer files spell out what older ones leave to the reader."""
     extra = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base_swa": 1e3}
     path, _ = write(tmp_path, "gemma3", **extra, **{"attention.sliding_window_pattern": 6})
-    config = gguf.read(path)[0]
+    config = read(path)[0]
     assert (config.rope_factor, config.local_rope_theta, config.query_scale) == (8.0, 1e3, None)

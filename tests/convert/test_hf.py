@@ -11,6 +11,7 @@ import hf_models
 import numpy as np
 import pytest
 import safetensors.torch
+import tiny
 import torch
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
@@ -18,6 +19,7 @@ from promot_jax import pretrained, trees
 from promot_jax.convert import hf, hf_config, names, remote
 from promot_jax.errors import UserError
 from promot_jax.models import layouts
+from promot_jax.models.layers import rotary_frequencies
 from promot_jax.partitioning import Partitioner
 
 # Rows for leaves of families that are tested here by their leaves only.
@@ -27,6 +29,8 @@ PLACES = Partitioner(
         (r"model/.*/relpos_bias/rel_embedding", ("heads", "buckets")),
     )
 )
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
 ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
 DECODERS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -45,7 +49,7 @@ T5S: dict[str, dict[str, Any]] = {
 
 def flat(folder: Path) -> tuple[hf.Loaded, dict[str, np.ndarray]]:
     loaded = hf.read(folder, PLACES)
-    return loaded, {path: np.asarray(leaf) for path, leaf in trees.flatten(loaded.params).items()}
+    return loaded, {path: np.asarray(leaf) for path, leaf in trees.flatten(loaded.placed.params).items()}
 
 
 def decoder_leaves(state: dict[str, np.ndarray], gemma: bool) -> dict[str, np.ndarray]:
@@ -92,6 +96,7 @@ def test_decoders_leaf_for_leaf(tmp_path: Path, case: str) -> None:
         "post_norms": gemma, "embedding_scale": gemma, "query_scale": 20**-0.5 if gemma else None,
         "window": 8 if gemma else 0, "global_every": 4 if third else 2 if gemma else 1, "local_rope_theta": 1e4,
         "attention_softcap": 40.0 * (gemma and not third), "logits_softcap": 30.0 * (gemma and not third),
+        "rope_low_turns": 0.0, "rope_high_turns": 0.0, "rope_original_length": 0,
     }  # fmt: skip
     assert config == want_config
     # And back: transformers' config is the same again, as far as both say it.
@@ -169,6 +174,27 @@ def test_logits_of_a_llama(llama: tuple[Path, Any], fast_compilation: None) -> N
     np.testing.assert_allclose(base.model.logits(base.params, None, batch)[0], theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [32, 128])
+def test_logits_of_a_llama_3(tmp_path: Path, length: int, fast_compilation: None) -> None:
+    """Some frequencies stay, some are divided, some lie between; what is written back is read as the same."""
+    sizes = {"tie_word_embeddings": True, "head_dim": 32, "rope_theta": 5e5}
+    model = hf_models.save(tmp_path, "llama", **sizes, rope_scaling=LLAMA3)
+    base = pretrained.load(str(tmp_path), Partitioner())
+    config = base.model.config
+    assert (config.rope_theta, config.rope_factor, config.rope_original_length) == (5e5, 8.0, 64)
+    ours = rotary_frequencies(32, 5e5, 8.0, config.rope_low_turns, config.rope_high_turns, 64)
+    np.testing.assert_allclose(ours, model.model.rotary_emb.inv_freq.numpy(), rtol=1e-6)
+    ratio = np.asarray(rotary_frequencies(32, 5e5) / ours)
+    assert (ratio == 1).any() and (ratio > 7.99).any() and ((ratio > 1.01) & (ratio < 7.9)).any()
+    ids = np.random.default_rng(0).integers(0, 272, length)
+    batch = layouts.decoder_rows([[layouts.Tokens(ids[:1].tolist(), ids[1:].tolist())]], length, length - 1)
+    with torch.no_grad():
+        theirs = model(torch.tensor(ids[None])).logits[0, :-1].numpy()
+    np.testing.assert_allclose(base.model.logits(base.params, None, batch)[0], theirs, rtol=1e-4, atol=1e-4)
+    written = hf_config.write("decoder", config)
+    assert hf_config.full(*hf_config.read(written, ["x"] * 9)) == hf_config.full("decoder", config)
+
+
 def test_a_tokenizer_of_more_tokens_than_rows(copy: Path) -> None:
     data = json.loads((copy / "tokenizer.json").read_text())
     added = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
@@ -195,7 +221,7 @@ def test_shards(llama: tuple[Path, Any], tmp_path: Path) -> None:
     folder, model = llama
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    assert trees.fingerprint(flat(tmp_path)[0].params) == trees.fingerprint(flat(folder)[0].params)
+    assert trees.fingerprint(flat(tmp_path)[0].placed.params) == trees.fingerprint(flat(folder)[0].placed.params)
     index = json.loads((tmp_path / hf.INDEX).read_text())
     one = min(tmp_path.glob("model-*.safetensors"))
 
@@ -246,7 +272,7 @@ def test_copies_are_compared(copy: Path) -> None:
 
 def test_copies_in_a_t5(tmp_path: Path) -> None:
     hf_models.save(tmp_path, "t5")
-    want = trees.fingerprint(flat(tmp_path)[0].params)
+    want = trees.fingerprint(flat(tmp_path)[0].placed.params)
 
     def rename(state: dict[str, torch.Tensor]) -> None:
         state["decoder.embed_tokens.weight"] = state.pop("shared.weight")
@@ -254,12 +280,12 @@ def test_copies_in_a_t5(tmp_path: Path) -> None:
     edit(tmp_path, lambda state: state.update({"encoder.embed_tokens.weight": state["shared.weight"].clone()}))
     edit(tmp_path, rename)
     loaded = flat(tmp_path)[0]
-    assert trees.fingerprint(loaded.params) == want and loaded.unused == ("decoder.embed_tokens.weight",)
+    assert trees.fingerprint(loaded.placed.params) == want and loaded.unused == ("decoder.embed_tokens.weight",)
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", ""])
 def test_text_models_inside_others(copy: Path, prefix: str) -> None:
-    want = trees.fingerprint(flat(copy)[0].params)
+    want = trees.fingerprint(flat(copy)[0].placed.params)
 
     def rename(state: dict[str, torch.Tensor]) -> None:
         for name in list(state):
@@ -268,7 +294,7 @@ def test_text_models_inside_others(copy: Path, prefix: str) -> None:
             state["vision_tower.x.weight"] = torch.ones(2)
 
     edit(copy, rename)
-    assert trees.fingerprint(flat(copy)[0].params) == want
+    assert trees.fingerprint(flat(copy)[0].placed.params) == want
 
 
 @pytest.mark.parametrize(
@@ -308,7 +334,11 @@ def test_tensors_that_disagree_with_the_config(copy: Path, change: Callable[...,
         ({"mlp_bias": True}, "sets mlp_bias"),
         ({"quantization_config": {"bits": 4}}, "sets quantization_config"),
         ({"num_local_experts": 8}, "sets num_local_experts"),
-        ({"rope_parameters": None, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scales its rotary"),
+        ({"rope_parameters": None, "rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "scales its rotary"),
+        ({"rope_parameters": None, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor = None"),
+        ({"rope_parameters": None, "rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "0 < rope_low_turns <"),
+        ({"rope_parameters": None, "rope_scaling": LLAMA3 | {"factor": None}}, "factor = None"),
+        ({"num_key_value_heads": 3}, "do not divide"),
         ({"rope_scaling": [1]}, "an object is needed"),
         ({"rope_scaling": {"type": "linear", "factor": -2.0}}, "positive number"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "scales its rotary"),
@@ -401,7 +431,7 @@ def test_hub(hub: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub.parents[2]))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    want = trees.fingerprint(flat(copy)[0].params)
+    want = trees.fingerprint(flat(copy)[0].placed.params)
     for path in ("hf://tiny/llama", "hf://tiny/llama@main", str(hub)):
         base = pretrained.load(path, Partitioner())
         assert (base.fingerprint, base.path) == (want, path)
@@ -426,7 +456,14 @@ def test_nothing_but_data_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert remote.fetch("hf://org/name@v1.0") == tmp_path
+    assert remote.locate("hf://org/name@v1.0") == tmp_path
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for address in ("hf://org/name/a/b.gguf", "hf://org/name@refs/pr/1/b.gguf"):
+        assert remote.locate(address) == tmp_path
+    assert asked[1:] == [
+        ("org/name", "a/b.gguf", {"revision": None}),
+        ("org/name", "b.gguf", {"revision": "refs/pr/1"}),
+    ]
     assert asked[0][0] == "org/name" and asked[0][1]["revision"] == "v1.0"
     assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in asked[0][1]["allow_patterns"])
 
@@ -439,13 +476,16 @@ def test_bucket(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     original = epath.Path
     monkeypatch.setattr(epath, "Path", lambda path: original(path.replace("gs://bucket", str(copy.parent))))
     base = pretrained.load("gs://bucket/llama", Partitioner())
-    assert base.fingerprint == trees.fingerprint(flat(copy)[0].params)
-    fetched = remote.fetch("gs://bucket/llama")
+    assert base.fingerprint == trees.fingerprint(flat(copy)[0].placed.params)
+    fetched = remote.locate("gs://bucket/llama")
     assert [fetched] == list((tmp_path / "cache").iterdir()) and not (fetched / "pytorch_model.bin").exists()
     edit(copy, lambda state: state["model.norm.weight"].resize_(31))
-    assert remote.fetch("gs://bucket/llama") != fetched
-    with pytest.raises(UserError, match="Cannot copy gs://bucket/none"):
+    assert remote.locate("gs://bucket/llama") != fetched
+    with pytest.raises(UserError, match="gs://bucket/none holds neither"):
         pretrained.load("gs://bucket/none", Partitioner())
+    gguf = tiny.write(tmp_path / "llama" / "tiny.gguf", tiny.tensors())
+    found = pretrained.load("gs://bucket/llama/tiny.gguf", Partitioner()).fingerprint
+    assert found == pretrained.load(str(gguf), Partitioner()).fingerprint
     (copy / hf.CONFIG).unlink()
-    with pytest.raises(UserError, match=r"holds no config\.json"):
-        remote.fetch("gs://bucket/llama")
+    with pytest.raises(UserError, match="holds neither a Hugging Face folder"):
+        remote.locate("gs://bucket/llama")

@@ -61,7 +61,6 @@ def _arrays() -> Arrays:
         ({"kvstore": {"driver": "s3", "path": "x"}}, "neither an array"),
         ({"driver": "n5"}, "neither an array"),
         ({"shape": [8, 7]}, "described differently"),
-        ({"chunks": [8, 6]}, "described differently"),
         ({"dtype": "bfloat16"}, "described differently"),
         ({"dtype": ["float32"]}, "described differently"),
         ({"transform": {"input_inclusive_min": [1, 0]}}, "described differently"),
@@ -85,7 +84,7 @@ def test_specs_that_do_not_fit(tmp_path: Path, arrays: Arrays, changes: dict[str
         ({"shape": [8.0, 6]}, "its shape"),
         ({"chunks": [2**30, 2**30]}, "its chunks"),
         ({"chunks": [0, 6]}, "its chunks"),
-        ({"chunks": [1, 1]}, "is missing|described differently"),
+        ({"chunks": [1, 1]}, "is missing"),
         ({"chunks": [4]}, "its chunks"),
         ({"dtype": "|O"}, "floating"),
         ({"dtype": "<i4"}, "floating"),
@@ -261,15 +260,34 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def test_damaged_checkpoints_are_user_errors_or_right(tmp_path: Path) -> None:
+def scanned(folder: Path, arrays: Arrays) -> Path:
+    """A scanned model's, packed with zstd, which has no checksum."""
+    flat = {name.replace("layers_0", "layers"): array for name, array in arrays.items()}
+    flat = {name: np.expand_dims(array, 1) if "layers" in name else array for name, array in flat.items()}
+    return save(folder, flat, "bare", compressor={"id": "zstd"})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder, arrays: save(folder, arrays, "bare"),
+        pytest.param(lambda folder, arrays: save(folder, arrays, "inline"), marks=pytest.mark.slow),
+        pytest.param(scanned, marks=pytest.mark.slow),
+    ],
+    ids=["layers", "one file", "scanned"],
+)
+def test_damaged_checkpoints_are_user_errors_or_right(tmp_path: Path, write: Callable[..., Path]) -> None:
     arrays, rng, valid = draw(SMALL), random.Random(1), 0
     want = stacked(arrays, SMALL)
-    folder = save(tmp_path / "c", arrays, "bare")
-    zarr(folder, "encoder/layers_0/mlp/wi/kernel", arrays["encoder/layers_0/mlp/wi/kernel"])  # its .zarray is back
+    folder = write(tmp_path / "c", arrays)
+    kernel = "encoder/layers_0/mlp/wi/kernel"
+    guarded = (folder / f"target.{kernel.replace('/', '.')}").is_dir()  # gzip has a checksum, the others do not
+    if guarded:
+        zarr(folder, kernel, arrays[kernel])  # its .zarray is back
     main = folder / "checkpoint"
     others = sorted(file for file in folder.rglob("*") if file.is_file() and file != main)
     for i in range(2000):
-        file = main if rng.random() < 0.7 else rng.choice(others)
+        file = main if rng.random() < 0.7 or not others else rng.choice(others)
         before = file.read_bytes()
         gone = file != main and rng.random() < 0.1
         file.unlink() if gone else file.write_bytes(mutated(before, rng))
@@ -281,7 +299,9 @@ def test_damaged_checkpoints_are_user_errors_or_right(tmp_path: Path) -> None:
             valid += 1
             for path, leaf in found.items():
                 assert leaf.shape == SMALL[path] and leaf.dtype == np.float32 and np.isfinite(leaf).all()
-                if path.endswith(KERNELS):  # the others lie in the damaged file, where no checksum guards them
+                if guarded and path.endswith(
+                    KERNELS
+                ):  # the others lie in the damaged file, where no checksum guards them
                     np.testing.assert_array_equal(leaf, want[path], err_msg=f"checkpoint {i}")
         except UserError as error:
             message = str(error)
@@ -291,5 +311,5 @@ def test_damaged_checkpoints_are_user_errors_or_right(tmp_path: Path) -> None:
         assert len(message) < 800 and time.process_time() - began < 2, f"checkpoint {i}"
         assert not gone or message or file.name == ".zarray"
         file.write_bytes(before)
-    assert 0 < valid < 1000
+    assert 0 < valid < (1000 if guarded else 2000)
     np.testing.assert_equal(trees.flatten(t5x.read(folder, SMALL)[0]), want)

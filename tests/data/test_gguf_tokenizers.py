@@ -1,5 +1,6 @@
 """SentencePiece tokenizers from GGUF against SentencePiece itself; Qwen's way of cutting text against transformers."""
 
+import inspect
 import io
 import json
 import random
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from test_vocabularies import CORPUS, WILD
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax.data.vocabularies import TokenizerVocabulary
@@ -136,8 +137,8 @@ def test_add_bos_is_what_the_file_says(gemma: tuple[Any, dict[str, Any], Any]) -
     assert not TokenizerVocabulary.from_gguf(without).add_bos
 
 
-def test_qwen_cuts_text_as_its_own_tokenizer_does() -> None:
-    qwen = pytest.importorskip("transformers.models.qwen2.tokenization_qwen2")
+def byte_level(pre: str, **fields: Any) -> tuple[Tokenizer, dict[str, Any]]:
+    """A byte-level BPE trained across all cuts, and the metadata of a GGUF file of it."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # merges across cuts too
     trainer = trainers.BpeTrainer(
@@ -147,17 +148,55 @@ def test_qwen_cuts_text_as_its_own_tokenizer_does() -> None:
     trained.train_from_iterator([*CORPUS, *WILD], trainer)
     tokens = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    vocabulary = TokenizerVocabulary.from_gguf(
-        {
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "qwen2",
-            "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.token_type": np.array([CONTROL] + [NORMAL] * (len(tokens) - 1), np.int32),
-            "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
-            "tokenizer.ggml.eos_token_id": 0,
-        }
-    )
+    return trained, {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([CONTROL] + [NORMAL] * (len(tokens) - 1), np.int32),
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+        "tokenizer.ggml.eos_token_id": 0,
+        **{f"tokenizer.ggml.{key}": value for key, value in fields.items()},
+    }
+
+
+def test_qwen_cuts_text_as_its_own_tokenizer_does() -> None:
+    qwen = pytest.importorskip("transformers.models.qwen2.tokenization_qwen2")
+    trained, fields = byte_level("qwen2")
+    vocabulary = TokenizerVocabulary.from_gguf(fields)
     assert not vocabulary.add_bos
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     oracle = qwen.Qwen2Tokenizer(vocab=trained.get_vocab(), merges=merges)
     for text in [*WILD, *sample(300)]:
         assert vocabulary.encode_with_controls(text) == oracle(text)["input_ids"], repr(text)
+
+
+def test_llama_3_cuts_text_as_transformers_does() -> None:
+    """Up to three digits stay together, and a piece that is a token becomes it though no merges lead there."""
+    converter = pytest.importorskip("transformers.convert_slow_tokenizer").TikTokenConverter
+    _, fields = byte_level("llama-bpe", bos_token_id=0)
+    tokens = [*fields["tokenizer.ggml.tokens"], "Ġwhole", "789"]
+    fields |= {"tokenizer.ggml.tokens": tokens}
+    fields["tokenizer.ggml.token_type"] = np.array([CONTROL] + [NORMAL] * (len(tokens) - 1), np.int32)
+    vocabulary = TokenizerVocabulary.from_gguf(fields)
+    assert (
+        vocabulary.add_bos
+        and not TokenizerVocabulary.from_gguf(fields | {"tokenizer.ggml.add_bos_token": False}).add_bos
+    )
+    pattern = inspect.signature(converter.__init__).parameters["pattern"].default
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    oracle = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    oracle.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    for text in [*WILD, *sample(300), "a whole 123456789 12789"]:
+        assert vocabulary.encode(text) == oracle.encode(text).ids, repr(text)
+    assert vocabulary.encode(" whole") == [len(tokens) - 2] and vocabulary.encode("123789")[-1] == len(tokens) - 1
+    # Text must not become a control token by being one.
+    assert 0 not in vocabulary.encode("<|endoftext|>")
+    fields["tokenizer.ggml.tokens"] = ["stop", *tokens[1:]]
+    with pytest.raises(UserError, match="control token 'stop', which is one word"):
+        TokenizerVocabulary.from_gguf(fields)

@@ -109,6 +109,18 @@ def test_every_text_survives_as_bytes(text):
     assert not set(ids) & set(vocabulary.sentinels.values())
 
 
+def test_byte_sentinels_are_those_that_byt5_was_trained_with():
+    """The last byte ids, from 258 down: SeqIO's vocabulary without extra ids counts its sentinels from its end.
+
+    The tokens `<extra_id_0>` and so on of transformers' tokenizer lie behind them, and no checkpoint has seen them.
+    """
+    theirs = pytest.importorskip("transformers").ByT5Tokenizer()
+    sentinels = ByteVocabulary().sentinels
+    assert sentinels["<extra_id_0>"] == seqio.ByteVocabulary(extra_ids=0).vocab_size - 1 == 258
+    assert list(sentinels.values()) == theirs.convert_tokens_to_ids([chr(0xFF - i) for i in range(len(sentinels))])
+    assert theirs.convert_tokens_to_ids("<extra_id_0>") == 259 and len(theirs) == ByteVocabulary().vocab_size
+
+
 def test_bytes_are_those_of_transformers():
     theirs = pytest.importorskip("transformers").ByT5Tokenizer()
     for text in ("", "plain", "né\n\t", "\u4e2d\U0001f600", " two  spaces "):

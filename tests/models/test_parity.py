@@ -93,7 +93,7 @@ def pair(name: str) -> Pair:
     prompted = peft.get_peft_model(plain, settings).eval()
     prompted.prompt_encoder["default"].embedding.weight.data = torch.tensor(prompt)
     plain.requires_grad_(True)
-    return Pair(model, loaded.params, prompt, plain, prompted)
+    return Pair(model, loaded.placed.params, prompt, plain, prompted)
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-4, name: str = "") -> None:
