@@ -1,6 +1,6 @@
 # make demo    ProMoT against standard fine-tuning on a real model and real data; SEEDS="0 1 2" for several seeds
 # make test    fast tests, and those on the real model and data
-# make check   style and types
+# make check   style, types and shell scripts
 #
 # Each makes what it needs first: .venv, the packages, the demonstration's model and data. Nothing is done twice.
 
@@ -34,6 +34,7 @@ check: $(STAMPS)/dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/shellcheck -x launch/*.sh .ci/run
 
 format: $(STAMPS)/dev
 	$(RUN) -m ruff check --fix .

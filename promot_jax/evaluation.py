@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_jax import decoding, prompts, results, trees
+from promot_jax import decoding, hosts, preemption, prompts, results, trees
 from promot_jax.analysis import bootstrap
 from promot_jax.analysis.format_share import format_share
 from promot_jax.data import batches, fewshot, text
-from promot_jax.errors import UserError
+from promot_jax.errors import PreemptedError, UserError
 from promot_jax.experiment import Evaluation
 from promot_jax.models import Model
 from promot_jax.partitioning import Partitioner
@@ -101,6 +101,8 @@ class Evaluator:
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
         """Returns the model's raw output for every request, in order.
 
+        Of several hosts all ask the same, answer the rows of their devices, and get all outputs.
+
         Args:
             params: `{"model": ..., "prompt": {name: rows}}`; without "prompt", or with requests that name none, the
                 plain model answers.
@@ -108,6 +110,7 @@ class Evaluator:
 
         Raises:
             UserError: a request names a prompt that is not there, or is too long.
+            PreemptedError: between two batches.
         """
         table = dict(params.get("prompt", {}))
         used = {request.prompt for request in requests} - {""}
@@ -132,8 +135,10 @@ class Evaluator:
             rows_limits[: len(members)] = limits[members]
             placed = self._partitioner.batch(batch)
             ids = decoding.generate(self._model, settings, weights, rows, placed, self._stops, rows_limits, key)
-            for member, row in zip(members, np.asarray(ids), strict=False):
+            for member, row in zip(members, hosts.whole(ids), strict=False):
                 outputs[member] = self._text(row)
+            if preemption.stops():
+                raise PreemptedError("Preempted during an evaluation.")
         return outputs
 
     def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int] | np.ndarray) -> None:
@@ -299,5 +304,4 @@ def _longest_output(vocabulary: Any, name: str) -> int:
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes outputs as JSON lines, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(path, "".join(json.dumps(results.plain(dict(row)), ensure_ascii=False) + "\n" for row in rows))

@@ -75,6 +75,11 @@ class Experiment:
         partitioner: the mesh.
         model: sizes, for checkpoints that carry none; they must agree with one that does. None takes the checkpoint's.
         vocabulary: path of the tokenizer (`VOCABULARY`), for checkpoints that carry none; "" takes the checkpoint's.
+        data_shards: parts that the training data are read in (`DATA_SHARDS`); a batch takes as many rows from each. Not
+            the number of hosts, which may change from start to start and changes no batch: each host reads the shards
+            of its rows, so that with at least as many shards as hosts none reads more than its part.
+        cache_dirs: folders with SeqIO caches (`SEQIO_CACHE_DIRS`), as `launch/cache_tasks.sh` builds them; tasks that
+            lie in none of them are read from their sources.
     """
 
     checkpoint: str
@@ -92,6 +97,8 @@ class Experiment:
     partitioner: Partitioner = Partitioner()
     model: Config | None = None
     vocabulary: str = ""
+    data_shards: int = 1
+    cache_dirs: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Raises UserError for values that cannot be."""
@@ -99,6 +106,8 @@ class Experiment:
             raise UserError(
                 f"SEED is not negative and PROMPT_LENGTH at least 1, not {self.seed}, {self.prompt_length}."
             )
+        if self.data_shards < 1:
+            raise UserError(f"DATA_SHARDS is at least 1, not {self.data_shards}.")
         lengths = self.feature_lengths
         if set(lengths) != {"inputs", "targets"} or not all(isinstance(n, int) and n > 0 for n in lengths.values()):
             raise UserError(f"TASK_FEATURE_LENGTHS is {lengths}; give 'inputs' and 'targets' in tokens.")

@@ -7,10 +7,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promot_jax import results, runs, stages, trees
+from promot_jax import hosts, results, runs, stages, trees
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiment import Experiment
 from promot_jax.runs import Tuning
@@ -44,7 +45,7 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
     elif chosen.prompt:
         params["prompt"] = runs.fresh_prompt(session)
     params = runs.run_stage(session, workdir, chosen, training, params)
-    run = _earlier(workdir, method)
+    run = hosts.decide(lambda: _earlier(workdir, method), "an earlier run")
     if run is None:
         run = runs.close(session, workdir, method, params, {stage: workdir})
     for key, value in runs.closing(experiment).items():
@@ -101,7 +102,7 @@ def compare(
 
 def icl_eval(workdir: Path, experiment: Experiment) -> None:
     """Job: evaluates a model on the fine-tuning task and on in-context learning, behind a prompt where one is given."""
-    _earlier(workdir, "icl_eval")
+    hosts.decide(lambda: _earlier(workdir, "icl_eval"), "an earlier run")
     session = runs.open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
     name = ""
@@ -128,7 +129,10 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     from promot_jax.evaluation import Request, write_rows
 
     started = time.monotonic()
-    asked = _inputs(inputs) if isinstance(inputs, str) else [(text, None) for text in inputs]
+    if isinstance(inputs, str):
+        asked = hosts.decide(partial(_inputs, inputs), "the inputs")
+    else:
+        asked = [(text, None) for text in inputs]
     session = runs.open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
     if experiment.prompt_path:
@@ -171,6 +175,8 @@ def export(
     for name in formats:
         if name not in ("huggingface", "t5x"):
             raise UserError(f"Unknown export format {name!r}{nearest(name, ('huggingface', 't5x'))}.")
+    if hosts.count() > 1:
+        raise UserError("An export runs on one host, which holds the whole model in memory: start it there alone.")
     wanted = {"stripped": "huggingface", "with_prompts": "huggingface", "t5x": "t5x"}
     targets = [workdir / name for name, kind in wanted.items() if kind in formats]
     targets = [target for target in targets if experiment.prompt_path or target.name != "with_prompts"]
@@ -237,5 +243,7 @@ def _print_table(finished: Sequence[Json]) -> None:
 def _report(workdir: Path, finished: Sequence[Json]) -> None:
     from promot_jax import report
 
+    if not hosts.is_writer():
+        return
     _print_table(finished)
     print(f"\nReport: {report.write(results.comparison(finished), workdir)}", flush=True)

@@ -10,7 +10,7 @@ from promot_jax.models import Model
 
 Array = jax.Array
 
-# Logits that exist at once, over all devices: 128 MiB in float32.
+# Logits that exist at once on every device: 128 MiB in float32.
 CHUNK = 2**25
 
 
@@ -40,7 +40,7 @@ def chunked_cross_entropy(
     targets: Array,
     weights: Array,
     label_smoothing: float,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Array:
     """`cross_entropy` of the logits of hidden states, of which only a chunk exists at a time, backward too.
 
@@ -54,8 +54,11 @@ def chunked_cross_entropy(
         targets: `[batch, targets]`.
         weights: `[batch, targets]`, 0 at padding.
         label_smoothing: as for `cross_entropy`.
-        chunk: logits of a chunk; one position of the whole batch is the least.
+        chunk: logits of a chunk, over all devices; one position of the whole batch is the least. None is `CHUNK` times
+            the devices: with fewer chunks, a sharded head is gathered less often.
     """
+    if chunk is None:
+        chunk = CHUNK * (model.partitioner.mesh().size if model.partitioner else 1)
     batch, length = targets.shape
     positions = max(chunk // (batch * model.config.vocab_size), 1)
     chunks = -(-length // positions)

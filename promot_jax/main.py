@@ -6,16 +6,24 @@ This is the only module that imports gin, and gin's part is over before the job 
 by then, and the job is a plain function called with plain arguments. The library knows nothing of gin: the names a gin
 file may use stand in `CONFIGURABLES`, and only the modules of the names in use are imported. Names are checked before
 that, so that a typo costs no waiting: one sentence on stderr, exit status 2. A run that fails ends with status 1, an
-interrupted one with 130.
+interrupted one with 130. On SIGTERM, or the cloud's notice that it takes the machine away, a run saves its state at the
+next step and ends with status 75: start the same command again, and it goes on from there.
+
+On several hosts the same command runs on each. They are found from TPU VM, GKE, Slurm and Open MPI, or given by flags.
+Host 0 prints and writes the reports; checkpoints are written by all, so `--workdir` lies on storage that all share.
+When a host is gone, the others name it and end with status 1 within `--heartbeat_timeout` and a few seconds.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
+import os
 import re
 import sys
 import time
 import tokenize
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +34,9 @@ from gin import config as gin_config
 from gin import config_parser
 
 import promot_jax
+from promot_jax import hosts, preemption
 from promot_jax import settings as checks
-from promot_jax.errors import TrainingError, UserError, nearest
+from promot_jax.errors import PreemptedError, TrainingError, UserError, nearest
 from promot_jax.settings import Macro, Reference, Setting, Settings
 
 # Every name a gin file may use, and where it lives. A job takes `workdir` and what else it needs. None of these modules
@@ -39,6 +48,7 @@ CONFIGURABLES = {
     "icl_eval": "promot_jax.jobs:icl_eval",
     "infer": "promot_jax.jobs:infer",
     "export": "promot_jax.jobs:export",
+    "precompile": "promot_jax.precompile:precompile",
     "Experiment": "promot_jax.experiment:Experiment",
     "DecoderConfig": "promot_jax.models.decoder:DecoderConfig",
     "T5Config": "promot_jax.models.t5:T5Config",
@@ -51,12 +61,20 @@ CONFIGURABLES = {
     "Optimizer": "promot_jax.optim:Optimizer",
 }
 
+PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again later"
+
 USAGE = """\
 python -m promot_jax.main --gin_file=FILE [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--workdir=FOLDER]
 
   --gin_file        a gin file, looked for here and then among those below; may repeat, a later one wins
   --gin.NAME=VALUE  sets a macro (--gin.TRAIN_STEPS=9) or a parameter (--gin.Experiment.seed=1); strings need no quotes
   --workdir         where the run writes and resumes from (default: runs/<name of the gin file>)
+
+Several hosts (found by themselves on TPU VM, GKE, Slurm and Open MPI; --num_hosts=1 runs alone there too):
+  --coordinator=HOST:PORT --num_hosts=N --host_id=I   where host 0 is to be reached, how many there are, which this is
+  --start_timeout, --heartbeat_timeout, --barrier_timeout   seconds (300, 30, 600) to wait for hosts: to join, for a
+                    sign of life, at a common point
+  --preemption_notice   "auto" (on Google Cloud), "off", or an address that says TRUE ahead of a preemption
 """
 
 
@@ -250,6 +268,13 @@ def parse_flags(argv: Sequence[str]) -> tuple[flags.FlagValues, list[Setting]]:
     values = flags.FlagValues()
     flags.DEFINE_multi_string("gin_file", [], "gin files", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of host 0", flag_values=values)
+    flags.DEFINE_integer("num_hosts", 0, "hosts of the run", flag_values=values, lower_bound=0)
+    flags.DEFINE_integer("host_id", -1, "number of this host", flag_values=values, lower_bound=-1)
+    flags.DEFINE_float("start_timeout", 300, "seconds for hosts to join", flag_values=values)
+    flags.DEFINE_float("heartbeat_timeout", 30, "seconds without a sign of life", flag_values=values)
+    flags.DEFINE_float("barrier_timeout", 600, "seconds at a common point", flag_values=values)
+    flags.DEFINE_string("preemption_notice", "auto", "where a preemption is announced", flag_values=values)
     flags.DEFINE_bool("help", False, "show the flags and the gin files", short_name="h", flag_values=values)
     try:
         rest = values(others)[1:]
@@ -272,21 +297,69 @@ def run(argv: Sequence[str]) -> int:
     settings = {setting.key: setting for setting in [*(s for path in paths for s in read(path)), *overrides]}
     job = bind(settings)
     workdir = Path(values.workdir or Path("runs") / "-".join(path.stem for path in paths))
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not any(workdir.iterdir()):  # the job may yet refuse to go on in a folder of other settings
-            (workdir / "config.gin").write_text(gin.config_str(120), "utf-8")
-            (workdir / "operative_config.gin").write_text(gin.operative_config_str(120), "utf-8")
-    except OSError as error:
-        raise UserError(f"Cannot write to the workdir {workdir}: {error.strerror}.") from error
+    _join(values)
+    with preemption.heeded(preemption.notice_address(values.preemption_notice)):
+        try:
+            with _one_voice():
+                _run_in(workdir, job)
+            status = 0
+        except PreemptedError as stop:
+            print(f"{stop} The same command resumes the run.", file=sys.stderr, flush=True)
+            status = PREEMPTED
+        hosts.leave()
+    return status
+
+
+def _run_in(workdir: Path, job: Callable[..., Any]) -> None:
+    """Calls the job in its folder."""
+    hosts.decide(lambda: _prepare(workdir), "the workdir")
+    hosts.check_shared(workdir)
     flags.FLAGS.mark_as_parsed()  # libraries may read the flags they define
     start = time.monotonic()
     job(workdir=workdir)
-    (workdir / "config.gin").write_text(gin.config_str(120), "utf-8")
-    (workdir / "operative_config.gin").write_text(gin.operative_config_str(120), "utf-8")
+    if hosts.is_writer():
+        _write_config(workdir)
     written = "  ".join(sorted(path.name + "/" * path.is_dir() for path in workdir.iterdir()))
     print(f"Done after {time.monotonic() - start:.0f} s. {workdir}/ holds: {written}", flush=True)
-    return 0
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Of several hosts host 0 alone prints: all would say the same. What gloo prints from within C++ goes to stderr."""
+    if hosts.count() == 1:
+        yield
+        return
+    with os.fdopen(os.dup(1), "w") if hosts.is_writer() else open(os.devnull, "w") as out:
+        os.dup2(2, 1)
+        with contextlib.redirect_stdout(out):
+            yield
+
+
+def _join(values: flags.FlagValues) -> None:
+    """Joins the other hosts, if there are any."""
+    hosts.join(
+        values.coordinator,
+        values.num_hosts,
+        values.host_id,
+        start_timeout=values.start_timeout,
+        heartbeat_timeout=values.heartbeat_timeout,
+        barrier_timeout=values.barrier_timeout,
+    )
+
+
+def _prepare(workdir: Path) -> None:
+    """Makes the workdir, and says in a new one what will run there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not any(workdir.iterdir()):  # the job may yet refuse to go on in a folder of other settings
+            _write_config(workdir)
+    except OSError as error:
+        raise UserError(f"Cannot write to the workdir {workdir}: {error.strerror}.") from error
+
+
+def _write_config(workdir: Path) -> None:
+    (workdir / "config.gin").write_text(gin.config_str(120), "utf-8")
+    (workdir / "operative_config.gin").write_text(gin.operative_config_str(120), "utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -295,11 +368,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(sys.argv[1:] if argv is None else argv)
     except (UserError, TrainingError) as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends this
-        print(" ".join(message.split()), file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("Interrupted. The same command resumes the run.", file=sys.stderr, flush=True)
+        message = " ".join(message.split())
+        status = 2 if isinstance(error, UserError) else 1
+        hosts.fail(error, message, status)
+        print(message, file=sys.stderr, flush=True)
+        return status
+    except KeyboardInterrupt as error:
+        message = "Interrupted. The same command resumes the run."
+        hosts.fail(error, message, 130)
+        print(message, file=sys.stderr, flush=True)
         return 130
+    except Exception as error:
+        hosts.fail(error, traceback.format_exc(), 1)
+        raise
 
 
 if __name__ == "__main__":

@@ -1,19 +1,27 @@
-"""Mesh and shardings, from two tables: parameter path to logical axes, logical axis to mesh axis."""
+"""Mesh and shardings, from two tables: parameter path to logical axes, logical axis to mesh axes.
 
+Activations follow the second table too: models name the axes of what they compute with `constrain`, which does nothing
+outside `activations` and on a single device.
+"""
+
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from promot_jax import trees
-from promot_jax.errors import UserError
+from promot_jax.errors import UserError, nearest
 
 AXES = ("data", "fsdp", "model")
+MeshAxes = str | Sequence[str] | None
 
 # First match wins. Leaves of scanned stacks carry "layers" in front.
 PATH_TO_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -24,20 +32,29 @@ PATH_TO_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"model/.*/layers/.*attention/out/kernel", ("layers", "joined_kv", "embed")),
     (r"model/.*/layers/mlp/wi.*/kernel", ("layers", "embed", "mlp")),
     (r"model/.*/layers/mlp/wo/kernel", ("layers", "mlp", "embed")),
-    (r"model/.*/relpos_bias/rel_embedding", ("heads", "buckets")),
+    (r"model/.*/relpos_bias/rel_embedding", ("relpos_heads", "buckets")),
     (r"model/.*/layers/.*/scale", ("layers", "norm")),
     (r"model/.*norm/scale", ("norm",)),
     (r"model/.*logits_dense/kernel", ("embed", "vocab")),
 )
 
 # Prompts, norms and relative position biases are replicated: a logical axis that is not named here is not split.
-LOGICAL_TO_MESH: tuple[tuple[str, str], ...] = (
-    ("batch", "data"),
+LOGICAL_TO_MESH: tuple[tuple[str, MeshAxes], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("looked_up", "data"),
     ("vocab", "model"),
     ("joined_kv", "model"),
     ("mlp", "model"),
     ("embed", "fsdp"),
+    ("heads", "model"),
+    ("kv_heads", "model"),
 )
+
+# Axes of activations alone (`constrain`); rows of a user may split them as well. `looked_up` is the batch while its
+# embeddings are looked up, each device its part of `embed`: what splits that must not split the batch, until both swap.
+ACTIVATION_AXES = ("batch", "looked_up", "length", "heads", "kv_heads", "activation_embed")
+
+_ROOMS = ("model", "prompt", "lora")  # first keys of parameter trees, which may hold some of them only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,73 +65,125 @@ class Partitioner:
         data: ways the batch is split; -1 takes the devices that are left.
         fsdp: ways parameters are split along `embed`; the batch is split that way too.
         model: ways heads, MLP and vocabulary are split.
-        path_rules: rows in front of `PATH_TO_LOGICAL`.
-        axis_rules: rows in front of `LOGICAL_TO_MESH`.
+        slices: groups of devices with a slower network between them (TPU slices over DCN, hosts of GPUs). 0 takes those
+            that the devices know of; where they know of none, a number makes a group of every process.
+        slice_axis: the mesh axis that is laid over the slices, "data" or "fsdp"; the others stay within one.
+        path_rules: rows in front of `PATH_TO_LOGICAL`; each has to match a parameter.
+        axis_rules: rows in front of `LOGICAL_TO_MESH`, to one mesh axis, several, or None.
+        devices: of the mesh; empty for all of this run. Those of a topology need not exist (`precompile`).
     """
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    slices: int = 0
+    slice_axis: str = "data"
     path_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    axis_rules: tuple[tuple[str, str], ...] = ()
+    axis_rules: tuple[tuple[str, MeshAxes], ...] = ()
+    devices: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UserError for rows that are none; lists, as gin may give them, become tuples."""
+        for name in ("path_rules", "axis_rules"):
+            rows = tuple(_frozen(row) for row in getattr(self, name))
+            if not all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], str) for row in rows):
+                raise UserError(f"Partitioner.{name} is {rows}; each row is a pair: a name, and what it stands for.")
+            object.__setattr__(self, name, rows)
+        if self.slice_axis not in ("data", "fsdp") or self.slices < 0:
+            raise UserError(
+                f"Partitioner.slices is not negative, and slice_axis 'data' or 'fsdp', not {self.slices} and "
+                f"{self.slice_axis!r}."
+            )
 
     def mesh(self) -> Mesh:
         """Returns the mesh over all devices.
 
         Raises:
-            UserError: the sizes do not multiply to the number of devices.
+            UserError: the sizes do not multiply to the number of devices, or not to the slices.
         """
-        return _mesh((self.data, self.fsdp, self.model))
+        devices = self.devices or tuple(jax.devices())
+        return _mesh((self.data, self.fsdp, self.model), devices, self.slices, self.slice_axis)
+
+    def table(self) -> dict[str, tuple[str, ...]]:
+        """Returns the mesh axes of every logical axis that is split.
+
+        Raises:
+            UserError: a row names a logical axis that nothing has, or a mesh axis that is none.
+        """
+        known = {axis for _, axes in (*self.path_rules, *PATH_TO_LOGICAL) for axis in axes} | {*ACTIVATION_AXES}
+        for logical, names in self.axis_rules:
+            if logical not in known:
+                raise UserError(f"Partitioner.axis_rules: nothing has the axis {logical!r}{nearest(logical, known)}.")
+            if unknown := set(_as_tuple(names)) - set(AXES):
+                raise UserError(f"{logical} cannot lie on mesh axis {min(unknown)!r}; the axes are {AXES}.")
+        found: dict[str, tuple[str, ...]] = {}
+        for logical, names in (*self.axis_rules, *LOGICAL_TO_MESH):
+            found.setdefault(logical, _as_tuple(names))
+        return found
 
     def specs(self, params: Mapping[str, Any]) -> dict[str, PartitionSpec]:
         """Returns `{path: PartitionSpec}` of a parameter tree, checked against its shapes.
 
         Raises:
-            UserError: a path without a row, a row of the wrong rank, or a dimension that does not divide.
+            UserError: a path without a row, a row of the wrong rank, a dimension that does not divide, or a row of
+                `path_rules` that matches nothing.
         """
         flat = trees.flatten(params)
-        rules = [*self.path_rules, *PATH_TO_LOGICAL]
+        for pattern, _ in self.path_rules:
+            room = pattern.partition("/")[0]
+            whole = room in params or (room not in _ROOMS and "model" in params)
+            if whole and not any(trees.matches(pattern, path) for path in flat):
+                raise UserError(
+                    f"Partitioner.path_rules: the pattern {pattern!r} matches no parameter{nearest(pattern, flat)}."
+                )
+        return self._specs(flat)
+
+    def _specs(self, flat: Mapping[str, Any]) -> dict[str, PartitionSpec]:
         # Rows for other models may match nothing, so each path is looked up alone.
-        to_mesh: dict[str, str] = {}
-        for logical, mesh_axis in (*self.axis_rules, *LOGICAL_TO_MESH):
-            to_mesh.setdefault(logical, mesh_axis)
-        sizes = dict(self.mesh().shape)
+        rules, table, sizes = [*self.path_rules, *PATH_TO_LOGICAL], self.table(), self.mesh().shape
         specs = {}
         for path, leaf in flat.items():
             axes = trees.lookup(rules, path)
             if len(axes) != len(leaf.shape):
                 raise UserError(f"{path} has shape {tuple(leaf.shape)}, but its row names the axes {axes}.")
-            names = [to_mesh.get(axis) for axis in axes]
-            for axis, name, size in zip(axes, names, leaf.shape, strict=True):
-                if name and (name not in sizes or names.count(name) > 1):
-                    raise UserError(f"{path}: {axis} cannot lie on mesh axis {name!r}; use each of {AXES} once.")
-                if name and size % sizes[name]:
+            names = [table.get(axis, ()) for axis in axes]
+            used = [name for several in names for name in several]
+            for axis, several, size in zip(axes, names, leaf.shape, strict=True):
+                if twice := [name for name in several if used.count(name) > 1]:
+                    raise UserError(f"{path}: {axis} cannot lie on mesh axis {twice[0]!r}; use each of {AXES} once.")
+                if size % math.prod(sizes[name] for name in several):
+                    ways = math.prod(sizes[name] for name in several)
                     raise UserError(
-                        f"{path}: {axis} of size {size} does not divide over mesh axis {name!r} of {sizes[name]}."
+                        f"{path}: {axis} of size {size} does not divide over mesh axis "
+                        f"{' x '.join(map(repr, several))} of {ways}."
                     )
-            specs[path] = PartitionSpec(*names)
+            specs[path] = PartitionSpec(*map(_as_entry, names))
         return specs
 
     def place(self, params: Mapping[str, Any]) -> trees.Tree:
         """Puts a parameter tree on the mesh."""
         mesh, specs = self.mesh(), self.specs(params)
         return trees.unflatten(
-            {
-                path: jax.device_put(leaf, NamedSharding(mesh, specs[path]))
-                for path, leaf in trees.flatten(params).items()
-            }
+            {path: _put(leaf, NamedSharding(mesh, specs[path])) for path, leaf in trees.flatten(params).items()}
         )
 
     def like(self, state: Any, params: Mapping[str, Any]) -> Any:
-        """Shardings of an optimizer state: leaves of a parameter's path and shape like it, others replicated."""
-        mesh, specs, flat = self.mesh(), self.specs(params), trees.flatten(params)
+        """Shardings of an optimizer state: leaves under a parameter's path like the axes they have, others replicated.
+
+        A factored moment of Adafactor has its parameter's shape without one axis: without the second largest for
+        `v_col`, without the largest otherwise.
+        """
+        mesh, flat = self.mesh(), trees.flatten(params)
+        specs = self._specs(flat)
 
         def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
             keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+            fields = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
             for start in range(len(keys)):
                 name = "/".join(keys[start:])
-                if name in flat and flat[name].shape == leaf.shape:
-                    return NamedSharding(mesh, specs[name])
+                if name in flat:
+                    spec = _without(specs[name], flat[name].shape, leaf.shape, first="v_col" in fields)
+                    return NamedSharding(mesh, spec)
             return self.replicated()
 
         return jax.tree_util.tree_map_with_path(sharding, state)
@@ -122,18 +191,30 @@ class Partitioner:
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts a batch on the mesh, rows split over `data` and `fsdp`.
 
+        Args:
+            batch: of all rows, of which only those are looked at that devices of this host hold.
+
         Raises:
             UserError: the rows do not divide.
         """
-        mesh = self.mesh()
-        ways = self.rows(mesh)
+        ways = self.rows()
         for array in batch.values():
             if array.shape[0] % ways:
                 raise UserError(
                     f"A batch of {len(array)} rows does not divide over {ways} data shards; change BATCH_SIZE."
                 )
-        sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-        return {name: jax.device_put(array, sharding) for name, array in batch.items()}
+        return {name: _put(array, self.row_sharding()) for name, array in batch.items()}
+
+    def row_sharding(self) -> NamedSharding:
+        """The sharding of a batch, whose rows are split and the rest is not."""
+        return NamedSharding(self.mesh(), PartitionSpec(_as_entry(self.table()["batch"])))
+
+    def held_rows(self, rows: int) -> np.ndarray:
+        """Which rows of a batch devices of this host hold: bool `[rows]`."""
+        held = np.zeros(rows, bool)
+        for part in self.row_sharding().addressable_devices_indices_map((rows,)).values():
+            held[part] = True
+        return held
 
     def replicated(self) -> NamedSharding:
         """The sharding of what every device holds whole."""
@@ -142,16 +223,115 @@ class Partitioner:
     def rows(self, mesh: Mesh | None = None) -> int:
         """Ways a batch is split."""
         shape = (mesh or self.mesh()).shape
-        return int(shape["data"] * shape["fsdp"])
+        return math.prod(shape[name] for name in self.table()["batch"])
+
+
+_ACTIVE: contextvars.ContextVar[Partitioner | None] = contextvars.ContextVar("partitioner", default=None)
+
+
+@contextlib.contextmanager
+def activations(partitioner: Partitioner | None) -> Iterator[None]:
+    """Makes `constrain` follow a partitioner in what is traced inside; None leaves activations to the compiler."""
+    token = _ACTIVE.set(partitioner)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Says where an activation lies, by its logical axes; None and axes that are not split stay whole.
+
+    A mesh axis serves the first of them that it splits. An axis that does not divide (one key/value head for all
+    queries, say) is left to the compiler.
+    """
+    partitioner = _ACTIVE.get()
+    if partitioner is None or (mesh := partitioner.mesh()).size == 1:
+        return x
+    table = partitioner.table()
+    entries: list[Any] = []
+    used: set[str] = set()
+    for axis, size in zip(axes, x.shape, strict=True):
+        names = tuple(name for name in table.get(axis or "", ()) if name not in used)
+        if size % math.prod(mesh.shape[name] for name in names):
+            entries.append(PartitionSpec.UNCONSTRAINED)
+        else:
+            entries.append(_as_entry(names))
+            used |= {*names}
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*entries)))
+
+
+def _as_tuple(names: MeshAxes) -> tuple[str, ...]:
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+def _as_entry(names: tuple[str, ...]) -> MeshAxes:
+    return None if not names else names[0] if len(names) == 1 else names
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _without(spec: PartitionSpec, whole: tuple[int, ...], part: tuple[int, ...], *, first: bool) -> PartitionSpec:
+    """The spec of `part`: a shape `whole`, or `whole` without one axis; any other shape is replicated.
+
+    Of several axes that may be the one, it is the first or the last.
+    """
+    if part == whole:
+        return spec
+    missing = [axis for axis in range(len(whole)) if whole[:axis] + whole[axis + 1 :] == part]
+    if not missing:
+        return PartitionSpec()
+    axis = missing[0 if first else -1]
+    return PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts a leaf that lies on this host, or on the mesh already, to its place."""
+    if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_put(leaf, sharding)
+    leaf = np.asarray(leaf)  # all hosts have it: each takes its parts, where device_put would compare all of it first
+    return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
 
 
 @functools.lru_cache
-def _mesh(wanted: tuple[int, ...]) -> Mesh:
-    sizes, devices = list(wanted), jax.device_count()
+def _mesh(wanted: tuple[int, ...], devices: tuple[Any, ...], slices: int, slice_axis: str) -> Mesh:
+    sizes = list(wanted)
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
     known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
-        sizes[sizes.index(-1)] = devices // known
-    if -1 in sizes or math.prod(sizes) != devices:
-        named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
-        raise UserError(f"A mesh of {named} does not fit the {devices} devices at hand; change Partitioner's sizes.")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or math.prod(sizes) != len(devices):
+        raise UserError(
+            f"A mesh of {named} does not fit the {len(devices)} devices at hand; change Partitioner's sizes."
+        )
+    groups = {getattr(device, "slice_index", None) for device in devices}
+    by_process = len(groups) == 1 and slices > 1
+    found = len({device.process_index for device in devices}) if by_process else len(groups)
+    if slices not in (0, found) or sizes[AXES.index(slice_axis)] % found:
+        raise UserError(
+            f"A mesh of {named} does not lie over {found} slices by its axis {slice_axis!r}: make {slice_axis} a "
+            f"multiple of {found}, or choose another Partitioner.slice_axis; Partitioner.slices is {slices}."
+        )
+    # Where a topology lists a chip's cores one by one, they become neighbours on the last axis that they divide.
+    cores = sorted({getattr(device, "core_on_chip", 0) for device in devices})
+    paired = max((axis for axis, size in enumerate(sizes) if size % len(cores) == 0), default=0)
+    chips = [device for device in devices if getattr(device, "core_on_chip", 0) == cores[0]]
+    outer = [found if axis == slice_axis else 1 for axis in AXES]
+    inner = [size // ways for size, ways in zip(sizes, outer, strict=True)]
+    inner[paired] //= len(cores)
+    if found == 1:
+        grid = mesh_utils.create_device_mesh(inner, chips, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, outer, chips, process_is_granule=by_process, allow_split_physical_axes=True
+        )
+    if len(cores) > 1:
+        at = {(getattr(device, "slice_index", 0), *device.coords, device.core_on_chip): device for device in devices}
+        whole = [
+            np.vectorize(lambda chip, core=core: at[getattr(chip, "slice_index", 0), *chip.coords, core])(grid)
+            for core in cores
+        ]
+        grid = np.stack(whole, axis=paired + 1).reshape(sizes)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -114,9 +114,9 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
             f"{path} has a tokenizer of {tokenizer.vocab_size} tokens and {sizes.vocab_size} embedding rows; "
             "take both from the same model."
         )
-    model = build(dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=options.dropout_rate))
+    config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=options.dropout_rate)
     base = placed.fingerprint
-    return Pretrained(model, placed.params, tokenizer, base, base, path, leaves)
+    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves)
 
 
 _Read = tuple[Config, places.Placed, "Vocabulary", dict[str, int]]

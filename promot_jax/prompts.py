@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from promot_jax import hosts
 from promot_jax.errors import UserError, nearest
 
 Array = jax.Array
@@ -149,8 +150,14 @@ class PromptInfo:
 
 
 def save(folder: str | os.PathLike[str], array: Any, info: PromptInfo) -> Path:
-    """Writes `prompt.npy` and `prompt.json` into a folder, the array last and at once; returns the array's path."""
+    """Writes `prompt.npy` and `prompt.json` into a folder, the array last and at once; returns the array's path.
+
+    Of several hosts, all call this and host 0 writes.
+    """
     folder = Path(folder)
+    array = hosts.whole(array)
+    if not hosts.is_writer():
+        return folder / "prompt.npy"
     folder.mkdir(parents=True, exist_ok=True)
     description = folder / "prompt.json.tmp"
     description.write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from promot_jax import hosts
 from promot_jax.analysis import tradeoff
 from promot_jax.analysis.bootstrap import normalized_average
 from promot_jax.errors import UserError, nearest
@@ -169,8 +170,10 @@ def write(results: Json, path: str | os.PathLike[str]) -> Path:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Writes a text file in UTF-8, all or nothing; creates its folder."""
+    """Writes a text file in UTF-8, all or nothing; creates its folder. Of several hosts, host 0 writes."""
     path = Path(path)
+    if not hosts.is_writer():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from promot_jax import pretrained, prompts, results, stages, trees
+from promot_jax import hosts, pretrained, prompts, results, stages, trees
 from promot_jax.errors import UserError
 from promot_jax.experiment import Experiment
 from promot_jax.models import build
@@ -34,14 +34,20 @@ class Session:
     evaluator: "Evaluator"
 
 
+def _tasks(experiment: Experiment) -> list[str]:
+    """The tasks that an experiment reads."""
+    from promot_jax.data import text
+
+    return [task for name in (experiment.task, experiment.icl_mixture) if name for task in text.task_names(name)]
+
+
 def _check_data(experiment: Experiment) -> None:
     """Raises UserError for names, splits and shots that would fail only after hours of training."""
     from promot_jax.data import text
 
     settings = experiment.evaluation
     wanted = ("train", settings.curve_split, settings.split)
-    tasks = text.task_names(experiment.task) if experiment.task else []
-    for name in tasks + (text.task_names(experiment.icl_mixture) if experiment.icl_mixture else []):
+    for name in _tasks(experiment):
         for split in wanted:
             if split not in text.get(name).splits:
                 splits = ", ".join(text.get(name).splits)
@@ -75,6 +81,10 @@ def open_session(experiment: Experiment) -> Session:
 
     text.import_tasks([experiment.modules] if isinstance(experiment.modules, str) else experiment.modules)
     _check_data(experiment)
+    folders = [experiment.cache_dirs] if isinstance(experiment.cache_dirs, str) else experiment.cache_dirs
+    text.use_caches(folders, _tasks(experiment))
+    if cached := text.cached(_tasks(experiment)):
+        print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
     from promot_jax.evaluation import Evaluator
 
     started = time.monotonic()
@@ -82,7 +92,7 @@ def open_session(experiment: Experiment) -> Session:
     print(
         f"{experiment.checkpoint}: {trees.count(base.params):,} parameters, {base.leaves['loaded']} leaves loaded, "
         f"{base.leaves['new']} new, {base.leaves['unused']} unused, {time.monotonic() - started:.1f} s. "
-        f"Base {base.base[:12]}. Devices: {jax.device_count()} {jax.devices()[0].platform}.",
+        f"Base {base.base[:12]}. Devices: {jax.device_count()} {jax.devices()[0].platform}, hosts: {hosts.count()}.",
         flush=True,
     )
     evaluator = Evaluator(
@@ -139,13 +149,15 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         del shared["experiment"]["evaluation"][key]
     start = trees.fingerprint(params)  # a prompt or model that was replaced in place is another start
     own = dataclasses.asdict(training)
-    keep_settings(folder, {"stage": stage.name, "training": own, "start": start, **shared})
+    hosts.decide(
+        lambda: keep_settings(folder, {"stage": stage.name, "training": own, "start": start, **shared}), "the settings"
+    )
     name = experiment.task if stage.prompt else ""
-    finished = pretrained.describe(folder)
+    finished = hosts.decide(lambda: pretrained.describe(folder), "a finished stage")
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return pretrained.overlay(folder, finished["best_step"], params)
-    model = build(dataclasses.replace(base.model.config, dropout_rate=training.dropout_rate))
+    model = build(dataclasses.replace(base.model.config, dropout_rate=training.dropout_rate), experiment.partitioner)
     settings = experiment.evaluation
 
     def evaluate(current: trees.Tree, step: int) -> Json:
@@ -163,28 +175,38 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         return point
 
     unprompted = session.evaluator.binding(None)
-    examples = fewshot.WithExemplars(
-        text.stream(experiment.task, "train", seed=experiment.seed),
-        experiment.seed,
-        lambda value: len(unprompted.inputs(value)),
-        experiment.feature_lengths["inputs"],
-    )
-    stream = batches.TrainBatches(
-        examples,
-        session.evaluator.binding(params.get("prompt"), name),
-        model.layout,
-        batch_size=training.batch_size,
-        feature_lengths=dict(experiment.feature_lengths),
-        pack=training.pack,
-    )
+    examples: dict[int, fewshot.WithExemplars] = {}
+
+    def open_shard(shard: int) -> batches.TrainBatches:
+        examples[shard] = fewshot.WithExemplars(
+            text.stream(experiment.task, "train", seed=experiment.seed, shard=shard, shards=experiment.data_shards),
+            experiment.seed,
+            lambda value: len(unprompted.inputs(value)),
+            experiment.feature_lengths["inputs"],
+        )
+        return batches.TrainBatches(
+            examples[shard],
+            session.evaluator.binding(params.get("prompt"), name),
+            model.layout,
+            batch_size=training.batch_size // experiment.data_shards,
+            feature_lengths=dict(experiment.feature_lengths),
+            pack=training.pack,
+        )
+
+    held = experiment.partitioner.held_rows(training.batch_size)
+    stream = batches.ShardedBatches(open_shard, experiment.data_shards, held)
     from tensorboard.summary import Writer
 
     # Closed, which writes it all, also where training fails: then the last points matter most.
-    with contextlib.closing(Writer(str(folder / "events"))) as events:
+    with contextlib.ExitStack() as stack:
+        events = None
+        if hosts.is_writer():
+            events = stack.enter_context(contextlib.closing(Writer(str(folder / "events"))))
 
         def write(step: int, scalars: dict[str, float]) -> None:
-            for tag, value in scalars.items():
-                events.add_scalar(tag, value, step)
+            if events is not None:
+                for tag, value in scalars.items():
+                    events.add_scalar(tag, value, step)
 
         trained = train(
             folder,
@@ -198,10 +220,14 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
             seed=experiment.seed,
             write=write,
         )
-    if stream.skipped:
-        print(f"[{stage.name}] left out {stream.skipped} examples longer than TASK_FEATURE_LENGTHS.", flush=True)
-    if examples.dropped:
-        print(f"[{stage.name}] left out {examples.dropped} exemplars for want of room in the inputs.", flush=True)
+    # Hosts may have opened the same shards.
+    counts = {shard: (part.skipped, examples[shard].dropped) for shard, part in stream.parts.items()}
+    shards = dict(pair for pairs in hosts.gather(list(counts.items()), "the end of a stage") for pair in pairs)
+    skipped, dropped = map(sum, zip(*shards.values(), strict=True))
+    if skipped:
+        print(f"[{stage.name}] left out {skipped} examples longer than TASK_FEATURE_LENGTHS.", flush=True)
+    if dropped:
+        print(f"[{stage.name}] left out {dropped} exemplars for want of room in the inputs.", flush=True)
     score = next(point["target"] for point in trained.curve if point["step"] == trained.best_step)
     if stage.trains == "prompt":
         info = prompts.PromptInfo(
@@ -224,8 +250,8 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         "score": score,
         "seed": experiment.seed,
         "seconds": trained.seconds,
-        "skipped": stream.skipped,
-        "dropped_shots": examples.dropped,
+        "skipped": skipped,
+        "dropped_shots": dropped,
         "curve": trained.curve,
     }
     pretrained.record(folder, results.plain(description))
@@ -246,19 +272,26 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> J
     """
     plan = stages.method(method)
     tuned = {stage.name: dataclasses.asdict(tuning.of(stage)) for stage in plan}
-    done = (folder / "results.json").is_file()
-    if not done:  # the stages watch over their own settings; those of the closing evaluation may still change
-        (folder / "settings.json").unlink(missing_ok=True)
-    keep_settings(folder, {"method": method, "tuning": tuned, **_shared(session.experiment)})
+    settings = {"method": method, "tuning": tuned, **_shared(session.experiment)}
+    done = hosts.decide(lambda: _finished_run(folder, settings), "a finished run")
     if done:
         print(f"[{method}] is finished in {folder}.", flush=True)
-        return results.read(folder)
+        return done
     params: trees.Tree = {"model": session.base.params}
     if any(stage.prompt for stage in plan):
         params["prompt"] = fresh_prompt(session)
     for stage in plan:
         params = run_stage(session, folder / stage.name, stage, tuning.of(stage), params)
     return close(session, folder, method, params, {stage.name: folder / stage.name for stage in plan})
+
+
+def _finished_run(folder: Path, settings: Json) -> Json | None:
+    """The run in a folder if it is finished; its settings are kept or compared."""
+    done = (folder / "results.json").is_file()
+    if not done:  # the stages watch over their own settings; those of the closing evaluation may still change
+        (folder / "settings.json").unlink(missing_ok=True)
+    keep_settings(folder, settings)
+    return results.read(folder) if done else None
 
 
 def fresh_prompt(session: Session) -> trees.Tree:
@@ -308,7 +341,9 @@ def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
 
 def close(session: Session, folder: Path, method: str, params: trees.Tree, trained: dict[str, Path]) -> Json:
     """Closing evaluation of a method's run: the target behind its prompt, ICL on the stripped model."""
-    described = {name: pretrained.describe(path) or {} for name, path in trained.items()}
+    described = hosts.decide(
+        lambda: {name: pretrained.describe(path) or {} for name, path in trained.items()}, "the finished stages"
+    )
     name = session.experiment.task if "prompt" in params else ""
     return evaluate(session, folder, method, params, target_prompt=name, icl_prompt="", stages=described)
 
@@ -356,7 +391,7 @@ def evaluate(
         best_step={name: stage["best_step"] for name, stage in stages.items()},
         leaves=session.base.leaves,
         samples=[{key: _as_text(row[key]) for key in ("task", "input", "target", "output")} for row in samples],
-        settings=_summary(folder, stages)
+        settings=hosts.decide(lambda: _summary(folder, stages), "the summary of settings")
         | {"curve_shots": settings.curve_shots, "dtype": experiment.dtype, **closing(experiment)},
     )
     results.write(run, folder / "results.json")
@@ -376,9 +411,15 @@ def closing(experiment: Experiment) -> Json:
 
 def _shared(experiment: Experiment) -> Json:
     """The settings of an experiment that its results depend on."""
+    from promot_jax.data import text
+
     shared = dataclasses.asdict(experiment)
     # A run may go on on another mesh, and where the tasks are imported from changes nothing.
     del shared["partitioner"], shared["modules"]
+    # Nor does where a cache lies; but a task that has one is read in another order.
+    del shared["cache_dirs"]
+    if cached := text.cached(_tasks(experiment)):
+        shared["cached"] = cached
     return {"experiment": shared}
 
 

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from promot_jax import prompts, trees
-from promot_jax.checkpoints import Checkpoints
-from promot_jax.errors import TrainingError, UserError
+from promot_jax import preemption, prompts, trees
+from promot_jax.checkpoints import Checkpoints, existing
+from promot_jax.errors import PreemptedError, TrainingError, UserError
 from promot_jax.losses import chunked_cross_entropy
 from promot_jax.models import Model
 from promot_jax.optim import Optimizer
@@ -116,6 +116,8 @@ def make_step(
         # A mean over real target tokens of the whole batch: AdamW, clipping and penalties see the same scale always.
         tokens = jnp.maximum(batch["weights"].sum(), 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
+        if shardings is not None:
+            grads = jax.lax.with_sharding_constraint(grads, shardings["params"])
         updates, optimizer = transform.update(grads, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics = {"loss": total / tokens, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
@@ -152,10 +154,14 @@ def train(
         seed: of dropout.
         write: takes `(step, scalars)` for TensorBoard.
 
+    When its machine is about to be taken away, it saves its state, evaluated or not, in `preempted/`: a checkpoint
+    that only resuming looks at, so that `checkpoints/` keeps the best and the newest of those that may be chosen.
+
     Returns:
         The best checkpoint's parameters, by target score on the validation split (the later of equals), and the curve.
 
     Raises:
+        PreemptedError: after a notice; the state is saved.
         TrainingError: the loss or the gradient is not finite.
         UserError: nothing to train, or checkpoints of another run in the folder.
     """
@@ -184,14 +190,19 @@ def train(
     state = {"params": trained, "optimizer": optimizer, "step": jnp.int32(0)}
     state["step"] = jax.device_put(state["step"], partitioner.replicated())
     checkpoints = Checkpoints(folder / "checkpoints")
-    latest = checkpoints.latest()
-    progress: dict[str, Any] = {"curve": [], "seconds": 0.0}
+    # Of one step in both, that in `checkpoints` is evaluated, too.
+    newest, latest = checkpoints, checkpoints.latest()
+    preempted = existing(folder / "preempted")
+    if preempted is not None and (preempted.latest() or 0) > (latest or 0):
+        newest, latest = preempted, preempted.latest()
+    progress: dict[str, Any] = {"curve": [], "losses": [], "seconds": 0.0}
     if latest is not None:
-        state, progress = checkpoints.restore(latest, state)
-        print(f"[{stage.name}] resumes from step {latest} in {checkpoints.folder}.", flush=True)
-    done = latest or 0
+        state, progress = newest.restore(latest, state)
+        print(f"[{stage.name}] resumes from step {latest} in {newest.folder}.", flush=True)
+    done = saved = latest or 0
     started = time.monotonic() - progress["seconds"]
     curve: list[dict[str, Any]] = progress["curve"]
+    losses: list[float] = progress.get("losses", [])  # since the last evaluation
     shardings = jax.tree.map(lambda x: x.sharding, state)
     step_fn = make_step(model, transform, training, shardings)
     key = jax.random.key(seed)
@@ -223,10 +234,32 @@ def train(
             )
         return scalars
 
+    def pause(step: int) -> NoReturn:
+        checkpoints.close()
+        if step > saved:
+            store = preempted or Checkpoints(folder / "preempted")
+            spent = time.monotonic() - started
+            store.save(step, state, {"curve": curve, "losses": losses, "seconds": spent}, -1.0)
+            store.close()
+        raise PreemptedError(f"[{stage.name}] preempted; the state of step {step} is saved.")
+
+    def evaluate_and_save(step: int) -> None:
+        nonlocal losses, saved
+        try:
+            measure(step, sum(losses) / len(losses), trees.merge(state["params"], frozen))
+        except PreemptedError:
+            pause(step)
+        losses = []
+        spent = time.monotonic() - started
+        progress = {"curve": curve, "losses": losses, "seconds": spent}
+        checkpoints.save(step, state, progress, float(curve[-1]["target"]))
+        saved = step
+
     # ---- the loop ----------------------------------------------------------------------------------------------------
     if done == 0 and not curve:
         measure(0, None, params)
-    losses: list[float] = []
+    if newest is preempted and losses and (done % training.eval_period == 0 or done == training.steps):
+        evaluate_and_save(done)  # where it was preempted
     ticked = time.monotonic()
     for index, batch in enumerate(batches):
         if index < done:
@@ -248,11 +281,10 @@ def train(
             )
             ticked = time.monotonic()
         if step % training.eval_period == 0 or step == training.steps:
-            measure(step, sum(losses) / len(losses), trees.merge(state["params"], frozen))
-            losses = []
-            spent = time.monotonic() - started
-            checkpoints.save(step, state, {"curve": curve, "seconds": spent}, float(curve[-1]["target"]))
+            evaluate_and_save(step)
             ticked = time.monotonic()
+        if preemption.stops():
+            pause(step)
     checkpoints.wait()
 
     # ---- the best checkpoint -----------------------------------------------------------------------------------------
@@ -260,5 +292,7 @@ def train(
     best = max(candidates, key=lambda point: (point["target"], point["step"]))["step"]
     best_params = checkpoints.parameters(best, state["params"])
     checkpoints.close()
+    if preempted is not None:
+        preempted.remove()
     merged = trees.unflatten(trees.flatten(params) | trees.flatten(best_params))
     return Trained(merged, best, curve, time.monotonic() - started)

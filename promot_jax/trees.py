@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from promot_jax import hosts
 from promot_jax.errors import UserError, nearest
 
 Tree = dict[str, Any]
@@ -70,6 +71,14 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
     return unflatten(flat)
 
 
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern matches a whole path; a `UserError` names one that is broken."""
+    try:
+        return re.fullmatch(pattern, path) is not None
+    except re.error as error:
+        raise UserError(f"The path pattern {pattern!r} is not a regular expression: {error}.") from error
+
+
 def lookup(rules: Sequence[tuple[str, Any]], path: str) -> Any:
     """Returns the value of the first rule whose pattern matches the whole path.
 
@@ -81,11 +90,8 @@ def lookup(rules: Sequence[tuple[str, Any]], path: str) -> Any:
         UserError: no rule matches, or a pattern is broken.
     """
     for pattern, value in rules:
-        try:
-            if re.fullmatch(pattern, path):
-                return value
-        except re.error as error:
-            raise UserError(f"The path pattern {pattern!r} is not a regular expression: {error}.") from error
+        if matches(pattern, path):
+            return value
     raise UserError(f"No pattern covers the parameter {path!r}; add a row for it, or end the list with '.*'.")
 
 
@@ -110,7 +116,10 @@ def count(tree: Mapping[str, Any]) -> int:
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
-    """SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters, wherever they lie."""
+    """SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters, wherever they lie.
+
+    Of parameters that are spread over hosts, all hosts call this together.
+    """
     found = Fingerprint()
     for path, leaf in flatten(tree).items():
         found.add(path, leaf)
@@ -138,13 +147,12 @@ class Fingerprint:
 def _pieces(leaf: Any) -> Iterator[np.ndarray]:
     """A leaf on the host, in order.
 
-    A device array keeps its host copy, which would double a model on an accelerator or on several devices; only on a
-    single CPU device it is no copy. So large ones come in pieces, each an array of its own that is let go.
+    A device array keeps its host copy, which would double a model on an accelerator or on several devices. So large
+    ones come in pieces, each an array of its own that is let go.
     """
     size = math.prod(leaf.shape) * leaf.dtype.itemsize
-    devices = leaf.devices() if hasattr(leaf, "devices") else ()
-    if size <= _PIECE or not devices or (len(devices) == 1 and next(iter(devices)).platform == "cpu"):
-        yield np.asarray(leaf)
+    if size <= _PIECE or not hasattr(leaf, "devices"):
+        yield hosts.whole(leaf)
         return
     if size // leaf.shape[0] > _PIECE:  # a stack of layers
         for row in range(leaf.shape[0]):
@@ -152,4 +160,4 @@ def _pieces(leaf: Any) -> Iterator[np.ndarray]:
         return
     rows = max(1, _PIECE * leaf.shape[0] // size)
     for first in range(0, leaf.shape[0], rows):
-        yield np.asarray(leaf[first : first + rows])
+        yield hosts.whole(leaf[first : first + rows])

@@ -40,8 +40,8 @@ class RowsSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """False: SeqIO itself deals the examples out to the shards."""
-        return False
+        """True: rows are dealt out before they are shuffled, so that a shard has the same ones in every epoch."""
+        return True
 
     def num_input_examples(self, split: str) -> int:
         """Returns the number of rows (SeqIO's mixing rates by size ask for it)."""
@@ -55,12 +55,14 @@ class RowsSource(seqio.DataSource):
         self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **unused: Any
     ) -> tf.data.Dataset:
         """Returns the rows as a data set of string scalars, one feature per field, `id` among them."""
-        del shard_info, unused
+        del unused
         rows = self._rows(split)
         columns = {field: [row[field] for row in rows] for field in (rows[0] if rows else ())}
         columns.setdefault("id", [text.stable_hash(*row.values()) for row in rows])
         tensors = {field: tf.constant(values, tf.string, [len(rows)]) for field, values in columns.items()}
         data = tf.data.Dataset.from_tensor_slices(tensors)
+        if shard_info:
+            data = data.shard(shard_info.num_shards, shard_info.index)
         return data.shuffle(max(len(rows), 1), seed=seed) if shuffle else data
 
 

@@ -48,11 +48,12 @@ def test_macros_reach_the_experiment(name: str) -> None:
     experiment = bound(
         name, INITIAL_CHECKPOINT_PATH="m.gguf", MIXTURE_OR_TASK_NAME="t", MIXTURE_OR_TASK_MODULE="some.module",
         TASK_FEATURE_LENGTHS=lengths, ICL_MIXTURE="i", PROMPT_LENGTH=5, PROMPT_PATH="p.npy", SEED=9,
+        DATA_SHARDS=2,
     )["experiment"]  # fmt: skip
     assert isinstance(experiment, Experiment)
     assert (experiment.checkpoint, experiment.task, experiment.modules) == ("m.gguf", "t", "some.module")
     assert (experiment.feature_lengths, experiment.icl_mixture, experiment.seed) == (lengths, "i", 9)
-    assert (experiment.prompt_length, experiment.prompt_path) == (5, "p.npy")
+    assert (experiment.prompt_length, experiment.prompt_path, experiment.data_shards) == (5, "p.npy", 2)
 
 
 @pytest.mark.parametrize("name", TRAINING)

@@ -1,6 +1,7 @@
 """A run that is killed at any moment goes on with the same command, to bitwise the same end."""
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -19,8 +20,10 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny
 
-from promot_jax import jobs, main
+from promot_jax import jobs, main, preemption
 from promot_jax.checkpoints import Checkpoints
+from promot_jax.evaluation import Evaluator
+from promot_jax.partitioning import Partitioner
 
 STEPS = 9
 CELL = "promot/seed_0"  # of the comparison that runs both stages
@@ -191,6 +194,57 @@ def test_interrupted_run_goes_on_among_remains(
     shutil.copytree(checkpoints / "4" / "state", checkpoints / "2" / "state")
     (workdir / ".results.json.abc").write_text("{")
     assert main.main(command(tiny_folder, workdir)) == 0
+    check_same(workdir, reference)
+
+
+def test_preempted_run_goes_on(
+    tiny_folder: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped again and again, ever later: at steps, in evaluations, before the first and in the closing one."""
+    workdir = tmp_path / "run"
+    said: list[str] = []
+    for patience in itertools.count(1, 4):
+        left = iter(range(patience))
+        monkeypatch.setattr(preemption, "stops", lambda left=left: next(left, None) is None)
+        if main.main(command(tiny_folder, workdir)) == 0:
+            break
+        said += [str(path.relative_to(workdir / CELL)) for path in (workdir / CELL).glob("*/preempted/*")]
+    assert len(said) > 3 and {name.split("/")[0] for name in said} == {"stage1", "stage2"}
+    assert not list(workdir.rglob("preempted"))
+    check_same(workdir, reference)
+
+
+@pytest.mark.parametrize("evaluation", [False, True], ids=["a step", "an evaluation"])
+def test_preempted_run_says_where_it_stands(
+    tiny_folder: Path,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    evaluation: bool,
+) -> None:
+    """SIGTERM at step 3 of stage 2, or while step 4 is evaluated; a checkpoint of either is never the best one."""
+    workdir = tmp_path / "run"
+    stage = workdir / CELL / "stage2"
+    name, step = ("ask", 4) if evaluation else ("batch", 3)
+    owner: Any = Evaluator if evaluation else Partitioner
+    real = getattr(owner, name)
+
+    def signalled(self: Any, *args: Any) -> Any:
+        found = real(self, *args)
+        if (stage / "outputs" / "step_000002.jsonl").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, signalled)
+        assert main.main(command(tiny_folder, workdir)) == main.PREEMPTED == 75
+    assert f"[stage2] preempted; the state of step {step} is saved. The same command" in capsys.readouterr().err
+    assert [path.name for path in (stage / "preempted").iterdir()] == [str(step)]
+    assert [path.name for path in (stage / "checkpoints").iterdir()] == ["2"]
+    assert main.main(command(tiny_folder, workdir)) == 0
+    assert f"[stage2] resumes from step {step} in {stage / 'preempted'}." in capsys.readouterr().out
+    assert not (stage / "preempted").exists()
     check_same(workdir, reference)
 
 

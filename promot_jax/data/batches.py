@@ -138,6 +138,45 @@ class TrainBatches:
                 )
 
 
+class ShardedBatches:
+    """Batches of all rows, from one stream per shard of the data: of B rows, row r comes from shard r * shards // B.
+
+    The shards are a setting of the run, so that the number of hosts changes no batch. A host opens those that its rows
+    come from; other rows are zeros to it, which it never looks at (`Partitioner.batch`).
+
+    Attributes:
+        parts: the opened streams by shard.
+    """
+
+    def __init__(self, open_shard: Callable[[int], TrainBatches], shards: int, held: np.ndarray):
+        """Opens the shards that this host needs.
+
+        Args:
+            open_shard: gives a shard's batches, each of an equal part of the rows.
+            shards: of the data.
+            held: bool `[batch]`, rows that this host's devices hold.
+
+        Raises:
+            UserError: the rows do not divide over the shards.
+        """
+        if len(held) % shards:
+            raise UserError(
+                f"A batch of {len(held)} rows does not divide over {shards} shards of data; change BATCH_SIZE or "
+                "DATA_SHARDS."
+            )
+        self._shards = shards
+        needed = held.reshape(shards, -1).any(axis=1)
+        self.parts = {shard: open_shard(shard) for shard in map(int, np.flatnonzero(needed))}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches from step 0 on."""
+        for parts in zip(*self.parts.values(), strict=True):
+            empty = {name: np.zeros_like(array) for name, array in parts[0].items()}
+            rows = dict(zip(self.parts, parts, strict=True))
+            whole = [rows.get(shard, empty) for shard in range(self._shards)]
+            yield {name: np.concatenate([part[name] for part in whole]) for name in empty}
+
+
 def buckets(
     inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1, order: Sequence[int] | np.ndarray = ()
 ) -> Iterator[tuple[np.ndarray, Batch]]:

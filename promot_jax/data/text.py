@@ -7,6 +7,9 @@ else is missing gets a default.
 
 import hashlib
 import importlib
+import itertools
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,6 +86,34 @@ def import_tasks(modules: Sequence[str]) -> None:
             ) from None
 
 
+def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
+    """Has tasks read from SeqIO caches, from now on and from these folders only.
+
+    A cached task yields the same examples. `read` returns them in the same order; `stream` in an order that the cache's
+    files have a part in, and `read(within=...)` takes the first rows of those files.
+
+    Args:
+      folders: what `launch/cache_tasks.sh` (SeqIO's own `seqio_cache_tasks`) wrote; local or gs://, the first one wins.
+      tasks: those that the run reads.
+
+    Raises:
+      UserError: when a folder holds none of the tasks.
+    """
+    seqio.set_global_cache_dirs(folders)
+    places = [str(get(name).cache_dir) for name in cached(tasks)]
+    for folder in folders:
+        if not any(place.startswith(os.path.join(folder, "")) for place in places):
+            raise UserError(
+                f"SEQIO_CACHE_DIRS names {folder}, where no task of this run has a finished cache "
+                f"({', '.join(dict.fromkeys(tasks))}): build it with launch/cache_tasks.sh, or leave it out"
+            )
+
+
+def cached(tasks: Sequence[str]) -> list[str]:
+    """Returns those of the tasks that are read from a cache; a task of k shots is read from the cache of the task."""
+    return [name for name in dict.fromkeys(tasks) if _is_cached(get(name))]
+
+
 def get(name: str) -> seqio.Task | seqio.Mixture:
     """Returns a task or mixture; `<name>_<k>shot` is registered at the first call when `<name>` is known.
 
@@ -131,29 +162,34 @@ def read(name: str, split: str, *, limit: int | None = None, seed: int = 0, with
     if isinstance(provider, seqio.Mixture):
         raise UserError(f"{name!r} is a mixture: read its tasks one by one ({', '.join(task_names(name))})")
     _check_split(provider, split)
-    data = provider.get_dataset(sequence_length=None, split=split, shuffle=False, try_in_mem_cache=False)
-    if within is not None:
-        data = data.take(within)
-    examples = [_example(provider, raw) for raw in data.as_numpy_iterator()]
+    elements = itertools.islice(_elements(provider, split, shuffle=False), within)
+    examples = [_example(provider, raw) for raw in elements]
     examples.sort(key=lambda e: (stable_hash(str(seed), e.id), e.id, e.inputs))
     return examples[:limit]
 
 
-def stream(name: str, split: str, *, seed: int) -> Iterator[Example]:
+def stream(name: str, split: str, *, seed: int, shard: int = 0, shards: int = 1) -> Iterator[Example]:
     """Returns an endless shuffled stream of a task's examples, or of a mixture's at its rates.
 
-    The n-th example depends on (name, split, seed) only. The stream is never sharded: every host reads it whole and
-    takes its own rows of each batch.
+    The n-th example depends on (name, split, seed, shard, shards) only, and on its cache's files where a task has one.
+
+    Args:
+      name: a task or mixture.
+      split: one of its splits.
+      seed: chooses the order.
+      shard: which part of the data, 0 to `shards` - 1: whole files where there are as many (SeqIO), else one example in
+        `shards`.
+      shards: how many parts.
 
     Raises:
-      UserError: when `name` is unknown, one of its tasks lacks the split, or the split is empty.
+      UserError: when `name` is unknown, one of its tasks lacks the split, or the split or shard is empty.
     """
     provider = get(name)
     tasks = [seqio.TaskRegistry.get(task) for task in task_names(name)]
     for task in tasks:
         _check_split(task, split)
     rates = np.array([1.0 if provider is task else provider.get_rate(task) for task in tasks])
-    return _mix(tasks, rates / rates.sum(), split, seed)
+    return _mix(tasks, rates / rates.sum(), split, seed, seqio.ShardInfo(shard, shards) if shards > 1 else None)
 
 
 def stable_hash(*parts: str) -> str:
@@ -161,21 +197,85 @@ def stable_hash(*parts: str) -> str:
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
-def _mix(tasks: Sequence[seqio.Task], rates: np.ndarray, split: str, seed: int) -> Iterator[Example]:
+def _mix(
+    tasks: Sequence[seqio.Task], rates: np.ndarray, split: str, seed: int, shard: seqio.ShardInfo | None
+) -> Iterator[Example]:
     """Yields from each task's own endless data set in turn, drawn with `rates` ([tasks], sum 1)."""
-    streams = [
-        task.get_dataset(
-            sequence_length=None, split=split, shuffle=True, seed=seed, num_epochs=None, try_in_mem_cache=False
-        ).as_numpy_iterator()
-        for task in tasks
-    ]
-    draw = np.random.default_rng(seed)
+    options = {"shuffle": True, "seed": seed, "shard_info": shard, "num_epochs": None}
+    streams = [_elements(task, split, **options) for task in tasks]
+    draw = np.random.default_rng([seed, shard.index] if shard else seed)
     while True:
         i = int(draw.choice(len(tasks), p=rates))
         raw = next(streams[i], None)
         if raw is None:
-            raise UserError(f"split {split!r} of task {tasks[i].name!r} has no examples")
+            which = f"; shard {shard.index} of {shard.num_shards} is empty: lower DATA_SHARDS" if shard else ""
+            raise UserError(f"split {split!r} of task {tasks[i].name!r} has no examples{which}")
         yield _example(tasks[i], raw)
+
+
+class _Shots(seqio.Task):
+    """A task again, with k in each example's `shots`. It has no cache of its own but is read from that of the task."""
+
+    def __init__(self, name: str, base: seqio.Task, k: int):
+        def ask(dataset: tf.data.Dataset) -> tf.data.Dataset:
+            return dataset.map(lambda example: {**example, "shots": tf.constant(k, tf.int32)})
+
+        self._base = base
+        super().__init__(
+            name,
+            base.source,
+            {**base.output_features, "shots": FEATURES["shots"]},
+            preprocessors=[*base.preprocessors, ask],
+            postprocess_fn=base.postprocessor,
+            metric_fns=base.metric_fns,
+            metric_objs=base.metric_objs,
+            shuffle_buffer_size=base.shuffle_buffer_size,
+        )
+
+    @property
+    def cache_dir(self) -> str | None:
+        """The folder of the task's cache, None without one."""
+        return self._base.cache_dir
+
+
+def _is_cached(task: seqio.Task) -> bool:
+    # SeqIO remembers a folder that it once found, also when no folder is to be used any more.
+    return bool(seqio.get_global_cache_dirs()) and task.supports_caching and task.cache_dir is not None
+
+
+def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[str, Any]]:
+    """Yields what the data set of a task holds, read from its cache when it has one. `options` are `get_dataset`'s.
+
+    Raises:
+      UserError: when the task's cache is damaged, or of a task that has changed since.
+    """
+    from_cache = _is_cached(task)
+    if task.requires_caching and not from_cache:
+        raise UserError(f"task {task.name!r} is read from a cache only: name its folder in SEQIO_CACHE_DIRS")
+    damage = (tf.errors.OpError, ValueError, KeyError)  # a name of its own: a stream may outlive the module, at the end
+    try:
+        if from_cache:
+            _check_files(task.cache_dir, split)
+        yield from task.get_dataset(
+            sequence_length=None, split=split, use_cached=from_cache, try_in_mem_cache=False, **options
+        ).as_numpy_iterator()
+    except damage as error:
+        if not from_cache:
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the cache of task {task.name!r} in {task.cache_dir} is damaged or out of date ({reason}): delete it and "
+            "build it again"
+        ) from error
+
+
+def _check_files(folder: str, split: str) -> None:
+    """Raises ValueError when a cache lacks files, which SeqIO would not notice."""
+    with tf.io.gfile.GFile(seqio.get_cached_info_path(folder, split)) as file:
+        wanted = json.load(file)["num_shards"]
+    found = len(tf.io.gfile.glob(f"{seqio.get_cached_tfrecord_prefix(folder, split)}-*-of-{wanted:05d}"))
+    if found != wanted:
+        raise ValueError(f"{found} of {wanted} files of the split {split!r} are there")
 
 
 def _names() -> list[str]:
@@ -188,14 +288,7 @@ def _register_shots(name: str, base: seqio.Task | seqio.Mixture, k: int) -> seqi
         parts = [(get(f"{part}_{k}shot").name, rate) for part, rate in base.rate_per_task_name.items()]
         return seqio.MixtureRegistry.add(name, parts)
 
-    def ask(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        return dataset.map(lambda example: {**example, "shots": tf.constant(k, tf.int32)})
-
-    task = base.replace(
-        name=name,
-        preprocessors=[*base.preprocessors, ask],
-        output_features={**base.output_features, "shots": FEATURES["shots"]},
-    )
+    task = _Shots(name, base, k)
     seqio.TaskRegistry.add_provider(name, task)
     return task
 

@@ -8,6 +8,7 @@ import jax
 from promot_jax.models.decoder import DecoderConfig, DecoderModel
 from promot_jax.models.layouts import Batch, Tokens
 from promot_jax.models.t5 import T5Config, T5Model
+from promot_jax.partitioning import Partitioner
 
 __all__ = ["CONFIGS", "Config", "DecoderConfig", "DecoderModel", "Model", "T5Config", "T5Model", "build"]
 
@@ -27,6 +28,10 @@ class Model(Protocol):
     @property
     def config(self) -> Config:
         """Sizes."""
+
+    @property
+    def partitioner(self) -> Partitioner | None:
+        """Places activations; None leaves them to the compiler."""
 
     @property
     def continues(self) -> bool:
@@ -75,10 +80,16 @@ class Model(Protocol):
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
         """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state."""
 
-    def reorder(self, state: Params, rows: Array) -> Params:
-        """The decoding state whose i-th row is row `rows[i]` of `state`; the batch may grow (beam search)."""
+    def reorder(self, state: Params, choice: Array) -> Params:
+        """The decoding state with rows repeated, dropped or exchanged, each among its neighbours (beam search).
+
+        Args:
+            state: of `groups * old` rows, those of one group side by side.
+            choice: int32 `[groups, new]`: which of its group's `old` rows each new one is. Groups stay where they are,
+                so that devices which share a batch exchange nothing.
+        """
 
 
-def build(config: Config) -> Model:
-    """Returns the model of a config."""
-    return T5Model(config) if isinstance(config, T5Config) else DecoderModel(config)
+def build(config: Config, partitioner: Partitioner | None = None) -> Model:
+    """Returns the model of a config; a partitioner says where its activations lie, None leaves that to the compiler."""
+    return T5Model(config, partitioner) if isinstance(config, T5Config) else DecoderModel(config, partitioner)

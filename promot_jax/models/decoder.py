@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from promot_jax.errors import UserError
 from promot_jax.models import layers, layouts
+from promot_jax.partitioning import Partitioner, activations, constrain
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -40,7 +41,8 @@ class DecoderConfig:
         max_length: longest sequence the model was trained for, in tokens; 0 is no limit.
         dropout_rate: on embeddings, attention output, MLP hidden and output, in training only.
         dtype: of activations and products, "float32" or "bfloat16"; parameters stay float32.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        remat: what a layer keeps for its backward pass instead of computing it again: "none" keeps everything, "dots"
+            the outputs of linear layers, "full" recomputes all of it. True and False are "full" and "none".
         activation: of the MLP's gate, "silu" or "gelu" (tanh approximation).
         qkv_bias: whether queries, keys and values have biases (Qwen 2).
         qk_norm: whether queries and keys are normalised per head, before rotation (Gemma 3, Qwen 3).
@@ -72,7 +74,7 @@ class DecoderConfig:
     max_length: int = 8192
     dropout_rate: float = 0.0
     dtype: str = "float32"
-    remat: bool = False
+    remat: str | bool = "none"
     activation: str = "silu"
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -92,6 +94,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
+        object.__setattr__(self, "remat", layers.remat_policy(self.remat))
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} heads do not divide into {self.num_kv_heads} key/value heads.")
         if self.head_dim % 2:
@@ -155,6 +158,7 @@ class SelfAttention(nn.Module):
             at = (layer, 0, cursor, 0, 0)
             new = {"key": key, "value": value}
             cache = {name: jax.lax.dynamic_update_slice(cache[name], new[name][None], at) for name in new}
+            cache = {name: constrain(leaf, *layers.CACHE) for name, leaf in cache.items()}
             key, value = cache["key"][layer], cache["value"][layer]
         scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
         mixed = layers.attend(query, key, value, view.mask, scale, cap=cfg.attention_softcap)
@@ -184,7 +188,7 @@ class DecoderLayer(nn.Module):
         hidden = layers.Mlp(cfg.mlp_dim, (cfg.activation, "linear"), cfg.dropout_rate, name="mlp")(normed)
         if cfg.post_norms:
             hidden = cfg.norm("post_mlp_layer_norm")(hidden)
-        return (x + dropout(hidden), cache), None
+        return (constrain(x + dropout(hidden), *layers.STREAM), cache), None
 
 
 class DecoderStack(nn.Module):
@@ -195,7 +199,7 @@ class DecoderStack(nn.Module):
     def setup(self) -> None:
         """Declares the submodules under T5X's names."""
         cfg = self.config
-        layer = nn.remat(DecoderLayer, prevent_cse=False) if cfg.remat else DecoderLayer
+        layer = layers.remat(DecoderLayer, cfg.remat)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -262,7 +266,7 @@ class DecoderModule(nn.Module):
     def head(self, x: Array) -> Array:
         """Logits `[..., vocab]` in float32 of hidden states `[..., embed]`."""
         logits = self.token_embedder.attend(x) if self.config.tied_embeddings else self.decoder.head(x)
-        return layers.softcap(logits.astype(jnp.float32), self.config.logits_softcap)
+        return layers.constrain_logits(layers.softcap(logits.astype(jnp.float32), self.config.logits_softcap))
 
     def __call__(self, tokens: Array) -> Array:
         """Logits of plain token ids, every position: what `init` traces."""
@@ -282,6 +286,7 @@ class DecoderModel:
     """A decoder-only model behind the interface of all families (`promot_jax.models.Model`)."""
 
     config: DecoderConfig
+    partitioner: Partitioner | None = None
 
     continues = True
 
@@ -291,7 +296,8 @@ class DecoderModel:
         return DecoderModule(self.config)
 
     def _apply(self, params: Params, method: str, *args: Any, **rngs: Any) -> Any:
-        return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
+        with activations(self.partitioner):
+            return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32."""
@@ -355,7 +361,8 @@ class DecoderModel:
         logits = self._apply(params, "head", x[:, 0])
         return logits, {"cache": cache, "held": held, "position": state["position"] + 1, "cursor": cursor + 1}
 
-    def reorder(self, state: Params, rows: Array) -> Params:
-        """The decoding state with its rows taken from `rows` `[new batch]`; see `Model.reorder`."""
-        cache = {name: jnp.take(leaf, rows, axis=1) for name, leaf in state["cache"].items()}
-        return {**state, "cache": cache, "held": state["held"][rows], "position": state["position"][rows]}
+    def reorder(self, state: Params, choice: Array) -> Params:
+        """The decoding state with its rows chosen within their groups; see `Model.reorder`."""
+        cache = {name: layers.take_rows(leaf, choice, axis=1) for name, leaf in state["cache"].items()}
+        rows = {name: layers.take_rows(state[name], choice, axis=0) for name in ("held", "position")}
+        return {**state, "cache": cache, **rows}

@@ -7,8 +7,18 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from promot_jax.errors import UserError
+from promot_jax.partitioning import constrain
 
 Array = jax.Array
+
+# Logical axes of the residual stream, and of queries, keys and values apart.
+STREAM = ("batch", "length", "activation_embed")
+QUERIES = ("batch", "length", "heads", "head_dim")
+KEYS = ("batch", "length", "kv_heads", "head_dim")
+CACHE = ("layers", *KEYS)
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
@@ -53,6 +63,35 @@ def _matmul_bwd(kept: tuple[Array | None, Array | None, Array], grad: Array) -> 
 matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
+PRODUCT = "product"  # what `remat` calls the output of a linear layer
+REMAT = ("none", "dots", "full")
+
+
+def remat(layer: type[nn.Module], policy: str | bool) -> type[nn.Module]:
+    """A layer that keeps less for its backward pass and computes the rest again.
+
+    Args:
+        layer: of a scanned stack.
+        policy: "none" keeps all activations, "dots" the outputs of linear layers, "full" the layer's input alone.
+    """
+    if policy == "none":
+        return layer
+    kept = jax.checkpoint_policies.save_only_these_names(PRODUCT) if policy == "dots" else None
+    return nn.remat(layer, prevent_cse=False, policy=kept)
+
+
+def remat_policy(given: str | bool) -> str:
+    """The policy that a config names; a bool is "full" or "none", as in configs of old.
+
+    Raises:
+        UserError: no such policy.
+    """
+    policy = {True: "full", False: "none"}.get(given, given) if isinstance(given, bool) else given
+    if policy not in REMAT:
+        raise UserError(f"remat is {policy!r}; use one of {', '.join(map(repr, REMAT))}.")
+    return policy
+
+
 class Dense(nn.Module):
     """Linear layer in T5X's names and layout: `kernel` `[in, out]` and, if asked for, `bias` `[out]`, both float32."""
 
@@ -64,7 +103,7 @@ class Dense(nn.Module):
         """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = matmul(x, kernel)
+        y = checkpoint_name(matmul(x, kernel), PRODUCT)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
         return y
@@ -114,11 +153,16 @@ class Embed(nn.Module):
         """
         # Rounded to the dtype first, as Gemma's own code does.
         scale = jnp.asarray(self.scale, dtype)
+
+        def look_up(ids: Array) -> Array:
+            rows = self.embedding[constrain(ids, "looked_up", "length")].astype(dtype)
+            return constrain(constrain(rows, "looked_up", "length", "embed"), *STREAM) * scale
+
         if prompt is None:
-            return self.embedding[ids].astype(dtype) * scale
-        real = self.embedding[jnp.minimum(ids, self.vocab_size - 1)].astype(dtype) * scale
+            return look_up(ids)
+        real = look_up(jnp.minimum(ids, self.vocab_size - 1))
         virtual = prompt[jnp.clip(ids - self.vocab_size, 0, prompt.shape[0] - 1)].astype(dtype)
-        return jnp.where((ids < self.vocab_size)[..., None], real, virtual)
+        return constrain(jnp.where((ids < self.vocab_size)[..., None], real, virtual), *STREAM)
 
     def attend(self, x: Array) -> Array:
         """Scores `[..., embed]` against every row of the table (tied head): `[..., vocab]`."""
@@ -202,6 +246,7 @@ def attend(
     Returns:
         `[batch, length, heads * head_dim]`.
     """
+    query, key, value = constrain(query, *QUERIES), constrain(key, *KEYS), constrain(value, *KEYS)
     batch, length, heads, head_dim = query.shape
     kv_heads, group = key.shape[2], heads // key.shape[2]
     # One plain batched product per key/value head, [batch, kv_heads, group * length, ...]: backends run it best.
@@ -214,7 +259,16 @@ def attend(
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min), axis=-1)
     mixed = weights.reshape(batch, kv_heads, group * length, -1) @ value.astype(jnp.float32).transpose(0, 2, 1, 3)
     mixed = mixed.reshape(batch, kv_heads, group, length, head_dim).transpose(0, 3, 1, 2, 4)
-    return mixed.reshape(batch, length, heads * head_dim).astype(query.dtype)
+    return constrain(mixed.reshape(batch, length, heads * head_dim).astype(query.dtype), "batch", "length", "joined_kv")
+
+
+def take_rows(leaf: Array, choice: Array, axis: int) -> Array:
+    """Rows of a decoding state along its batch axis, `groups * old` of them; see `Model.reorder` for `choice`."""
+    groups, new = choice.shape
+    before, after = leaf.shape[:axis], leaf.shape[axis + 1 :]
+    rows = leaf.reshape(*before, groups, -1, *after)
+    index = choice.reshape(*[1] * axis, groups, new, *[1] * len(after))
+    return jnp.take_along_axis(rows, index, axis=axis + 1).reshape(*before, groups * new, *after)
 
 
 # "gelu" is its tanh approximation, as in all published models.
@@ -224,6 +278,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "linear": lambda x: x,
 }
+
+
+def constrain_logits(logits: Array) -> Array:
+    """Splits `[batch, ..., vocab]` over both ends."""
+    return constrain(logits, "batch", *["length"] * (logits.ndim - 2), "vocab")
 
 
 class Mlp(nn.Module):
@@ -238,7 +297,7 @@ class Mlp(nn.Module):
         """Maps `[..., embed]` to `[..., embed]`."""
         names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
         parts = [
-            ACTIVATIONS[activation](Dense(self.mlp_dim, name=name)(x))
+            ACTIVATIONS[activation](constrain(Dense(self.mlp_dim, name=name)(x), "batch", "length", "mlp"))
             for name, activation in zip(names, self.activations, strict=True)
         ]
         return Dense(x.shape[-1], name="wo")(Dropout(self.dropout_rate)(math.prod(parts[1:], start=parts[0])))

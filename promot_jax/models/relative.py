@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from promot_jax.partitioning import constrain
+
 Array = jax.Array
 
 
@@ -52,4 +54,5 @@ class RelativeBias(nn.Module):
         distance = jnp.clip(keys[None, :] - queries[:, None], -self.farthest, self.farthest)
         # A product with one-hot rows: the gradient of a look-up would be a slow scatter.
         rows = jax.nn.one_hot(bucket[distance + self.farthest], self.count, dtype=jnp.float32)
-        return jnp.einsum("hb,qkb->hqk", table.astype(jnp.float32), rows, precision="highest")[None]
+        bias = jnp.einsum("hb,qkb->hqk", table.astype(jnp.float32), rows, precision="highest")[None]
+        return constrain(bias, None, "heads", "length", None)

@@ -12,6 +12,7 @@ from promot_jax import trees
 from promot_jax.errors import UserError
 from promot_jax.models import layers, layouts
 from promot_jax.models.relative import RelativeBias
+from promot_jax.partitioning import Partitioner, activations, constrain
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -39,7 +40,8 @@ class T5Config:
         dropout_rate: in training only, where T5X has it: on embeddings, attention output, MLP hidden and output, and
             the final norms of both stacks. Attention weights are not dropped.
         dtype: of activations and products, "float32" or "bfloat16"; parameters stay float32.
-        remat: recompute each layer in the backward pass instead of keeping its activations.
+        remat: what a layer keeps for its backward pass instead of computing it again: "none" keeps everything, "dots"
+            the outputs of linear layers, "full" recomputes all of it. True and False are "full" and "none".
     """
 
     vocab_size: int
@@ -57,10 +59,11 @@ class T5Config:
     max_length: int = 0
     dropout_rate: float = 0.0
     dtype: str = "float32"
-    remat: bool = False
+    remat: str | bool = "none"
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
+        object.__setattr__(self, "remat", layers.remat_policy(self.remat))
         known = sorted(layers.ACTIVATIONS)
         if not set(self.mlp_activations) <= set(known) or len(self.mlp_activations) not in (1, 2):
             raise UserError(f"mlp_activations is {self.mlp_activations}; use one or two of {known}.")
@@ -114,7 +117,7 @@ class EncoderLayer(nn.Module):
         x = x + dropout(attention(normed, attention.keys(normed), mask, bias))
         normed = layers.RMSNorm(cfg.norm_eps, name="pre_mlp_layer_norm")(x)
         hidden = layers.Mlp(cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, name="mlp")(normed)
-        return x + dropout(hidden), None
+        return constrain(x + dropout(hidden), *layers.STREAM), None
 
 
 class DecoderLayer(nn.Module):
@@ -149,6 +152,7 @@ class DecoderLayer(nn.Module):
             # Only the new slots are written: [layers, batch, slots, heads, head_dim] stays where it is.
             at = (layer, 0, cursor, 0, 0)
             cache = {name: jax.lax.dynamic_update_slice(cache[name], keys[name][None], at) for name in keys}
+            cache = {name: constrain(leaf, *layers.CACHE) for name, leaf in cache.items()}
             keys = {name: leaf[layer] for name, leaf in cache.items()}
         x = x + dropout(attention(normed, keys, mask, bias))
 
@@ -160,7 +164,7 @@ class DecoderLayer(nn.Module):
         normed = layers.RMSNorm(cfg.norm_eps, name="pre_mlp_layer_norm")(x)
         hidden = layers.Mlp(cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, name="mlp")(normed)
         kept = source if cache is not None and cross is None else None
-        return (x + dropout(hidden), cache), kept
+        return (constrain(x + dropout(hidden), *layers.STREAM), cache), kept
 
 
 class Encoder(nn.Module):
@@ -175,7 +179,7 @@ class Encoder(nn.Module):
             cfg.num_heads, cfg.relative_buckets, cfg.relative_max_distance, bidirectional=True
         )
         self.layers = nn.scan(
-            nn.remat(EncoderLayer, prevent_cse=False) if cfg.remat else EncoderLayer,
+            layers.remat(EncoderLayer, cfg.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast),
@@ -204,7 +208,7 @@ class Decoder(nn.Module):
             cfg.num_heads, cfg.relative_buckets, cfg.relative_max_distance, bidirectional=False
         )
         self.layers = nn.scan(
-            nn.remat(DecoderLayer, prevent_cse=False) if cfg.remat else DecoderLayer,
+            layers.remat(DecoderLayer, cfg.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, *[nn.broadcast] * 5),
@@ -288,7 +292,7 @@ class T5Module(nn.Module):
         """Logits `[..., vocab]` in float32 of states `[..., embed]`."""
         cfg = self.config
         logits = self.token_embedder.attend(x * cfg.emb_dim**-0.5) if cfg.tied_embeddings else self.decoder.head(x)
-        return logits.astype(jnp.float32)
+        return layers.constrain_logits(logits.astype(jnp.float32))
 
     def __call__(self, batch: Params) -> Array:
         """Logits of a batch without prompts: what `init` traces."""
@@ -305,6 +309,7 @@ class T5Model:
     """An encoder-decoder model behind the interface of all families (`promot_jax.models.Model`)."""
 
     config: T5Config
+    partitioner: Partitioner | None = None
 
     continues = False
 
@@ -314,7 +319,8 @@ class T5Model:
         return T5Module(self.config)
 
     def _apply(self, params: Params, method: str, *args: Any, **rngs: Any) -> Any:
-        return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
+        with activations(self.partitioner):
+            return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32."""
@@ -375,10 +381,10 @@ class T5Model:
         )
         return self.head(params, x[:, 0]), {**state, "cache": cache, "cross": cross, "cursor": cursor + 1}
 
-    def reorder(self, state: Params, rows: Array) -> Params:
-        """The decoding state with its rows taken from `rows` `[new batch]`; see `Model.reorder`."""
+    def reorder(self, state: Params, choice: Array) -> Params:
+        """The decoding state with its rows chosen within their groups; see `Model.reorder`."""
         taken = {
-            name: {key: jnp.take(leaf, rows, axis=1) for key, leaf in state[name].items()}
+            name: {key: layers.take_rows(leaf, choice, axis=1) for key, leaf in state[name].items()}
             for name in ("cache", "cross")
         }
-        return {**state, **taken, "valid": state["valid"][rows]}
+        return {**state, **taken, "valid": layers.take_rows(state["valid"], choice, axis=0)}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promot_jax.data import batches
-from promot_jax.data.batches import WIDTHS, Binding, TrainBatches
+from promot_jax.data.batches import WIDTHS, Binding, ShardedBatches, TrainBatches
 from promot_jax.data.text import Example
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, T5Config, build, layouts
@@ -293,3 +293,43 @@ def test_buckets_at_the_edges():
         list(batches.buckets([[1], []], 100))
     with pytest.raises(UserError, match="An input has 8193 tokens; the longest that can be evaluated has 8192"):
         list(batches.buckets([[1] * 8193], 100))
+
+
+def sharded(held, shards, opened, pack=False):
+    """Batches of as many rows as `held`, whose examples say which shard they come from and their place in it."""
+
+    def open_shard(shard):
+        opened.append(shard)
+        numbered = (example("ab"[: 1 + i % 2], chr(2 + shard) + chr(2 + i), task="") for i in itertools.count())
+        return train_batches(numbered, batch_size=len(held) // shards, targets=6, pack=pack)
+
+    return ShardedBatches(open_shard, shards, np.array(held))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_the_number_of_hosts_changes_no_batch(shards, pack):
+    opened = []
+    alone = list(itertools.islice(sharded([True] * 8, shards, opened, pack), 5))
+    assert opened == [*range(shards)]
+    for row in range(8):
+        for number, batch in enumerate(alone):
+            shard, place = batch["targets"][row][1:3] - 2  # behind the space
+            assert shard == row * shards // 8
+            if not pack:
+                assert place == number * 8 // shards + row % (8 // shards)
+    for hosts in (2, 4, 8):
+        for host in range(hosts):
+            rows = range(host * 8 // hosts, (host + 1) * 8 // hosts)
+            opened = []
+            own = itertools.islice(sharded([row in rows for row in range(8)], shards, opened, pack), 5)
+            assert opened == sorted({row * shards // 8 for row in rows})
+            for batch, whole in zip(own, alone, strict=True):
+                for name, array in whole.items():
+                    assert np.array_equal(batch[name][rows], array[rows])
+                    assert batch[name].dtype == array.dtype and batch[name].shape == array.shape
+
+
+def test_rows_that_do_not_divide_over_the_shards_are_refused():
+    with pytest.raises(UserError, match="A batch of 6 rows does not divide over 4 shards of data; change BATCH_SIZE"):
+        sharded([True] * 6, 4, [])

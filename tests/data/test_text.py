@@ -182,6 +182,31 @@ def test_a_stream_covers_the_split_and_keeps_the_rates() -> None:
     assert collections.Counter(e.task for e in taken)["text_one"] == pytest.approx(600, abs=50)
 
 
+@pytest.mark.parametrize("name", ["text_one", "text_mixture", "text_tokens"])
+def test_shards_share_the_examples_out(folder: Path, name: str) -> None:
+    """Each has its own, together they have all, and one shard is the whole stream."""
+
+    def shard(index: int, of: int, n: int) -> list[text.Example]:
+        return list(itertools.islice(text.stream(name, "train", seed=3, shard=index, shards=of), n))
+
+    assert shard(0, 1, 40) == take(name, 40, seed=3)
+    whole = {(e.task, e.id) for task in text.task_names(name) for e in text.read(task, "train")}
+    parts = [shard(index, 3, 8 * len(whole)) for index in range(3)]
+    assert shard(1, 3, 30) == parts[1][:30]
+    found = [{(e.task, e.id) for e in part} for part in parts]
+    assert set.union(*found) == whole and sum(map(len, found)) == len(whole)
+    if name == "text_mixture":  # at its rates, drawn for each shard anew
+        drawn = [[e.task for e in part] for part in parts]
+        assert drawn[0] != drawn[1]
+        assert all(0.65 < tasks.count("text_one") / len(tasks) < 0.85 for tasks in drawn)
+
+
+def test_an_empty_shard_ends_with_a_sentence() -> None:
+    stream = text.stream("text_one", "train", seed=0, shard=99, shards=100)
+    with pytest.raises(UserError, match="'text_one' has no examples; shard 99 of 100 is empty: lower DATA_SHARDS"):
+        next(stream)
+
+
 def test_an_empty_split_ends_with_a_sentence() -> None:
     register.register("text_empty", lambda _: [], templates.Template("x", "y"), [metrics.accuracy])
 

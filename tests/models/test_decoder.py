@@ -1,5 +1,7 @@
 """The decoder: prompts, packing, decoding, precision. What it computes is held against PyTorch in test_parity.py."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,7 +134,27 @@ def test_bfloat16_products_accumulate_in_float32():
     np.testing.assert_allclose(dkernel, expected, rtol=1e-5, atol=1e-3)
 
 
+def test_layers_recompute_what_their_policy_does_not_keep():
+    """Products in the trace of a gradient: "dots" computes those of attention again, "full" the linear layers' too."""
+    config = CONFIGS["grouped, tied"]
+    batch = layouts.decoder_rows([[layouts.Tokens([1, 2, 3], [4, 5])]], 8, 2)
+    params = jax.eval_shape(build(config).init, jax.random.key(0))
+
+    def products(remat):
+        model = build(dataclasses.replace(config, remat=remat))
+        gradient = jax.grad(lambda params: model.logits(params, None, batch).sum())
+        return str(jax.make_jaxpr(gradient)(params)).count("dot_general")
+
+    linear, attention = 7, 2
+    counts = {remat: products(remat) for remat in ("none", "dots", "full")}
+    assert counts["dots"] - counts["none"] == attention
+    assert counts["full"] - counts["none"] == linear + attention - 1  # nothing asks for the output of the last one
+    assert (products(False), products(True)) == (counts["none"], counts["full"])
+
+
 def test_config_refuses_what_cannot_be_built():
+    with pytest.raises(UserError, match="remat is 'all'; use one of 'none', 'dots', 'full'"):
+        DecoderConfig(97, 48, 6, 2, 3, 8, 80, remat="all")
     with pytest.raises(UserError, match="6 heads"):
         DecoderConfig(97, 48, 6, 4, 3, 8, 80)
     with pytest.raises(UserError, match="even"):

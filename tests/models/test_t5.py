@@ -179,7 +179,7 @@ def test_reordered_rows_go_on_as_they_would_have(plain):
     _, state = step(params, state, jnp.array([5, 6, 7]))
     expected, _ = step(params, state, jnp.array([8, 9, 10]))
     order = jnp.array([2, 0, 0, 1, 2])  # the batch grows
-    logits, after = step(params, model.reorder(state, order), jnp.array([10, 8, 8, 9, 10]))
+    logits, after = step(params, model.reorder(state, order[None]), jnp.array([10, 8, 8, 9, 10]))
     np.testing.assert_allclose(logits, expected[order], rtol=1e-5, atol=1e-5)
     assert int(after["cursor"]) == 3 and after["cross"]["key"].shape[1] == 5
 
@@ -187,10 +187,11 @@ def test_reordered_rows_go_on_as_they_would_have(plain):
 # ---- dropout, memory, precision, errors ------------------------------------------------------------------------------
 
 
-def test_dropout_is_on_with_a_key_only_and_the_same_when_recomputed(plain):
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_dropout_is_on_with_a_key_only_and_the_same_when_recomputed(plain, remat):
     model, params = plain
     dropping, again = (
-        build(dataclasses.replace(model.config, dropout_rate=0.3, remat=remat)) for remat in (False, True)
+        build(dataclasses.replace(model.config, dropout_rate=0.3, remat=policy)) for policy in ("none", remat)
     )
     rows, prompt = sequences(model.config.vocab_size), prompts_of(model)
     for ours, theirs in zip(*(logits_of(one, params, prompt, rows) for one in (dropping, model)), strict=True):

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Reads tasks once and writes them as a SeqIO cache that every host then reads, with Apache Beam.
+#
+#   launch/cache_tasks.sh --module=promot_jax.tasks.paper --tasks=rte,wmt14_enfr --cache_dir=gs://bucket/cache
+#
+#   --module=MODULE   registers the tasks
+#   --tasks=A,B       which; regular expressions
+#   --cache_dir=DIR   gets a folder per task: what SEQIO_CACHE_DIRS is then set to
+#   --shards=N        files per split (default 64); at least as many as hosts read it
+#   --beam=OPTION     one option of the Beam pipeline, for instance --beam=--runner=DataflowRunner; may repeat
+#   --python=PATH     Python with promot_jax[cache] installed (default python)
+#   --dry_run         prints the command and runs nothing
+#
+# Tasks of k shots are read from the cache of the task itself. What is cached already is left as it is.
+
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+option=([module]='' [tasks]='' [cache_dir]='' [shards]=64 [python]=python)
+repeatable=beam
+parse "$@"
+need module tasks cache_dir python
+need_numbers 1 shards
+((${#passed[@]} == 0)) || die "'${passed[0]}' belongs to promot_jax.main: nothing is trained here."
+pipeline=$(IFS=, && echo "${more[*]-}")
+
+run "${option[python]}" -m seqio.scripts.cache_tasks_main "--module_import=${option[module]}" \
+  "--tasks=${option[tasks]}" '--excluded_tasks=.*_[0-9]+shot' "--output_cache_dir=${option[cache_dir]}" \
+  "--min_shards=${option[shards]}" "--pipeline_options=${pipeline:---runner=DirectRunner}" --alsologtostderr

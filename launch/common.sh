@@ -1,0 +1,96 @@
+# What the launchers share: options, sentences for mistakes, and one path for a dry run and a real one. Sourced, not run.
+#
+# A launcher declares `option` (its options and their defaults; one that is "no" is a switch) and `repeatable` (the one
+# option that may come several times, or nothing), calls `parse "$@"`, and then `run`s commands. `parse` leaves what
+# belongs to promot_jax.main (its flags, and all that stands behind --) in `passed`, and the values of the repeatable
+# option in `more`.
+# shellcheck shell=bash disable=SC2034  # what is assigned here is for the launchers
+
+PREEMPTED=75 # the exit status of a run that was told to stop, has saved its step, and goes on when started again
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+declare -A option=()
+repeatable=
+passed=()
+more=()
+dry_run=
+
+# Ends with one sentence on stderr and the status of a wrong command line.
+die() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 2
+}
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "bash 4.4 or newer is needed, not $BASH_VERSION."
+
+# Prints words as they have to be typed: bare where that is safe, and otherwise in quotes.
+quoted() {
+  local word words=()
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+    words+=("$word")
+  done
+  printf '%s\n' "${words[*]}"
+}
+
+# Runs a command, or prints it in a dry run.
+run() {
+  if [[ $dry_run ]]; then
+    quoted "$@"
+  else
+    command -v "$1" >/dev/null || die "$1 is not installed on this machine."
+    "$@"
+  fi
+}
+
+# Reads the command line; see above.
+parse() {
+  local argument name
+  while (($#)); do
+    argument=$1 name=${1%%=*} name=${name#--}
+    shift
+    case $argument in
+      --help | -h) sed -n '2,/^$/ { s/^# \{0,1\}//; p; }' "$0" && exit 0 ;;
+      --dry_run) dry_run=1 ;;
+      --gin_file=?* | --gin.?*=* | --workdir=?* | --*_timeout=?* | --preemption_notice=?*) passed+=("$argument") ;;
+      --) passed+=("$@") && return ;;
+      --"$repeatable"=*) more+=("${argument#*=}") ;;
+      --*=*)
+        [[ ${option[$name]-no} != no ]] || die "there is no option --$name=VALUE; --help lists those there are."
+        option["$name"]=${argument#*=}
+        ;;
+      --*)
+        [[ ${option[$name]-} == no ]] || die "$argument has no value, or is no option; see --help."
+        option["$name"]=yes
+        ;;
+      *) die "'$argument' is no option; settings are given as --gin.NAME=VALUE, gin files as --gin_file=FILE." ;;
+    esac
+  done
+}
+
+# Dies unless each option of the given names has a value.
+need() {
+  local name
+  for name in "$@"; do
+    [[ ${option[$name]} ]] || die "--$name=VALUE is missing; --help says what it is."
+  done
+}
+
+# Dies unless each option of the given names is a whole number, at least the first argument.
+need_numbers() {
+  local name least=$1
+  shift
+  for name in "$@"; do
+    if [[ ! ${option[$name]} =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((option[$name] < least)); then
+      die "--$name is a whole number of at least $least, not '${option[$name]}'."
+    fi
+  done
+}
+
+# Dies unless something that is passed on begins like the first argument; the second one says what it is.
+need_passed() {
+  local argument
+  for argument in ${passed[@]+"${passed[@]}"}; do
+    [[ $argument != "$1"* ]] || return 0
+  done
+  die "$1VALUE is missing; it is $2."
+}

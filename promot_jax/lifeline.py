@@ -1,0 +1,257 @@
+"""Who takes part in a run of several hosts, and that all of them are alive: one TCP connection from each to host 0.
+
+JAX's own service ends a process when another one is missing, but from within C++: with a stack trace, and without the
+name of the host. Here a missing, doubled or dead host is named on every host, in one sentence. Connections are made at
+`HOST:PORT` before JAX opens its service there; they stay open, and carry a heartbeat both ways.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from promot_jax.errors import UserError
+
+_RETRY = 0.2  # seconds between attempts to reach host 0
+_LONGEST = 1 << 16  # bytes of a message
+
+
+class Lifeline:
+    """The connection of a host with host 0, and on host 0 those with all others.
+
+    Attributes:
+        names: host name by host id.
+    """
+
+    def __init__(self, address: tuple[str, int], num_hosts: int, host_id: int, start_timeout: float):
+        """Meets the other hosts.
+
+        Args:
+            address: of host 0: name and port.
+            num_hosts: of the run, at least 2.
+            host_id: of this one.
+            start_timeout: seconds until all have to be there.
+
+        Raises:
+            UserError: hosts are missing, two have the same id, or they do not agree how many they are.
+        """
+        self._id, self._deadline = host_id, time.monotonic() + start_timeout
+        self._start_timeout, self._address = start_timeout, address
+        self._lock, self._ending = threading.Lock(), False
+        me = {"host": host_id, "hosts": num_hosts, "name": socket.gethostname()}
+        self._peers: dict[int, socket.socket] = {}
+        self.names: list[str] = self._await_hosts(me) if host_id == 0 else self._reach_host_0(me)
+
+    def describe(self, host: int) -> str:
+        """A host as messages name it."""
+        return f"host {host} ({self.names[host]})"
+
+    # ---- meeting -----------------------------------------------------------------------------------------------------
+
+    def _await_hosts(self, me: dict[str, Any]) -> list[str]:
+        """Host 0 waits for the others."""
+        names = {0: me["name"]}
+        try:
+            with _listen(self._address[1]) as server:
+                while len(names) < me["hosts"]:  # the listener closes: JAX opens its own
+                    server.settimeout(max(0.01, self._deadline - time.monotonic()))
+                    peer, _ = server.accept()
+                    hello = _receive(peer, 5.0)
+                    host, name = hello.get("host"), hello.get("name")
+                    if not isinstance(host, int) or not isinstance(name, str):
+                        peer.close()  # somebody else's connection
+                        continue
+                    before = self._peers.pop(host, None)
+                    self._peers[host] = peer  # so that it hears of a refusal, too
+                    self._check(hello, me, names, before)
+                    names[host] = name
+        except TimeoutError:
+            missing = sorted(set(range(me["hosts"])) - set(names))
+            message = (
+                f"{_counted(missing)} of {me['hosts']} did not join within {self._start_timeout:g} s; start all of "
+                f"them with the same command, and let them reach {self._address[0]}:{self._address[1]}."
+            )
+            self._refuse(message)
+        for peer in self._peers.values():
+            _send(peer, {"names": [names[host] for host in sorted(names)]})
+        return [names[host] for host in sorted(names)]
+
+    def _check(
+        self, hello: dict[str, Any], me: dict[str, Any], names: dict[int, str], before: socket.socket | None
+    ) -> None:
+        host, name = hello["host"], hello["name"]
+        if hello.get("hosts") != me["hosts"]:
+            self._refuse(
+                f"Host {host} ({name}) was started for {hello.get('hosts')} hosts and host 0 for {me['hosts']}; give "
+                "all of them the same --num_hosts."
+            )
+        if before is not None and _closed(before):
+            before.close()  # the host was started again
+        elif host in names:
+            message = f"Two hosts have the id {host}: {names[host]} and {name}; give each a --host_id of its own."
+            self._refuse(message, *([] if before is None else [before]))
+
+    def _refuse(self, message: str, *others: socket.socket) -> None:
+        for peer in (*self._peers.values(), *others):
+            with contextlib.suppress(OSError):
+                _send(peer, {"refused": message})
+            peer.close()
+        raise UserError(message)
+
+    def _reach_host_0(self, me: dict[str, Any]) -> list[str]:
+        place = f"{self._address[0]}:{self._address[1]}"
+        while (left := self._deadline - time.monotonic()) > 0:
+            try:
+                peer = socket.create_connection(self._address, timeout=left)
+            except OSError:
+                time.sleep(_RETRY)
+                continue
+            with contextlib.suppress(OSError):
+                _send(peer, me)
+            # Host 0 began to wait earlier or later than we did, and knows better who is missing.
+            answer = _receive(peer, left + self._start_timeout)
+            if "names" in answer:
+                self._peers[0] = peer
+                return list(answer["names"])
+            peer.close()
+            if "refused" in answer:
+                raise UserError(answer["refused"])
+            time.sleep(_RETRY)  # the port is open to somebody else, or to a run that goes on without this host
+        raise UserError(
+            f"Host 0 did not answer host {me['host']} ({me['name']}) at {place} within {self._start_timeout:g} s; "
+            "start it, and check --coordinator."
+        )
+
+    # ---- living ------------------------------------------------------------------------------------------------------
+
+    def watch(self, timeout: float, report: Callable[[int, str | None], None]) -> None:
+        """Watches the others in a thread from now on.
+
+        Args:
+            timeout: seconds of silence after which a host counts as dead.
+            report: called once, in that thread, with the host that is gone and what it said, or None if it said
+                nothing.
+        """
+        for peer in self._peers.values():
+            peer.settimeout(timeout)
+        threading.Thread(target=self._watch, args=(timeout, report), name="lifeline", daemon=True).start()
+
+    def _watch(self, timeout: float, report: Callable[[int, str | None], None]) -> None:
+        with selectors.DefaultSelector() as ready:
+            for host, peer in self._peers.items():
+                ready.register(peer, selectors.EVENT_READ, host)
+            heard, beat = dict.fromkeys(self._peers, time.monotonic()), 0.0
+            waiting = dict.fromkeys(self._peers, b"")
+            while self._peers:
+                if time.monotonic() - beat > timeout / 5:
+                    self._tell({})
+                    beat = time.monotonic()
+                for key, _ in ready.select(min(timeout / 5, 1.0)):
+                    host = key.data
+                    try:
+                        data = self._peers[host].recv(_LONGEST)
+                    except OSError:
+                        data = b""
+                    heard[host] = time.monotonic()
+                    *lines, waiting[host] = (waiting[host] + data).split(b"\n")
+                    for message in map(_parse, lines):
+                        if "gone" in message and not self._ending:
+                            self._lost(message["gone"], message.get("text"), report)
+                            return
+                    if any("bye" in _parse(line) for line in lines) or (self._ending and not data):
+                        ready.unregister(peer := self._peers.pop(host))
+                        peer.close()
+                    elif not data:
+                        self._lost(host, None, report)
+                        return
+                for host in self._peers:
+                    if time.monotonic() - heard[host] > timeout and not self._ending:
+                        self._lost(host, f"silent for {timeout:g} s", report)
+                        return
+
+    def _lost(self, host: int, text: str | None, report: Callable[[int, str | None], None]) -> None:
+        self._tell({"gone": host, "text": text}, besides=host)
+        report(host, text)
+
+    def fail(self, text: str) -> None:
+        """Tells the others that this host ends, and why."""
+        self._ending = True
+        self._tell({"gone": self._id, "text": text})
+
+    def outlive(self, seconds: float) -> None:
+        """Host 0 waits for the others to end, since JAX ends them without a word once its service is gone."""
+        if self._id == 0:
+            deadline = time.monotonic() + seconds
+            while time.monotonic() < deadline and not all(map(_closed, list(self._peers.values()))):
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        """Takes leave: from now on this host may go without being missed."""
+        self._ending = True
+        self._tell({"bye": True})
+
+    def _tell(self, message: dict[str, Any], besides: int | None = None) -> None:
+        with self._lock:
+            for host, peer in list(self._peers.items()):
+                if host != besides:
+                    with contextlib.suppress(OSError):  # whoever is gone is found out by reading
+                        _send(peer, message)
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise UserError(
+            f"Host 0 cannot listen at port {port} ({os.strerror(error.errno or 0)}); choose another --coordinator."
+        ) from None
+
+
+def _send(peer: socket.socket, message: dict[str, Any]) -> None:
+    peer.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(peer: socket.socket, timeout: float) -> dict[str, Any]:
+    """One message; an empty one if there is none in time, or it is none of ours."""
+    peer.settimeout(timeout)
+    data = b""
+    with contextlib.suppress(OSError):
+        while not data.endswith(b"\n") and len(data) < _LONGEST and (more := peer.recv(4096)):
+            data += more
+    return _parse(data.rstrip(b"\n"))
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def _closed(peer: socket.socket) -> bool:
+    """Whether the other side has closed its connection."""
+    try:
+        peer.setblocking(False)
+        while data := peer.recv(_LONGEST, socket.MSG_PEEK):
+            peer.recv(len(data))
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            peer.setblocking(True)
+
+
+def _counted(hosts: list[int]) -> str:
+    shown = ", ".join(map(str, hosts[:16])) + (", ..." if len(hosts) > 16 else "")
+    return f"Host {shown}" if len(hosts) == 1 else f"Hosts {shown}"

@@ -1,0 +1,391 @@
+"""Compiles a model's programs for TPUs that are not there, and says what each needs: the job `precompile`.
+
+XLA:TPU comes with the package `libtpu` and compiles for any topology on any machine. Programs are the real ones (the
+training step with its optimizer, the loss, beam search), on the real mesh, from shapes alone: nothing is allocated.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from promot_jax import decoding, hlo, results, roofline, stages, train, trees
+from promot_jax.errors import UserError, nearest
+from promot_jax.experiment import Experiment
+from promot_jax.losses import chunked_cross_entropy
+from promot_jax.models import Model, build
+from promot_jax.partitioning import Partitioner
+from promot_jax.pretrained import cast_weights
+from promot_jax.runs import Tuning
+
+Json = dict[str, Any]
+STAGES = {"stage1": stages.STAGE1, "stage2": stages.STAGE2, "finetune": stages.FINETUNE}
+PROGRAMS = (*STAGES, "gradient", "score", "decode")
+# How often a training step may compute what the model asks for: layers a second time where they are recomputed.
+_RECOMPUTED = {"none": 0.0, "dots": 0.15, "full": 1.0}
+
+
+def precompile(
+    workdir: Path,
+    experiment: Experiment,
+    tuning: Tuning,
+    topology: str | Sequence[str],
+    programs: Sequence[str] = ("stage1", "stage2", "finetune", "score", "decode"),
+    slices: int = 1,
+    rows_per_chip: float = 0.0,
+) -> None:
+    """Job: compiles programs for topologies and writes `precompile.json` and `precompile.md`.
+
+    What stands in `precompile.json` for the same settings is not compiled again.
+
+    Args:
+        workdir: of the run.
+        experiment: `model` and its sizes, lengths, prompt, dtype, mesh and decoding; no checkpoint is read.
+        tuning: how the stages train: batch size, optimizer, dropout.
+        topology: version and chips of a TPU slice, "v4:4x4x4", "v5e:8x8"; or several, one after the other.
+        programs: a training step of "stage1", "stage2" or "finetune", the "gradient" alone of stage 2's loss without
+            dropout, "score" (the loss of a batch, forward only), "decode".
+        slices: how many such slices, joined by a slower network.
+        rows_per_chip: batch size as a multiple of the chips, instead of BATCH_SIZE; 0 keeps that.
+
+    Raises:
+        UserError: no model, no libtpu, an unknown topology or program, or a mesh that does not fit.
+    """
+    if experiment.model is None:
+        raise UserError("Which model? Give its gin file as well, --gin_file=models/mt5_xxl.gin.")
+    for program in programs:
+        if program not in PROGRAMS:
+            raise UserError(f"Unknown program {program!r}{nearest(program, PROGRAMS)}.")
+    path = workdir / "precompile.json"
+    done = _earlier(path)
+    wanted = []
+    for name in [topology] if isinstance(topology, str) else topology:
+        devices = topology_devices(name, slices)
+        chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in devices})
+        partitioner = dataclasses.replace(experiment.partitioner, devices=devices)
+        own = tuning
+        if rows_per_chip:
+            batch = round(rows_per_chip * chips)
+            own = Tuning(*(dataclasses.replace(one, batch_size=batch) for one in (tuning.prompt, tuning.model)))
+        room = Room(experiment, own, partitioner, name, chips)
+        for program in programs:
+            key = f"{slices} x {name} {program} {room.fingerprint()}"
+            if key not in done:
+                print(f"[{program}] compiles for {slices} x {name} ...", flush=True)
+                done[key] = room.measure(program) | {"slices": slices}
+                results.write(done, path)
+            print(f"[{program}] {sentence(done[key])}", flush=True)
+            wanted.append(done[key])
+    results.write_text(workdir / "precompile.md", markdown(wanted))
+
+
+def _earlier(path: Path) -> Json:
+    """What earlier runs found."""
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged; delete it to compile again.")
+    return found
+
+
+def topology_devices(topology: str, slices: int = 1) -> tuple[Any, ...]:
+    """The devices of TPU slices that need not exist.
+
+    Raises:
+        UserError: libtpu is not installed, or knows no such topology.
+    """
+    if topology.partition(":")[0] not in roofline.CHIPS:
+        raise UserError(f"Unknown topology {topology!r}: write one like v4:4x4x4; chips: {', '.join(roofline.CHIPS)}.")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("Compiling for TPUs needs the package libtpu: pip install 'promot_jax[precompile]'.")
+    import libtpu
+    from jax.experimental import topologies
+
+    # The compiler alone: no chip is looked for, here or at a metadata server.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_LIBRARY_PATH=libtpu.get_library_path(),
+        TPU_ACCELERATOR_TYPE="v4-8",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_WORKER_ID="0",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # several such runs may go on side by side
+    )
+    try:
+        options = {"num_slices": slices} if slices > 1 else {}
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except Exception as error:  # of whatever type this jaxlib chooses
+        raise UserError(f"libtpu knows no topology {topology!r}: {str(error).splitlines()[0]}.") from error
+    return tuple(description.devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Programs of one experiment on one topology.
+
+    Attributes:
+        experiment: model, lengths, prompt, decoding.
+        tuning: how stages train.
+        partitioner: with the topology's devices.
+        topology: its name.
+        chips: how many it has; a chip may be listed as several devices.
+    """
+
+    experiment: Experiment
+    tuning: Tuning
+    partitioner: Partitioner
+    topology: str
+    chips: int
+
+    def fingerprint(self) -> str:
+        """Of all that the figures depend on."""
+        partitioner = dataclasses.replace(self.partitioner, devices=())
+        said = dataclasses.asdict(self.experiment) | {"partitioner": None, "checkpoint": "", "modules": ""}
+        settings = [said, dataclasses.asdict(partitioner), dataclasses.asdict(self.tuning), jax.__version__]
+        return hashlib.sha256(json.dumps(results.plain(settings), sort_keys=True).encode()).hexdigest()[:16]
+
+    # ---- programs ----------------------------------------------------------------------------------------------------
+
+    def model(self, dropout_rate: float = 0.0) -> Model:
+        """The model, with the dtype of the experiment."""
+        assert self.experiment.model is not None
+        config = dataclasses.replace(self.experiment.model, dtype=self.experiment.dtype, dropout_rate=dropout_rate)
+        return build(config, self.partitioner)
+
+    def params(self, with_prompt: bool = True) -> trees.Tree:
+        """Shapes of all parameters, float32, where they lie."""
+        model = self.model()
+        shapes: trees.Tree = {"model": jax.eval_shape(model.init, jax.random.key(0))}
+        if with_prompt:
+            rows = (self.experiment.prompt_length, model.config.emb_dim)
+            shapes["prompt"] = {"task": jax.ShapeDtypeStruct(rows, jnp.float32)}
+        specs, mesh = self.partitioner.specs(shapes), self.partitioner.mesh()
+        flat = trees.flatten(shapes)
+        return trees.unflatten({path: _placed(leaf, NamedSharding(mesh, specs[path])) for path, leaf in flat.items()})
+
+    def batch(self, model: Model, rows: int, prompt: int) -> trees.Tree:
+        """Shapes of a training batch."""
+        lengths = self.experiment.feature_lengths
+        layout = model.layout([[]], lengths["inputs"] + prompt, lengths["targets"])
+        if rows % self.partitioner.rows():
+            raise UserError(
+                f"A batch of {rows} rows does not divide over {self.partitioner.rows()} data shards; change BATCH_SIZE."
+            )
+        sharding = self.partitioner.row_sharding()
+        return {
+            name: jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype, sharding=sharding)
+            for name, array in layout.items()
+        }
+
+    def lower(self, program: str) -> tuple[Any, Json]:
+        """The lowered program, and the trees of its arguments: `parameters`, `optimizer`."""
+        if program in STAGES:
+            return self._stage(program)
+        training, prompt = self.tuning.model, self.experiment.prompt_length
+        model = self.model()
+        if program == "decode":
+            return self._decode(model)
+        params = self.params()
+        if program == "score":
+            params = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), params), params)
+        batch = self.batch(model, training.batch_size, prompt)
+
+        def loss(trained: Any, table: Any, batch: Any) -> jax.Array:
+            hidden = model.hidden(trained, table, batch)
+            return chunked_cross_entropy(model, trained, hidden, batch["targets"], batch["weights"], 0.0)
+
+        table = params["prompt"]["task"]
+        if program == "gradient":
+            out = jax.tree.map(lambda leaf: leaf.sharding, params["model"])
+            lowered = jax.jit(jax.grad(loss), out_shardings=out).lower(params["model"], table, batch)
+        else:
+            lowered = jax.jit(loss).lower(params["model"], table, batch)
+        return lowered, {"parameters": params}
+
+    def _stage(self, name: str) -> tuple[Any, Json]:
+        """The training step of a stage, as `train.train` makes it."""
+        stage = STAGES[name]
+        training = self.tuning.of(stage)
+        model = self.model(training.dropout_rate)
+        params = self.params(stage.prompt)
+        trained, frozen = trees.partition(params, lambda path: path.startswith(f"{stage.trains}/"))
+        if "model" not in trained:
+            frozen = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), frozen), frozen)
+        transform = training.optimizer.build(training.steps)
+        abstract = jax.eval_shape(transform.init, trained)
+        optimizer = jax.tree.map(_placed, abstract, self.partitioner.like(abstract, trained))
+        replicated = self.partitioner.replicated()
+        state = {"params": trained, "optimizer": optimizer, "step": _placed(jnp.int32(0), replicated)}
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step: Any = train.make_step(model, transform, training, shardings)
+        prompt = self.experiment.prompt_length if stage.prompt else 0
+        batch = self.batch(model, training.batch_size, prompt)
+        key = _placed(jax.eval_shape(lambda: jax.random.key(0)), replicated)
+        lowered = step.lower(state, frozen, batch, key)
+        return lowered, {"parameters": {**trained, **frozen}, "optimizer": optimizer}
+
+    def _decode(self, model: Model) -> tuple[Any, Json]:
+        """Beam search of the plain model, as `Evaluator.ask` calls it."""
+        params = self.params(with_prompt=False)
+        params = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), params), params)
+        rows, length = self.tuning.model.batch_size, self.experiment.feature_lengths["inputs"]
+        split, replicated = self.partitioner.row_sharding(), self.partitioner.replicated()
+        inputs = {
+            "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=split),
+            "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=split),
+        }
+        stops = jax.ShapeDtypeStruct((model.config.vocab_size,), jnp.bool_, sharding=replicated)
+        limits = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=replicated)
+        key = _placed(jax.eval_shape(lambda: jax.random.key(0)), replicated)
+        settings = self.experiment.evaluation.decoding
+        generate: Any = decoding.generate
+        lowered = generate.lower(model, settings, params["model"], None, inputs, stops, limits, key)
+        return lowered, {"parameters": params}
+
+    # ---- figures -----------------------------------------------------------------------------------------------------
+
+    def flops(self, program: str) -> tuple[float, tuple[float, float]]:
+        """FLOPs that the model asks for in a program, and how often they may be computed: at least, at most."""
+        model, settings = self.model().config, self.experiment.evaluation.decoding
+        lengths, rows = self.experiment.feature_lengths, self.tuning.model.batch_size
+        inputs, targets = lengths["inputs"], lengths["targets"]
+        if program == "decode":
+            return roofline.decoding_flops(model, rows, inputs, settings.max_tokens, settings.beams), (0.9, 1.25)
+        if program != "finetune":
+            inputs += self.experiment.prompt_length
+        if program in STAGES:
+            rows = self.tuning.of(STAGES[program]).batch_size
+        forward = roofline.forward_flops(model, rows, inputs, targets, targets)
+        # Behind the forward pass: gradients of activations, and of weights where these are trained.
+        passes = {"score": 1, "stage1": 2}.get(program, 3)
+        again = _RECOMPUTED[str(model.remat)] if program != "score" else 0.0
+        return passes * forward, (0.95, 1.1 * (passes + again) / passes)
+
+    def measure(self, program: str) -> Json:
+        """Compiles a program and returns its figures per chip; those that fail a check are left out."""
+        chip = roofline.CHIPS[self.topology.partition(":")[0]]
+        devices = self.partitioner.mesh().size
+        cores = devices // self.chips
+        lowered, arguments = self.lower(program)
+        mesh = {axis: int(size) for axis, size in self.partitioner.mesh().shape.items()}
+        entry: Json = {"program": program, "topology": self.topology, "chips": self.chips, "devices": devices}
+        entry |= {"mesh": mesh, "batch": self.tuning.of(STAGES.get(program, stages.STAGE2)).batch_size}
+        held = {name: cores * _bytes_per_device(tree) for name, tree in arguments.items()}
+        started, busy = time.monotonic(), time.process_time()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            used = re.search(r"[Uu]sed ([\d.]+)([GM]) of ([\d.]+)([GM]) hbm", str(error))
+            if not used:
+                raise
+            unit = {"G": roofline.GIB, "M": roofline.GIB / 1024}
+            memory = {"optimizer": 0.0, **held, "total": cores * float(used[1]) * unit[used[2]]}
+            return entry | {"memory": memory, "verdict": roofline.verdict(memory, chip, program in STAGES)}
+        entry["compile_seconds"] = time.monotonic() - started
+        entry["compile_cpu_seconds"] = time.process_time() - busy
+        entry["compile_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        sizes = compiled.memory_analysis()
+        output = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        entry["device"] = {
+            "arguments": sizes.argument_size_in_bytes,
+            "temporaries": sizes.temp_size_in_bytes,
+            "outputs": output,
+        }
+        memory = {"optimizer": 0.0, **held, "temporaries": cores * sizes.temp_size_in_bytes, "outputs": cores * output}
+        memory["total"] = cores * (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + output)
+        entry |= {"memory": memory, "verdict": roofline.verdict(memory, chip, program in (*STAGES, "gradient"))}
+        text = compiled.as_text()
+        steps = self.experiment.evaluation.decoding.max_tokens - 1
+        cost, once = hlo.Program(text, steps).cost, hlo.Program(text, once=True).cost
+        asked, share = self.flops(program)
+        entry["failed_checks"] = roofline.checks(cost, once, compiled.cost_analysis()["flops"], asked, devices, share)
+        if entry["failed_checks"]:
+            return entry
+        entry |= {
+            "flops": cores * cost.flops,
+            "model_share": asked / (devices * cost.flops),
+            "bytes": cores * cost.bytes,
+            "collectives": {kind: cores * sent for kind, sent in cost.collectives.items()},
+            "collective_counts": dict(cost.counts),
+            **roofline.bounds(cost, chip, cores),
+        }
+        entry["utilization"] = asked / (self.chips * chip.flops * entry["step_seconds"])
+        return entry
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _like(shapes: Any, placed: Any) -> Any:
+    """Shapes where those of another tree lie."""
+    return jax.tree.map(lambda leaf, other: _placed(leaf, other.sharding), shapes, placed)
+
+
+def _bytes_per_device(tree: Any) -> float:
+    """Bytes of a tree's part on one device."""
+    sizes = (np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return float(sum(sizes))
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def sentence(entry: Json) -> str:
+    """One line for the terminal."""
+    if "step_seconds" not in entry:
+        return "; ".join([entry["verdict"], *entry.get("failed_checks", [])]) + "."
+    return (
+        f"{entry['verdict']}; at least {entry['step_seconds']:.3g} s per step, bound by {entry['bound']}; "
+        f"compiled in {entry['compile_seconds']:.0f} s ({entry['compile_cpu_seconds']:.0f} s of CPU)."
+    )
+
+
+def markdown(entries: Sequence[Json]) -> str:
+    """The table of `precompile.md`: GiB, FLOPs and seconds, all per chip."""
+    titles: tuple[str, ...] = (
+        "program",
+        "chips",
+        "mesh",
+        "batch",
+        "parameters",
+        "optimizer",
+        "temporaries",
+        "total",
+        "of HBM",
+    )
+    titles += ("TFLOP", "model's share", "HBM traffic", "sent", "step at least", "bound by", "CPU to compile")
+    lines = [titles, ("---",) * len(titles)]
+    for entry in entries:
+        chip = roofline.CHIPS[entry["topology"].partition(":")[0]]
+        memory = {name: value / roofline.GIB for name, value in entry["memory"].items()}
+        mesh = " x ".join(f"{axis} {size}" for axis, size in entry["mesh"].items() if size > 1) or "1"
+        chips = f"{entry['slices']} x " * (entry["slices"] > 1) + entry["topology"]
+        row = [entry["program"], chips, mesh, str(entry["batch"]), f"{memory['parameters']:.2f}"]
+        row += [f"{memory['optimizer']:.3f}"]
+        row += [f"{memory['temporaries']:.2f}" if "temporaries" in memory else ""]
+        share = memory["total"] * roofline.GIB / chip.memory
+        row += [f"{memory['total']:.2f}", f"{100 * share:.0f} %" + " **too much**" * (share > 1)]
+        if "step_seconds" in entry:
+            sent = sum(entry["collectives"].values())
+            row += [f"{entry['flops'] / 1e12:.3g}", f"{100 * entry['model_share']:.0f} %"]
+            row += [f"{entry['bytes'] / 1e9:.3g} GB", f"{sent / 1e9:.3g} GB", f"{entry['step_seconds']:.3g} s"]
+            row += [entry["bound"], f"{entry['compile_cpu_seconds']:.0f} s"]
+        else:
+            row += [""] * 7
+        lines.append(tuple(row))
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
