@@ -1,5 +1,8 @@
 # make demo    ProMoT against standard fine-tuning on a real model and real data; SEEDS="0 1 2" for several seeds
 # make test    fast tests, and those on the real model and data
+# make test-slow     damaged files by the thousand, killed hosts, every variant
+# make test-libtpu   the TPU compiler on a machine without a TPU
+# make test-browser  the report in headless Chromium, which has to be installed (tests/page/test_in_browser.py)
 # make check   style, types and shell scripts
 #
 # Each makes what it needs first: .venv, the packages, the demonstration's model and data. Nothing is done twice.
@@ -17,7 +20,7 @@ comma := ,
 space := $(subst ,, )
 seeds := $(if $(strip $(SEEDS)),"--gin.SEEDS=[$(subst $(space),$(comma),$(strip $(SEEDS)))]")
 
-.PHONY: demo test test-slow check format assets clean distclean
+.PHONY: demo test test-slow test-libtpu test-browser check format assets clean distclean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -25,10 +28,16 @@ demo: $(STAMPS)/demo assets
 	$(RUN) -m promot_jax.main --gin_file=demo.gin $(seeds)
 
 test: $(STAMPS)/test assets
-	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow"
+	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow and not browser and not libtpu"
 
 test-slow: $(STAMPS)/test assets
 	$(RUN) -m pytest -q -m slow
+
+test-libtpu: $(STAMPS)/libtpu
+	JAX_PLATFORMS=cpu $(RUN) -m pytest -q -m libtpu
+
+test-browser: $(STAMPS)/test
+	$(RUN) -m pytest -q -m browser
 
 check: $(STAMPS)/dev
 	$(RUN) -m ruff check .
@@ -58,6 +67,10 @@ $(STAMPS)/demo: $(STAMPS)/venv setup.py pyproject.toml
 $(STAMPS)/test: $(STAMPS)/demo
 	$(PIP) torch==2.13.0
 	$(PIP) -e ".[test]"
+	@touch $@
+
+$(STAMPS)/libtpu: $(STAMPS)/test
+	$(PIP) -e ".[precompile]"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/demo

@@ -19,7 +19,6 @@ REQUIRES = [
     "gin-config>=0.5.0",
     "importlib_resources>=7.1.0",  # TFDS needs it to prepare a data set, and does not say so
     "jax>=0.10.2",
-    "matplotlib>=3.11.2",
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
@@ -42,6 +41,7 @@ TEST = [
     "hypothesis>=6.170",
     "markdown-it-py>=4.0",
     "peft>=0.21.2",
+    "playwright>=1.65.2",  # drives an installed Chromium; brings none
     "pytest>=9.2",
     "pytest-xdist>=3.8",
     "setuptools>=77",  # builds the wheel that tests/test_packaging.py installs
@@ -69,7 +69,11 @@ setup(
     # gin/ has no __init__.py: in a checkout it would shadow the gin library.
     packages=[*find_packages(include=["promot_jax", "promot_jax.*"]), *tasks, "promot_jax.gin"],
     package_dir={"promot_jax": "promot_jax", "promot_jax.tasks": "tasks", "promot_jax.gin": "gin"},
-    package_data={"promot_jax.gin": ["**/*.gin"], "promot_jax.tasks": [f"**/*.{kind}" for kind in DATA]},
+    package_data={
+        "promot_jax.page": ["*.css", "*.js"],
+        "promot_jax.gin": ["**/*.gin"],
+        "promot_jax.tasks": [f"**/*.{kind}" for kind in DATA],
+    },
     include_package_data=False,
     zip_safe=False,
     install_requires=REQUIRES,

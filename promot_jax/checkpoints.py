@@ -37,6 +37,11 @@ class Saved:
         """Takes a folder, which need not be there."""
         self.folder = Path(folder).absolute()
 
+    def steps(self) -> list[int]:
+        """The finished steps, in order."""
+        finished = [path.parent.name for path in self.folder.glob(f"*/{_FINISHED}")]
+        return sorted(int(name) for name in finished if name.isdigit())
+
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         """Shapes of the trained parameters in a checkpoint, by path.
 
@@ -50,14 +55,15 @@ class Saved:
             saved = ["/".join(keys[1:]) for keys in sorted(names) if keys[0] == "params"]
             return {path: tuple(_array(folder, f"params/{path}").shape) for path in saved}
 
-    def parameters(self, step: int, like: trees.Tree) -> trees.Tree:
+    def parameters(self, step: int, like: trees.Tree, *, some: bool = False) -> trees.Tree:
         """Reads only the trained parameters of a checkpoint.
 
         Args:
             step: of the checkpoint.
             like: what it trained; of each leaf the shape, dtype and sharding count.
+            some: whether it may have trained more than is asked for.
         """
-        self._check(step, {"params": like})
+        self._check(step, {"params": like}, some)
         found = {}
         for path, leaf in trees.flatten(like).items():
             with self._reading(step) as folder:
@@ -68,7 +74,7 @@ class Saved:
                 found[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
         return trees.unflatten(found)
 
-    def _check(self, step: int, like: State) -> None:
+    def _check(self, step: int, like: State, some: bool = False) -> None:
         """Orbax casts dtypes and skips missing leaves in silence, so shapes are compared first."""
         saved = self.shapes(step)
         for path, leaf in trees.flatten(like["params"]).items():
@@ -78,7 +84,7 @@ class Saved:
                     f"{tuple(leaf.shape)}; give another --workdir, or delete the folder to start again."
                 )
         extra = set(saved) - set(trees.flatten(like["params"]))
-        if extra:
+        if extra and not some:
             raise UserError(f"The checkpoint {self.folder}/{step} also trains {min(extra)}, which this run does not.")
 
     @contextlib.contextmanager
@@ -100,20 +106,30 @@ class Saved:
 class Checkpoints(Saved):
     """The checkpoints of one stage: trained leaves, optimizer state, step, and the curve so far.
 
-    Keeps the newest (to resume from) and the best (to hand over). A save is visible only when it is complete.
+    Keeps the newest (to resume from), the best (to hand over), and one in every `keep_period` steps where an analysis
+    asks for them. A save is visible only when it is complete.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
-        """Opens `folder`, making it if needed."""
+    def __init__(self, folder: str | os.PathLike[str], *, keep_period: int = 0):
+        """Opens `folder`, making it if needed.
+
+        Args:
+            folder: of the checkpoints.
+            keep_period: steps between checkpoints that are kept for good; 0 keeps none.
+        """
         super().__init__(folder)
         hosts.decide(self._tidy, "tidy checkpoints")
         keep = ocp.checkpoint_managers
+        kept: list[ocp.checkpoint_managers.PreservationPolicy] = [
+            keep.LatestN(1),
+            keep.BestN(get_metric_fn=_score, n=1, reverse=False),
+        ]
+        if keep_period:
+            kept.append(keep.EveryNSteps(keep_period))
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep.AnyPreservationPolicy(
-                    [keep.LatestN(1), keep.BestN(get_metric_fn=_score, n=1, reverse=False)]
-                ),
+                preservation_policy=keep.AnyPreservationPolicy(kept),
                 best_fn=_score,  # without it the scores are not written, and a resumed run knows none of them
                 create=True,
             ),
@@ -127,11 +143,7 @@ class Checkpoints(Saved):
 
     def latest(self) -> int | None:
         """The newest finished step, or None."""
-        return hosts.decide(self._latest, "the newest checkpoint")
-
-    def _latest(self) -> int | None:
-        steps = [step for step in self._manager.all_steps() if (self.folder / str(step) / _FINISHED).is_file()]
-        return max(steps, default=None)
+        return hosts.decide(lambda: max(self.steps(), default=None), "the newest checkpoint")
 
     def save(self, step: int, state: State, progress: State, score: float) -> None:
         """Saves in the background.

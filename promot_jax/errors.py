@@ -12,6 +12,10 @@ class TrainingError(Exception):
     """A run that cannot go on (a NaN loss, say). `main` prints the message and exits with status 1."""
 
 
+class HostError(TrainingError):
+    """A run that cannot go on because another of its hosts does not come; that says nothing of what was run."""
+
+
 class PreemptedError(Exception):
     """A run that stops because its machine is about to be taken away. `main` exits with status 75."""
 

@@ -22,6 +22,7 @@ from promot_jax.pretrained import Pretrained, cast_weights
 
 Params = dict[str, Any]
 
+DRAW_STRIDE = 1_000_003  # between the exemplar seeds of a run's draws, so that no draw is another seed's first one
 LONGEST_OF = 1000  # training targets that a task's longest output is estimated from
 
 
@@ -76,7 +77,7 @@ class Evaluator:
         self._settings, self._partitioner = settings, partitioner
         self._task, self._icl = task, icl
         self._base = trees.flatten(base.params)
-        self._base_icl: dict[tuple[int, str, int, bool], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        self._base_icl: dict[tuple[int, str, int, bool, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         stops = decoding.stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
         self._sentinels = base.vocabulary.sentinels if settings.sentinel else {}
         if settings.sentinel and decoding.SENTINELS[0] not in self._sentinels:
@@ -161,10 +162,11 @@ class Evaluator:
         """What a raw output says: all of it, or the first span where sentinels ask for one."""
         return decoding.first_span(raw) if self._settings.sentinel else raw
 
-    def target(self, params: Params, split: str, limit: int, prompt: str = "") -> Scored:
+    def target(self, params: Params, split: str, limit: int, prompt: str | Mapping[str, str] = "") -> Scored:
         """Scores the fine-tuning task as it is trained on, behind its prompt if one is named.
 
-        So with no exemplar, or with as many as a k-shot task asks for. A mixture scores its tasks' mean.
+        So with no exemplar, or with as many as a k-shot task asks for. A mixture scores its tasks' mean, with the entry
+        of each under `tasks`, and its tasks may each name a prompt of their own.
         """
         names = text.task_names(self._task)
         scored = self._run(params, names, split, limit, prompt=prompt)
@@ -176,26 +178,50 @@ class Evaluator:
             "score": bootstrap.normalized_average({name: part.entry["score"] for name, part in scored.items()}),
             "ci95": list(bootstrap.average_interval({name: part.sample for name, part in scored.items()})),
             "n": sum(part.entry["n"] for part in parts),
+            "tasks": {text.base_task(name): part.entry for name, part in scored.items()},
         }
         return Scored(entry, [row for part in parts for row in part.rows], [])
 
     def icl(
-        self, params: Params, shots: int, split: str, limit: int, prompt: str = "", intervals: bool = True
+        self,
+        params: Params,
+        shots: int,
+        split: str,
+        limit: int,
+        prompt: str = "",
+        intervals: bool = True,
+        draws: int = 1,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Scores the ICL mixture at a number of shots, stripped unless a prompt is named.
 
-        `intervals` asks for bootstrap intervals, which take longer than the scores where a metric is BLEU.
+        `intervals` asks for bootstrap intervals, which take longer than the scores where a metric is BLEU. With several
+        `draws` every example is asked that often, each time behind other exemplars; the scores are those of the first.
 
         Returns:
-            The `results.json` entry of this number of shots, and one row per example.
+            The `results.json` entry of this number of shots (with several draws also the scores of each, under
+            `draws`), and one row per example and draw.
         """
+        entry, rows = self._icl_draw(params, shots, split, limit, prompt, intervals, 0)
+        if draws == 1:
+            return entry, rows
+        scores, drawn = [results.draw_result(entry)], [row | {"draw": 0} for row in rows]
+        for draw in range(1, draws):
+            further, rows = self._icl_draw(params, shots, split, limit, prompt, False, draw)
+            scores.append(results.draw_result(further))
+            drawn += [row | {"draw": draw} for row in rows]
+        return entry | {"draws": scores}, drawn
+
+    def _icl_draw(
+        self, params: Params, shots: int, split: str, limit: int, prompt: str, intervals: bool, draw: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         # Every method starts at the base model: its scores are computed once.
         model = trees.flatten(params["model"])
         is_base = not prompt and all(model[path] is leaf for path, leaf in self._base.items())
-        if is_base and (shots, split, limit, intervals) in self._base_icl:
-            return self._base_icl[shots, split, limit, intervals]
+        asked = (shots, split, limit, intervals, draw)
+        if is_base and asked in self._base_icl:
+            return self._base_icl[asked]
         names = text.task_names(f"{self._icl}_{shots}shot")
-        scored = self._run(params, names, split, limit, prompt=prompt, intervals=intervals)
+        scored = self._run(params, names, split, limit, prompt=prompt, intervals=intervals, draw=draw)
         tasks = {text.base_task(name): part for name, part in scored.items()}
         samples = {name: part.sample for name, part in tasks.items()}
         ci95 = list(bootstrap.average_interval(samples)) if intervals else None
@@ -203,7 +229,7 @@ class Evaluator:
         entry["dropped_shots"] = sum(row["dropped_shots"] for part in tasks.values() for row in part.rows)
         found = entry, [row for part in tasks.values() for row in part.rows]
         if is_base:
-            self._base_icl[shots, split, limit, intervals] = found
+            self._base_icl[asked] = found
         return found
 
     def _run(
@@ -213,21 +239,26 @@ class Evaluator:
         split: str,
         limit: int,
         *,
-        prompt: str,
+        prompt: str | Mapping[str, str],
         intervals: bool = True,
+        draw: int = 0,
     ) -> dict[str, Scored]:
-        """Asks all tasks at once, so that their prompts share batches, and scores each."""
+        """Asks all tasks at once, so that their prompts share batches, and scores each; `draw` chooses exemplars."""
         asked: list[tuple[str, text.Example, Request, int]] = []
         for name in names:
-            asked += self._requests(name, split, limit, prompt)
+            own = prompt if isinstance(prompt, str) else prompt.get(name, "")
+            asked += self._requests(name, split, limit, own, draw)
         outputs = self.ask(params, [request for _, _, request, _ in asked])
         answers: dict[str, list[tuple[text.Example, Request, int, str]]] = {name: [] for name in names}
         for (name, example, request, dropped), raw in zip(asked, outputs, strict=True):
             answers[name].append((example, request, dropped, raw))
         return {name: self._score(name, answers[name], intervals) for name in names}
 
-    def _requests(self, name: str, split: str, limit: int, prompt: str) -> list[tuple[str, text.Example, Request, int]]:
+    def _requests(
+        self, name: str, split: str, limit: int, prompt: str, draw: int
+    ) -> list[tuple[str, text.Example, Request, int]]:
         settings = self._settings
+        seed = settings.exemplar_seed + draw * DRAW_STRIDE
         examples = _read(name, split, limit)
         if not examples:
             raise UserError(f"Task {name!r} has no example in its split {split!r}.")
@@ -235,7 +266,7 @@ class Evaluator:
         steps = _longest_output(self._vocabulary, name) + (len(decoding.SENTINELS) if settings.sentinel else 0)
         asked = []
         for example in examples:
-            chosen = _exemplars(name, settings.exemplar_seed, example.id, example.inputs, example.shots)
+            chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
             composed, dropped = fewshot.compose(
                 example, chosen, lambda value: len(self._vocabulary.encode(value)), settings.max_input_length
             )

@@ -22,8 +22,11 @@ class Evaluation:
         curve_shots: exemplars per prompt at every checkpoint.
         curve_examples: per ICL task at every checkpoint; 0 leaves ICL out of the curve.
         curve_target_examples: of the fine-tuning task at every checkpoint.
+        curve_draws: as `exemplar_draws`, at every checkpoint: those at matched target score are reported.
         curve_split: split that checkpoints are compared and chosen on.
         exemplar_seed: chooses the exemplars, with the task and the example.
+        exemplar_draws: of the closing evaluation, each with other exemplars. Scores are those of the first draw; the
+            others say how far the exemplars move them.
         tokens_per_batch: of prompts decoded together, each as often as it has beams.
         max_input_length: tokens of a prompt; whole exemplars are dropped until it fits.
         decoding: how outputs are chosen.
@@ -38,8 +41,10 @@ class Evaluation:
     curve_shots: int = 1
     curve_examples: int = 30
     curve_target_examples: int = 200
+    curve_draws: int = 1
     curve_split: str = "validation"
     exemplar_seed: int = 0
+    exemplar_draws: int = 1
     tokens_per_batch: int = 4096
     max_input_length: int = 1024
     decoding: Decoding = Decoding()
@@ -47,8 +52,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Raises UserError for counts that cannot be."""
-        if min(self.examples, self.target_examples, self.curve_target_examples, self.max_input_length) < 1:
-            raise UserError("Evaluation needs at least one example, and room for at least one input token.")
+        least = (self.examples, self.target_examples, self.curve_target_examples, self.exemplar_draws, self.curve_draws)
+        if min(*least, self.max_input_length) < 1:
+            raise UserError("Evaluation needs at least one example and draw, and room for one input token.")
         if min(self.curve_examples, self.curve_shots, self.exemplar_seed, self.tokens_per_batch, *self.shots, 0) < 0:
             raise UserError("Evaluation's counts and seeds are not negative.")
 

@@ -1,56 +1,31 @@
-"""The paper's curves as SVG files: ICL, format share and target score against step, and target score against ICL.
+"""The paper's curves as charts: ICL, format share and target score against step, and target score against ICL.
 
-The same results give the same bytes, with the same version of Matplotlib.
+Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff`) of the paper,
+and every method's averages beside each other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promot_jax import tables
 from promot_jax.analysis import bootstrap, tradeoff
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from promot_jax.charts import Chart, Line, Panel, Point, document
+from promot_jax.results import write_text
 
 Json = dict[str, Any]
+Value = Callable[[Json], float | None]
 
-# Okabe and Ito's palette, safe for the colour-blind; markers tell methods apart in print.
-STYLES = {"finetune": ("#D55E00", "o"), "promot": ("#0072B2", "s"), "prompt_tuning": ("#009E73", "^")}
-SPARE_STYLES = (
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-    ("#6B4C9A", "<"),
-    ("#8C564B", ">"),
-    ("#000000", "X"),
-)
-REFERENCE = "#555555"
-RC: Any = {
-    "svg.hashsalt": "promot_jax",  # ids in the file would differ from run to run
-    "svg.fonttype": "path",  # looks the same whatever fonts the reader has
-    "text.parse_math": False,  # names may contain a dollar sign
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
+STYLES = {"finetune": 0, "promot": 1, "prompt_tuning": 2}  # the same in every report; others as they come
+REFERENCE, SHARE, ICL, TARGET = -1, 4, 5, 6  # where lines are scores rather than methods
+MODEL_STEP = "Step (updates of the model)"
+PROMPT_STEP = "Step of stage 1"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on disk.
-
-    Attributes:
-        path: the SVG file.
-        title: one line, for the heading.
-        alt: what it shows, with numbers, for readers who do not see it.
-    """
+    """A figure on disk: its SVG file, and its title and description as in `charts.Chart`."""
 
     path: Path
     title: str
@@ -74,182 +49,289 @@ class Series:
         assert spread is not None  # a common step has a value for each seed
         return spread
 
+    def ends(self) -> str:
+        """`from 52.5 at step 0 to 22.1 at step 60 (mean of 3 seeds)`."""
+        seeds = "1 seed" if len(self.values) == 1 else f"mean of {len(self.values)} seeds"
+        steps = self.common()
+        told = [f"{self.spread(step).mean:.1f} at step {step}" for step in (steps[0], steps[-1])] if steps else []
+        return f"{'from ' + ' to '.join(told) if told else 'no common step'} ({seeds})"
 
-def write(results: Json, folder: Path) -> list[Picture]:
-    """Draws every figure that the results have points for.
+
+def charts(results: Json) -> list[Chart]:
+    """Every figure that the results have points for.
 
     Args:
         results: a comparison (`results.as_comparison`).
-        folder: where the SVG files go; created.
-
-    Raises:
-        ImportError: Matplotlib is not installed.
     """
-    import matplotlib
-
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    with matplotlib.rc_context(RC):
-        for name, draw in FIGURES.items():
-            drawn = draw(results)
-            if drawn is not None:
-                figure, title, alt = drawn
-                path = folder / f"{name}.svg"
-                figure.savefig(path, format="svg", metadata={"Date": None, "Title": title, "Description": alt})
-                pictures.append(Picture(path, title, alt))
-    return pictures
+    drawn = (draw(results) for draw in (_tradeoff, _forgetting, _icl, _format_share, _format_share_tasks, _target))
+    return [chart for chart in drawn if chart is not None]
 
 
-def series(results: Json, key: str, *, stages: Sequence[str] = tradeoff.MODEL_TUNING) -> list[Series]:
-    """One key of the curves (`target`, `icl`, `format_share`, `loss`) per method, for the methods that have points."""
+def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
+    """Writes charts as `<name>.svg` into a folder."""
+    return [
+        Picture(write_text(folder / f"{chart.name}.svg", document(chart)), chart.title, chart.alt) for chart in drawn
+    ]
+
+
+def series(
+    results: Json, value: str | Value, *, stages: Sequence[str] = tradeoff.MODEL_TUNING, mixtures: bool = False
+) -> list[Series]:
+    """One number of the curves' points per method, for the methods that have it.
+
+    Args:
+        results: a comparison.
+        value: a key of the points (`target`, `icl`, `format_share`, `loss`), or a function of a point.
+        stages: whose points count.
+        mixtures: whether those of models between two (with a key `alpha`) count, whose step is no number of updates.
+    """
+    read: Value = (lambda point: point.get(value)) if isinstance(value, str) else value
     found = []
     for method in tables.ordered(results["methods"]):
         values = {}
         for run in results["methods"][method]:
-            points = [point for point in run["curve"] if point["stage"] in stages and point.get(key) is not None]
+            counted = [p for p in run["curve"] if p["stage"] in stages and (mixtures or "alpha" not in p)]
+            points = {p["step"]: number for p in counted if (number := read(p)) is not None}
             if points:
-                values[run["seed"]] = {point["step"]: point[key] for point in points}
+                values[run["seed"]] = points
         if values:
             found.append(Series(method, values))
     return found
 
 
-def _icl(results: Json) -> "tuple[Figure, str, str] | None":
-    title = "ICL normalised average against step"
-    return _against_step(results, "icl", title, f"ICL normalised average{_shots(results)}", start="pretrained")
+# ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _format_share(results: Json) -> "tuple[Figure, str, str] | None":
-    title = "Format share against step"
-    return _against_step(results, "format_share", title, "ICL outputs in the target's label set (%)", start=None)
+def _icl(results: Json) -> Chart | None:
+    title, axis = "ICL normalised average against step", f"ICL normalised average{_shots(results)}"
+    return _against_step("icl", title, axis, series(results, "icl"), results, start=True)
 
 
-def _target(results: Json) -> "tuple[Figure, str, str] | None":
-    panels = {
-        "Step of stage 1 (updates of the prompt)": series(results, "target", stages=("stage1",)),
-        "Step (updates of the model)": series(results, "target"),
-    }
-    panels = {axis: curves for axis, curves in panels.items() if curves}
-    if not panels:
-        return None
-    title = f"Target score{_target_name(results)} against step"
-    figure, axes = _figure(len(panels))
-    for ax, (axis, curves) in zip(axes, panels.items(), strict=True):
-        _lines(ax, curves, results)
-        ax.set_xlabel(axis)
-    axes[0].set_ylabel("Target score, validation (0 to 100)")
-    _finish(figure, axes, title)
-    told = " ".join(f"{axis}: {_described(curves)}" for axis, curves in panels.items())
-    return figure, title, f"Line chart. {told}"
+def _format_share(results: Json) -> Chart | None:
+    curves = series(results, "format_share")
+    return _against_step("format_share", "Format share against step", "Outputs in the label set (%)", curves, results)
 
 
-def _tradeoff(results: Json) -> "tuple[Figure, str, str] | None":
-    targets = {one.method: one for one in series(results, "target")}
-    figure, axes = _figure(1)
-    told = [
-        _path(axes[0], targets[icl.method], icl, results) for icl in series(results, "icl") if icl.method in targets
+def _target(results: Json) -> Chart | None:
+    named = {point["stage"] for runs in results["methods"].values() for run in runs for point in run["curve"]}
+    stages = {PROMPT_STEP: sorted(named - {*tradeoff.MODEL_TUNING}), MODEL_STEP: tradeoff.MODEL_TUNING}
+    curves = {axis: series(results, "target", stages=names) for axis, names in stages.items()}
+    panels = [
+        Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items() if members
     ]
-    told = [sentence for sentence in told if sentence]
-    if not told:
-        return None
-    title = "Trade-off: target score against ICL, one point per checkpoint"
-    axes[0].set_xlabel(f"Target score{_target_name(results)}, validation (0 to 100)")
-    axes[0].set_ylabel(f"ICL normalised average{_shots(results)}")
-    _finish(figure, axes, title)
+    told = " ".join(f"{axis}: {_described(members)}" for axis, members in curves.items() if members)
+    title = f"Target score{_target_name(results)} against step"
+    return Chart("target", title, f"Line chart. {told}", tuple(panels)) if panels else None
+
+
+def _forgetting(results: Json) -> Chart | None:
+    """Figure 1: the target score rises while question answering in context falls, a panel per method."""
+    answering = any(_answering(p) is not None for runs in results["methods"].values() for r in runs for p in r["curve"])
+    value: Value = _answering if answering else lambda point: point.get("icl")
+    name = "ICL question answering (exact match)" if answering else "ICL normalised average"
+    targets = {one.method: one for one in series(results, "target")}
+    panels, told = [], []
+    for icl in series(results, value):
+        if icl.method in targets:
+            label = tables.label(icl.method)
+            lines = [
+                _line(targets[icl.method], TARGET, "target score (left axis)", label),
+                _line(icl, ICL, f"{name} (right axis)", label, right=True),
+            ]
+            panels.append(Panel(MODEL_STEP, "Target score", tuple(lines), label, "ICL score"))
+            told.append(f"{label}: target {targets[icl.method].ends()}, ICL {icl.ends()}.")
+    title = "Target score and in-context question answering" if answering else "Target score and ICL"
+    return Chart("forgetting", title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+
+
+def _answering(point: Json) -> float | None:
+    """Mean score of the ICL tasks that are scored by exact match, which are those of question answering."""
+    tasks = (point.get("tasks") or {}).values()
+    scores = [task["score"] for task in tasks if task["metric"] == "exact_match" and task.get("score") is not None]
+    return sum(scores) / len(scores) if scores else None
+
+
+def _format_share_tasks(results: Json) -> Chart | None:
+    """Figure 2: the format share of every ICL task, a panel per method."""
+    points = [point for runs in results["methods"].values() for run in runs for point in run["curve"]]
+    names = list(dict.fromkeys(name for point in points for name in point.get("tasks") or {}))
+    by_method: dict[str, list[Line]] = {}
+    told: dict[str, list[str]] = {}
+    for style, name in enumerate(names):
+
+        def share(point: Json, name: str = name) -> float | None:
+            number: float | None = ((point.get("tasks") or {}).get(name) or {}).get("format_share")
+            return number
+
+        for one in series(results, share):
+            by_method.setdefault(one.method, []).append(_line(one, style, name, tables.label(one.method), band=False))
+            told.setdefault(one.method, []).append(f"{name} {one.ends()}")
+    panels = [
+        Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), tables.label(method))
+        for method, lines in by_method.items()
+    ]
+    alt = " ".join(f"{tables.label(method)}: {', '.join(parts)}." for method, parts in told.items())
+    return (
+        Chart("format_share_tasks", "Format share of each ICL task", f"Line charts. {alt}", tuple(panels))
+        if panels
+        else None
+    )
+
+
+def _tradeoff(results: Json) -> Chart | None:
+    """Figures 5 and 6: a point per checkpoint, mean over seeds; each seed's as dots."""
+    targets = {one.method: one for one in series(results, "target", mixtures=True)}
+    lines: list[Line] = []
+    told: list[str] = []
+    for icl in series(results, "icl", mixtures=True):
+        if icl.method not in targets:
+            continue
+        target, label, style = targets[icl.method], tables.label(icl.method), _style(icl.method, results)
+        seeds = [seed for seed in target.values if seed in icl.values]
+        steps = {seed: sorted(set(target.values[seed]) & set(icl.values[seed])) for seed in seeds}
+        shared = sorted(set.intersection(*map(set, steps.values()))) if seeds else []
+        if not shared:
+            continue
+        places = _places(results, icl.method)
+        both = {(s, n): (target.values[s][n], icl.values[s][n]) for s in seeds for n in steps[s]}
+        if len(seeds) > 1:
+            dots = [Point(x, y, _pair(f"{label}, seed {s}", places[n], x, y)) for (s, n), (x, y) in both.items()]
+            lines.append(Line("", style, tuple(dots), "dots"))
+        means = [[sum(both[s, n][i] for s in seeds) / len(seeds) for n in shared] for i in (0, 1)]
+        points = [Point(x, y, _pair(label, places[n], x, y)) for n, x, y in zip(shared, *means, strict=True)]
+        lines.append(Line(label, style, tuple(points), hollow=shared[0] == 0))
+        told.append(" to ".join(f"{points[end].tip.partition(': ')[2]} at {places[shared[end]]}" for end in (0, -1)))
+        told[-1] = f"{label} from {told[-1]}."
+    x, y = f"Target score{_target_name(results)}, validation", f"ICL normalised average{_shots(results)}"
     key = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."
-    return figure, title, f"Scatter plot with paths. {' '.join(told)} {key}"
+    alt = f"Scatter plot with paths. {' '.join(told)} {key}"
+    title = "Trade-off: target score against ICL, one point per checkpoint"
+    return Chart("tradeoff", title, alt, (Panel(x, y, tuple(lines)),)) if lines else None
 
 
-def _path(ax: "Axes", target: Series, icl: Series, results: Json) -> str:
-    """Draws one method's checkpoints, mean over seeds, and each seed's as dots; returns a sentence about the mean."""
-    color, marker = _style(target.method, results)
-    seeds = [seed for seed in target.values if seed in icl.values]
-    steps = {seed: sorted(set(target.values[seed]) & set(icl.values[seed])) for seed in seeds}
-    shared = sorted(set.intersection(*map(set, steps.values()))) if seeds else []
-    if not shared:
-        return ""
-    if len(seeds) > 1:
-        dots = [(target.values[seed][step], icl.values[seed][step]) for seed in seeds for step in steps[seed]]
-        ax.scatter([x for x, _ in dots], [y for _, y in dots], s=10, color=color, alpha=0.35, linewidths=0)
-    xs, ys = ([sum(one.values[seed][step] for seed in seeds) / len(seeds) for step in shared] for one in (target, icl))
-    ax.plot(xs, ys, color=color, marker=marker, markersize=5, linewidth=1.5, label=tables.label(target.method))
-    if shared[0] == 0:
-        ax.plot(xs[0], ys[0], color=color, marker=marker, markersize=8, markerfacecolor="white")
-    ends = [f"step {shared[end]}: target {xs[end]:.1f}, ICL {ys[end]:.1f}" for end in (0, -1)]
-    return f"{tables.label(target.method)} from {ends[0]} to {ends[1]}."
+def gradient_alignment(found: Json) -> list[Chart]:
+    """Figures 3 and 7: cosine between the gradients of real and shuffled targets, a chart with and without the prompt.
+
+    Args:
+        found: what `analysis.gradient_alignment.along` returns.
+    """
+    drawn = []
+    for prompt in dict.fromkeys(point["prompt"] for point in found["points"]):
+        known = [p for p in found["points"] if p["prompt"] == prompt and p["mean"] is not None]
+        panels, told = [], []
+        for scope in dict.fromkeys(point["scope"] for point in known):
+            lines = []
+            for style, group in enumerate(dict.fromkeys(point["group"] for point in known)):
+                members = [p for p in known if (p["scope"], p["group"]) == (scope, group)]
+                points = [
+                    Point(
+                        p["step"],
+                        p["mean"],
+                        f"{group}, {scope}, step {p['step']}: {p['mean']:.3f} [{p['low']:.3f}, {p['high']:.3f}]",
+                        *((p["low"], p["high"]) if group == "all" else ()),  # five bands would cover each other
+                    )
+                    for p in sorted(members, key=lambda p: p["step"])
+                ]
+                if points:
+                    lines.append(Line(group, style, tuple(points)))
+                    told.append(f"{group} from {points[0].y:.2f} to {points[-1].y:.2f} ({scope})")
+            panels.append(Panel("Step", "Cosine", tuple(lines), scope))
+        behind = f"behind its prompt {prompt!r}" if prompt else "without a prompt"
+        title = f"Gradient alignment with shuffled targets: {found['stage']}, seed {found['seed']}, {behind}"
+        alt = f"Line charts. {', '.join(told)}. Band, of all: range over {found['batches']} batches."
+        name = "gradient_alignment" + ("" if prompt == found["points"][0]["prompt"] else "_stripped")
+        if panels:
+            drawn.append(Chart(name, title, alt, tuple(panels)))
+    return drawn
+
+
+def of_run(run: Json) -> Chart | None:
+    """The curves of one run: target score, ICL and format share, a panel per stage."""
+    panels, told = [], []
+    for stage in dict.fromkeys(point["stage"] for point in run["curve"]):
+        lines = []
+        for key, name, style in (
+            ("target", "target score", TARGET),
+            ("icl", "ICL", ICL),
+            ("format_share", "format share (%)", SHARE),
+        ):
+            points = [
+                Point(p["step"], p[key], f"{name}, {tables.place(p['step'], p.get('alpha'))}: {p[key]:.1f}")
+                for p in run["curve"]
+                if p["stage"] == stage and p.get(key) is not None
+            ]
+            if points:
+                lines.append(Line(name, style, tuple(points)))
+                told.append(f"{stage}: {name} from {points[0].y:.1f} to {points[-1].y:.1f}.")
+        if lines:
+            mixtures = any("alpha" in p for p in run["curve"] if p["stage"] == stage)
+            panels.append(Panel("Alpha (%)" if mixtures else "Step", "0 to 100", tuple(lines), stage))
+    return Chart("curves", "Curves", f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
 
 
 def _against_step(
-    results: Json, key: str, title: str, axis: str, *, start: str | None
-) -> "tuple[Figure, str, str] | None":
-    curves = series(results, key)
+    name: str, title: str, axis: str, curves: Sequence[Series], results: Json, *, start: bool = False
+) -> Chart | None:
     if not curves:
         return None
-    figure, axes = _figure(1)
-    _lines(axes[0], curves, results)
+    lines = list(_lines(curves, results))
     first = [curve[0] for one in curves for curve in one.values.values() if 0 in curve]
     if start and first:
         # Step 0 without a prompt is the pretrained model, evaluated on the examples of the curve.
-        axes[0].axhline(sum(first) / len(first), color=REFERENCE, linestyle=":", linewidth=1.5, label=start)
-    axes[0].set_xlabel("Step (updates of the model)")
-    axes[0].set_ylabel(axis)
-    _finish(figure, axes, title)
-    return figure, title, f"Line chart. {_described(curves)}"
+        level = sum(first) / len(first)
+        ends = (min(p.x for line in lines for p in line.points), max(p.x for line in lines for p in line.points))
+        points = tuple(Point(x, level, f"pretrained: {level:.1f}") for x in ends)
+        lines.insert(0, Line("pretrained", REFERENCE, points, "ruled"))
+    return Chart(name, title, f"Line chart. {_described(curves)}", (Panel(MODEL_STEP, axis, tuple(lines)),))
 
 
-def _lines(ax: "Axes", curves: Sequence[Series], results: Json) -> None:
+def _lines(curves: Sequence[Series], results: Json) -> tuple[Line, ...]:
+    lines: list[Line] = []
     for one in curves:
-        color, marker = _style(one.method, results)
-        steps = one.common()
-        spreads = [one.spread(step) for step in steps]
-        means = [spread.mean for spread in spreads]
-        ax.plot(steps, means, color=color, marker=marker, markersize=5, linewidth=1.8, label=tables.label(one.method))
-        if len(one.values) > 1:
-            lows, highs = [spread.low for spread in spreads], [spread.high for spread in spreads]
-            ax.fill_between(steps, lows, highs, color=color, alpha=0.18 if len(curves) <= 4 else 0.08, linewidth=0)
-        for curve in one.values.values():
+        style, label, steps = _style(one.method, results), tables.label(one.method), one.common()
+        for seed, curve in one.values.items():
             if set(curve) != set(steps):  # a seed that is further than the others
-                ax.plot(sorted(curve), [curve[step] for step in sorted(curve)], color=color, linestyle=":", linewidth=1)
+                points = (Point(n, curve[n], f"{label}, seed {seed}, step {n}: {curve[n]:.1f}") for n in sorted(curve))
+                lines.append(Line("", style, tuple(points), "thin"))
+        lines.append(_line(one, style, label, label))
+    return tuple(lines)
 
 
-def _figure(panels: int) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4 if panels == 1 else 9.0, 4.2), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
-
-
-def _finish(figure: "Figure", axes: "Sequence[Axes]", title: str) -> None:
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        handles |= {text: handle for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-        ax.margins(x=0.03, y=0.06)
-        ax.set_ylim(0, max(10, ax.get_ylim()[1]))  # a cut or stretched axis would make any change look large
-        ax.locator_params(axis="x", integer=True)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(3, len(handles)))
-    figure.suptitle(title, fontsize=11)
+def _line(one: Series, style: int, label: str, method: str, *, right: bool = False, band: bool = True) -> Line:
+    """Mean over seeds; their range is told, and drawn as a band unless bands would cover each other."""
+    what = method if method == label else f"{method}, {label}"
+    points = []
+    for step in one.common():
+        mean, low, high, seeds = one.spread(step)
+        told = f"{what}, step {step}: {mean:.1f}"
+        edges = (low, high) if seeds > 1 and band else (None, None)
+        points.append(Point(step, mean, told + (f" [{low:.1f}, {high:.1f}]" if seeds > 1 else ""), *edges))
+    return Line(label, style, tuple(points), right=right)
 
 
-def _style(method: str, results: Json) -> tuple[str, str]:
-    others = [name for name in results["methods"] if name not in STYLES and name != tables.PRETRAINED]
+def _pair(label: str, place: str, target: float, icl: float) -> str:
+    return f"{label}, {place}: target {target:.1f}, ICL {icl:.1f}"
+
+
+def _places(results: Json, method: str) -> dict[int, str]:
+    """What each step of a method's model tuning is called."""
+    points = [point for run in results["methods"][method] for point in tradeoff.model_tuning(run["curve"])]
+    return {point["step"]: tables.place(point["step"], point.get("alpha")) for point in points}
+
+
+def _style(method: str, results: Json) -> int:
+    """A style of its own for every method of a comparison, the same in all of its figures."""
     if method in STYLES:
         return STYLES[method]
-    return SPARE_STYLES[others.index(method) % len(SPARE_STYLES)] if method in others else (REFERENCE, "*")
+    others = [name for name in results["methods"] if name not in STYLES and name != tables.PRETRAINED]
+    return len(STYLES) + others.index(method) if method in others else REFERENCE
 
 
-def _described(curves: Sequence[Series]) -> str:
-    """`fine-tuning from 52.5 at step 0 to 22.1 at step 60 (mean of 3 seeds).` for each method."""
-    sentences = []
-    for one in curves:
-        seeds = "1 seed" if len(one.values) == 1 else f"mean of {len(one.values)} seeds"
-        steps = one.common()
-        ends = [f"{one.spread(step).mean:.1f} at step {step}" for step in (steps[0], steps[-1])] if steps else []
-        sentences.append(
-            f"{tables.label(one.method)} {'from ' + ' to '.join(ends) if ends else 'no common step'} ({seeds})."
-        )
-    return " ".join(sentences)
+def _described(curves: Iterable[Series]) -> str:
+    return " ".join(f"{tables.label(one.method)} {one.ends()}." for one in curves)
 
 
 def _target_name(results: Json) -> str:
@@ -258,15 +340,7 @@ def _target_name(results: Json) -> str:
 
 
 def _shots(results: Json) -> str:
-    """The unit, and the number of shots where the settings say at how many the curves were evaluated."""
+    """The number of shots where the settings say at how many the curves were evaluated."""
     runs = [run for members in results["methods"].values() for run in members]
     shots = {(run.get("settings") or {}).get("curve_shots") for run in runs} - {None}
-    return f" (0 to 100{f', {shots.pop()}-shot' if len(shots) == 1 else ''})"
-
-
-FIGURES: "dict[str, Callable[[Json], tuple[Figure, str, str] | None]]" = {
-    "icl": _icl,
-    "format_share": _format_share,
-    "target": _target,
-    "tradeoff": _tradeoff,
-}
+    return f" ({shots.pop()}-shot)" if len(shots) == 1 else ""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from promot_jax.errors import TrainingError, UserError
+from promot_jax.errors import HostError, UserError
 from promot_jax.lifeline import Lifeline
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def gather(value: T, what: str) -> list[T]:
         The values by host.
 
     Raises:
-        TrainingError: a host did not come in time; it is named.
+        HostError: a host did not come in time; it is named.
     """
     if _run is None:
         return [value]
@@ -254,7 +254,7 @@ def _fetch(run: _Run, place: str, host: int, what: str) -> Any:
     except JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise
-        raise TrainingError(
+        raise HostError(
             f"Waited {run.barrier_timeout:g} s at {what!r} for {run.lifeline.describe(host)}, which is alive but does "
             "not come; look at its own output, or give a longer --barrier_timeout."
         ) from None

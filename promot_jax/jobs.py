@@ -1,4 +1,4 @@
-"""What a user can run: one stage, ProMoT end to end, a comparison of methods, ICL evaluation, inference, export.
+"""What a user can run: a stage, a method, methods compared, ICL evaluation, inference, export, gradient alignment.
 
 Jobs are plain functions of plain settings; `main` binds them from gin files.
 """
@@ -6,16 +6,18 @@ Jobs are plain functions of plain settings; `main` binds them from gin files.
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from promot_jax import compare as comparison
 from promot_jax import hosts, results, runs, stages, trees
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiment import Experiment
-from promot_jax.runs import Tuning
+from promot_jax.grid import Grid
 from promot_jax.train import Training
+from promot_jax.tuning import Tuning, require
 
 Json = dict[str, Any]
 
@@ -25,30 +27,35 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
 
     Args:
         workdir: of the run.
-        experiment: model and data; stage 2 takes its prompt from `prompt_path`.
-        stage: "stage1" (prompt tuning), "stage2" (model tuning behind a frozen prompt) or "finetune".
+        experiment: model and data; stage 2 takes its prompt, or one for each task of a mixture, from `prompt_path`.
+        stage: "stage1" (prompt tuning), "stage2" (model tuning behind frozen prompts), "finetune", or another one that
+            is a whole method.
         training: how.
 
     Raises:
-        UserError: an unknown stage, or a stage 2 without a prompt.
+        UserError: an unknown stage, a stage 2 without a prompt, or a rival without the setting that makes it one.
     """
-    plan = {one.name: (name, one) for name, all_ in stages.METHODS.items() for one in all_[-1:]}
+    plan = {stages.STAGE2.name: ("promot", stages.STAGE2)}
+    for name, all_ in stages.METHODS.items():
+        if len(all_) == 1:
+            plan.setdefault(all_[0].name, (name, all_[0]))
     if stage not in plan:
         raise UserError(f"Unknown stage {stage!r}{nearest(stage, plan)}.")
     method, chosen = plan[stage]
+    require(chosen, training)
     if chosen is stages.STAGE2 and not experiment.prompt_path:
         raise UserError("Stage 2 needs a trained prompt: set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
     session = runs.open_session(experiment)
-    params: trees.Tree = {"model": session.base.params}
     if chosen is stages.STAGE2:
-        params["prompt"] = {experiment.task: next(iter(runs.saved_prompts(session).values()))}
-    elif chosen.prompt:
-        params["prompt"] = runs.fresh_prompt(session)
+        params = {"model": session.base.params, "prompt": runs.task_prompts(session)}
+    else:
+        params = runs.start(session, [chosen], training.lora)
     params = runs.run_stage(session, workdir, chosen, training, params)
     run = hosts.decide(lambda: _earlier(workdir, method), "an earlier run")
     if run is None:
-        run = runs.close(session, workdir, method, params, {stage: workdir})
-    for key, value in runs.closing(experiment).items():
+        shape, keeps = training.lora, chosen.keeps_lora
+        run = runs.close(session, workdir, method, params, {stage: workdir}, shape=shape, keeps_lora=keeps)
+    for key, value in runs.settings_of(experiment).items():
         if (was := run["settings"].get(key)) != value:
             raise UserError(
                 f"{workdir} was evaluated with {key} = {was}, now it is {value}: give another --workdir, or delete its "
@@ -67,37 +74,59 @@ def promot(workdir: Path, experiment: Experiment, tuning: Tuning) -> None:
     _report(workdir, finished)
 
 
-def compare(
-    workdir: Path, experiment: Experiment, tuning: Tuning, methods: Sequence[str], seeds: int | Sequence[int] = (0,)
-) -> None:
-    """Job: runs methods x seeds, each cell in a folder of its own, and reports them side by side.
-
-    Safe to kill and run again: finished cells are kept, the others go on where they stopped.
+def train_method(workdir: Path, experiment: Experiment, tuning: Tuning, method: str) -> None:
+    """Job: one method end to end: its stages, strip, evaluation, report.
 
     Args:
-        workdir: of the comparison; cells lie in `<method>/seed_<seed>`.
+        workdir: of the run; each stage has a folder in it.
+        experiment: model and data.
+        tuning: settings of the stages.
+        method: a key of `stages.METHODS`.
+    """
+    stages.method(method)
+    session = runs.open_session(experiment)
+    _report(workdir, [runs.run_method(session, workdir, method, tuning)])
+
+
+def compare(
+    workdir: Path,
+    experiment: Experiment,
+    tuning: Tuning,
+    methods: Sequence[str],
+    seeds: int | Sequence[int] = (0,),
+    learning_rates: Mapping[str, Sequence[float]] | None = None,
+    tasks: Mapping[str, Mapping[str, int]] | None = None,
+    wait: bool = True,
+    stale: float = 600.0,
+    report: str = "",
+    serve: int | None = None,
+) -> None:
+    """Job: runs tasks x seeds x methods x learning rates, each cell in a folder of its own, and reports them.
+
+    Safe to kill and run again: finished cells are kept, the others go on where they stopped. The same command on
+    further machines that share the folder takes on cells that nobody works on.
+
+    Args:
+        workdir: of the comparison. A cell lies in `<method>/seed_<seed>`; with tasks in a folder of each task, with
+            learning rates in one of each: `<task>/<method>/lr_<rate>/seed_<seed>`.
         experiment: model and data; its seed is replaced by each of `seeds`, the exemplars' seed too.
         tuning: settings of the stages, the same for every method.
-        methods: keys of `stages.METHODS`.
+        methods: keys of `stages.METHODS`; with `_1shot` behind, trained with one exemplar in front of every input, in
+            inputs twice as long.
         seeds: one or several.
+        learning_rates: to try, by kind of stage: `{"prompt": (0.1, 0.2), "model": (1e-4, 1e-3)}`. A method with both
+            kinds runs with every pair. Of each method the rates that are best on the target's validation split are
+            reported; all are written down.
+        tasks: to fine-tune on, each with its `feature_lengths` (`{}` for the experiment's); None for the experiment's.
+        wait: at the end for cells that run elsewhere; otherwise they are reported as missing.
+        stale: seconds without a sign of life after which the cell of another machine is taken over.
+        report: folder in `workdir` for results and report, "" for `workdir` itself: comparisons of other methods or
+            seeds over the same cells each have their own.
+        serve: port of this machine on which `report.html` is served while cells run; None serves nothing.
     """
-    for method in methods:
-        stages.method(method)
     wanted = [seeds] if isinstance(seeds, int) else list(seeds)
-    for name, values in (("method", list(methods)), ("seed", wanted)):
-        if len(set(values)) < len(values) or not values:
-            raise UserError(f"A comparison needs at least one {name}, and each only once, not {values}.")
-    if min(wanted) < 0:
-        raise UserError(f"Seeds are not negative: {wanted}.")
-    session = runs.open_session(experiment)
-    finished: list[Json] = []
-    for seed in wanted:
-        seeded = runs.reseeded(session, seed)
-        for method in methods:
-            print(f"==== {method}, seed {seed} ====", flush=True)
-            finished.append(runs.run_method(seeded, workdir / method / f"seed_{seed}", method, tuning))
-            results.write(results.comparison(finished), workdir / "results.json")
-    _report(workdir, finished)
+    grid = Grid(workdir, experiment, tuning, list(methods), wanted, learning_rates or {}, tasks or {}, report)
+    comparison.run(grid, wait, stale, serve)
 
 
 def icl_eval(workdir: Path, experiment: Experiment) -> None:
@@ -195,6 +224,39 @@ def export(
     summary |= {"fingerprint": base.fingerprint, "prompts": {name: len(rows) for name, rows in prompts.items()}}
     summary |= {"seconds": time.monotonic() - started, "versions": results.versions(), "commit": results.commit()}
     results.write(summary, workdir / "results.json")
+
+
+def gradient_alignment(
+    workdir: Path, experiment: Experiment, run: str, steps: Sequence[int] | int = (0,), batches: int = 8
+) -> None:
+    """Job: how far a stage's gradients depend on which input has which target (paper, figures 3 and 7).
+
+    Args:
+        workdir: gets `results.json` and `gradient_alignment.svg`. As `<comparison>/analyses/<name>` it becomes part of
+            the comparison's report.
+        experiment: modules of the tasks, and the mesh; model, task and seed are the run's own.
+        run: folder of the stage, finished or running (`runs/demo/finetune/seed_0/finetune`).
+        steps: those looked at, whose checkpoints were kept (`Training.keep_period`); 0 is before the first update.
+        batches: of the run's own, from the first one on.
+
+    Raises:
+        UserError: not a stage's folder, a checkpoint that was not kept, or a workdir of other results.
+    """
+    from promot_jax import charts, figures, revisit
+    from promot_jax.analysis import gradient_alignment as alignment
+
+    wanted = [steps] if isinstance(steps, int) else list(steps)
+    if not wanted or min(wanted) < 0 or len(set(wanted)) < len(wanted) or batches < 1:
+        raise UserError(f"Gradient alignment needs batches and steps, each step once, not {batches} at {wanted}.")
+    if hosts.decide((workdir / "results.json").exists, "earlier results"):
+        raise UserError(f"{workdir} holds results already; delete it, or give another --workdir.")
+    started = time.monotonic()
+    opened = revisit.open_stage(Path(run), experiment)
+    found = alignment.along(opened, wanted, batches)
+    found |= {"seconds": time.monotonic() - started, "versions": results.versions(), "commit": results.commit()}
+    results.write(found, workdir / "results.json")
+    for chart in figures.gradient_alignment(found):
+        results.write_text(workdir / f"{chart.name}.svg", charts.document(chart))
 
 
 def _inputs(path: str) -> list[tuple[str, str | None]]:

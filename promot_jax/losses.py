@@ -1,6 +1,7 @@
-"""The training loss, in chunks of target positions where the vocabulary is too large for all logits at once."""
+"""The training losses, in chunks of target positions where the vocabulary is too large for all logits at once."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,13 +58,54 @@ def chunked_cross_entropy(
         chunk: logits of a chunk, over all devices; one position of the whole batch is the least. None is `CHUNK` times
             the devices: with fewer chunks, a sharded head is gathered less often.
     """
-    if chunk is None:
-        chunk = CHUNK * (model.partitioner.mesh().size if model.partitioner else 1)
-    batch, length = targets.shape
-    positions = max(chunk // (batch * model.config.vocab_size), 1)
+
+    def total(hidden: Array, targets: Array, weights: Array) -> Array:
+        # Parameters as a closure: as an argument, gradients of the whole model would go through the loop.
+        return cross_entropy(model.head(params, hidden), targets, weights, label_smoothing)
+
+    return _in_chunks(total, (hidden, targets, weights), _room(model, chunk) // model.config.vocab_size)
+
+
+def chunked_divergence(
+    model: Model, params: Any, hidden: Array, base: Any, base_hidden: Array, weights: Array, chunk: int | None = None
+) -> Array:
+    """Sum over target tokens of KL(base || tuned) of the next token, in nats; in chunks as `chunked_cross_entropy`.
+
+    Args:
+        model: its `head` makes the logits.
+        params: of the model that is tuned.
+        hidden: its states that predict the targets, `[batch, targets, embed]`.
+        base: parameters of the frozen base model.
+        base_hidden: its states at the same targets, `[batch, targets, embed]`.
+        weights: `[batch, targets]`, 0 at padding.
+        chunk: as for `chunked_cross_entropy`, of both models together.
+    """
+
+    def total(hidden: Array, base_hidden: Array, weights: Array) -> Array:
+        tuned = jax.nn.log_softmax(model.head(params, hidden), axis=-1)
+        wanted = jax.nn.log_softmax(model.head(base, base_hidden), axis=-1)
+        return jnp.sum(jnp.sum(jnp.exp(wanted) * (wanted - tuned), axis=-1) * weights)
+
+    return _in_chunks(total, (hidden, base_hidden, weights), _room(model, chunk) // (2 * model.config.vocab_size))
+
+
+def _room(model: Model, chunk: int | None) -> int:
+    return CHUNK * (model.partitioner.mesh().size if model.partitioner else 1) if chunk is None else chunk
+
+
+def _in_chunks(total: Callable[..., Array], arrays: tuple[Array, ...], rows: int) -> Array:
+    """Sums `total` over chunks of the target positions of at most `rows` rows, at least one position each.
+
+    Args:
+        total: of arrays like `arrays`, of fewer positions, to a scalar.
+        arrays: `[batch, targets, ...]`; the last one is the weights, by which padding counts nothing.
+        rows: of all batch rows together, positions that may exist at once.
+    """
+    batch, length = arrays[-1].shape
+    positions = max(rows // batch, 1)
     chunks = -(-length // positions)
     if chunks == 1:
-        return cross_entropy(model.head(params, hidden), targets, weights, label_smoothing)
+        return total(*arrays)
     positions = -(-length // chunks)  # as even as can be
 
     def cut(array: Array) -> Array:
@@ -71,11 +113,9 @@ def chunked_cross_entropy(
         padding = [(0, 0), (0, chunks * positions - length), *[(0, 0)] * (array.ndim - 2)]
         return jnp.pad(array, padding).reshape(batch, chunks, positions, *array.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint  # parameters as a closure: as an argument, gradients of the whole model would go through the loop
-    def loss(hidden: Array, targets: Array, weights: Array) -> Array:
-        return cross_entropy(model.head(params, hidden), targets, weights, label_smoothing)
+    again = jax.checkpoint(total)
 
-    def add(total: Array, part: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        return total + loss(*part), None
+    def add(whole: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
+        return whole + again(*part), None
 
-    return jax.lax.scan(add, jnp.float32(0), (cut(hidden), cut(targets), cut(weights)))[0]
+    return jax.lax.scan(add, jnp.float32(0), tuple(map(cut, arrays)))[0]

@@ -44,11 +44,13 @@ from promot_jax.settings import Macro, Reference, Setting, Settings
 CONFIGURABLES = {
     "train_stage": "promot_jax.jobs:train_stage",
     "promot": "promot_jax.jobs:promot",
+    "train_method": "promot_jax.jobs:train_method",
     "compare": "promot_jax.jobs:compare",
     "icl_eval": "promot_jax.jobs:icl_eval",
     "infer": "promot_jax.jobs:infer",
     "export": "promot_jax.jobs:export",
     "precompile": "promot_jax.precompile:precompile",
+    "gradient_alignment": "promot_jax.jobs:gradient_alignment",
     "Experiment": "promot_jax.experiment:Experiment",
     "DecoderConfig": "promot_jax.models.decoder:DecoderConfig",
     "T5Config": "promot_jax.models.t5:T5Config",
@@ -57,7 +59,9 @@ CONFIGURABLES = {
     "PromptInit": "promot_jax.prompts:PromptInit",
     "Partitioner": "promot_jax.partitioning:Partitioner",
     "Training": "promot_jax.train:Training",
-    "Tuning": "promot_jax.runs:Tuning",
+    "Tuning": "promot_jax.tuning:Tuning",
+    "Lora": "promot_jax.lora:Lora",
+    "Replay": "promot_jax.replay:Replay",
     "Optimizer": "promot_jax.optim:Optimizer",
 }
 

@@ -82,6 +82,24 @@ class Optimizer:
         return core
 
 
+def build(steps: int, default: Optimizer, **rooms: Optimizer | None) -> optax.GradientTransformation:
+    """Returns the transformation for a run of `steps` steps in which some rooms have an optimizer of their own.
+
+    Args:
+        steps: of the run.
+        default: of every room without one; of the whole tree at once where no room has one.
+        **rooms: by the first key of the parameters; None for `default`. Each clips its own gradients' norm.
+    """
+    own = {room: one.build(steps) for room, one in rooms.items() if one is not None}
+    if not own:
+        return default.build(steps)
+
+    def labels(params: trees.Tree) -> trees.Tree:
+        return {room: room if room in own else "default" for room in params}  # a prefix of the tree
+
+    return optax.partition(own | {"default": default.build(steps)}, labels)
+
+
 def _adafactor(settings: Optimizer, rate: optax.Schedule) -> optax.GradientTransformation:
     """Adafactor as in T5X: each layer of a stack is a block of its own, prompts stay unfactored, the counter continues.
 

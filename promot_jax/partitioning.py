@@ -26,6 +26,8 @@ MeshAxes = str | Sequence[str] | None
 # First match wins. Leaves of scanned stacks carry "layers" in front.
 PATH_TO_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt/.*", ("prompt", "prompt_embed")),
+    (r"lora/.*/layers/.*", ("layers", "lora", "lora")),
+    (r"lora/.*", ("lora", "lora")),
     (r"model/token_embedder/embedding", ("vocab", "embed")),
     (r"model/.*/layers/.*attention/(query|key|value)/kernel", ("layers", "embed", "joined_kv")),
     (r"model/.*/layers/.*attention/(query|key|value)/bias", ("layers", "joined_kv")),
@@ -38,7 +40,7 @@ PATH_TO_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"model/.*logits_dense/kernel", ("embed", "vocab")),
 )
 
-# Prompts, norms and relative position biases are replicated: a logical axis that is not named here is not split.
+# Prompts, LoRA, norms and relative position biases are replicated: a logical axis that is not named here is not split.
 LOGICAL_TO_MESH: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
     ("looked_up", "data"),

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from promot_jax import decoding, hlo, results, roofline, stages, train, trees
+from promot_jax import decoding, freezing, hlo, optim, results, roofline, stages, train, trees
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiment import Experiment
 from promot_jax.losses import chunked_cross_entropy
 from promot_jax.models import Model, build
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import cast_weights
-from promot_jax.runs import Tuning
+from promot_jax.tuning import Tuning
 
 Json = dict[str, Any]
 STAGES = {"stage1": stages.STAGE1, "stage2": stages.STAGE2, "finetune": stages.FINETUNE}
@@ -78,7 +78,8 @@ def precompile(
         own = tuning
         if rows_per_chip:
             batch = round(rows_per_chip * chips)
-            own = Tuning(*(dataclasses.replace(one, batch_size=batch) for one in (tuning.prompt, tuning.model)))
+            prompt, model = (dataclasses.replace(one, batch_size=batch) for one in (tuning.prompt, tuning.model))
+            own = dataclasses.replace(tuning, prompt=prompt, model=model)
         room = Room(experiment, own, partitioner, name, chips)
         for program in programs:
             key = f"{slices} x {name} {program} {room.fingerprint()}"
@@ -222,10 +223,12 @@ class Room:
         training = self.tuning.of(stage)
         model = self.model(training.dropout_rate)
         params = self.params(stage.prompt)
-        trained, frozen = trees.partition(params, lambda path: path.startswith(f"{stage.trains}/"))
+        trained, frozen = freezing.split(params, stage.trains, training.freeze)
         if "model" not in trained:
             frozen = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), frozen), frozen)
-        transform = training.optimizer.build(training.steps)
+        if training.l2sp or training.kl:
+            frozen = frozen | {"start": trained.get("model", {})}
+        transform = optim.build(training.steps, training.optimizer, prompt=training.prompt_optimizer)
         abstract = jax.eval_shape(transform.init, trained)
         optimizer = jax.tree.map(_placed, abstract, self.partitioner.like(abstract, trained))
         replicated = self.partitioner.replicated()
@@ -285,15 +288,16 @@ class Room:
         entry: Json = {"program": program, "topology": self.topology, "chips": self.chips, "devices": devices}
         entry |= {"mesh": mesh, "batch": self.tuning.of(STAGES.get(program, stages.STAGE2)).batch_size}
         held = {name: cores * _bytes_per_device(tree) for name, tree in arguments.items()}
+        # A run keeps the model it started from, in float32: every evaluation and method comes back to it.
+        kept = 0.0 if program == "gradient" else cores * _bytes_per_device(self.params(with_prompt=False))
         started, busy = time.monotonic(), time.process_time()
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"[Uu]sed ([\d.]+)([GM]) of ([\d.]+)([GM]) hbm", str(error))
-            if not used:
+            needed = _needed(str(error), sum(held.values()) / cores)
+            if needed is None:
                 raise
-            unit = {"G": roofline.GIB, "M": roofline.GIB / 1024}
-            memory = {"optimizer": 0.0, **held, "total": cores * float(used[1]) * unit[used[2]]}
+            memory = {"optimizer": 0.0, **held, "base": kept, "total": kept + cores * needed}
             return entry | {"memory": memory, "verdict": roofline.verdict(memory, chip, program in STAGES)}
         entry["compile_seconds"] = time.monotonic() - started
         entry["compile_cpu_seconds"] = time.process_time() - busy
@@ -306,13 +310,16 @@ class Room:
             "outputs": output,
         }
         memory = {"optimizer": 0.0, **held, "temporaries": cores * sizes.temp_size_in_bytes, "outputs": cores * output}
-        memory["total"] = cores * (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + output)
+        memory |= {"base": kept}
+        memory["total"] = kept + cores * (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + output)
         entry |= {"memory": memory, "verdict": roofline.verdict(memory, chip, program in (*STAGES, "gradient"))}
         text = compiled.as_text()
         steps = self.experiment.evaluation.decoding.max_tokens - 1
         cost, once = hlo.Program(text, steps).cost, hlo.Program(text, once=True).cost
         asked, share = self.flops(program)
-        entry["failed_checks"] = roofline.checks(cost, once, compiled.cost_analysis()["flops"], asked, devices, share)
+        entry["failed_checks"] = roofline.checks(
+            cost, once, compiled.cost_analysis(), sizes.argument_size_in_bytes, asked, devices, share
+        )
         if entry["failed_checks"]:
             return entry
         entry |= {
@@ -325,6 +332,15 @@ class Room:
         }
         entry["utilization"] = asked / (self.chips * chip.flops * entry["step_seconds"])
         return entry
+
+
+def _needed(message: str, arguments: float) -> float | None:
+    """Bytes that a program needs on a device, where a compiler's message says that these are too many; else None."""
+    alone = re.search(r"required for HLO temporaries \(([\d.]+)([GM])\) exceeds available HBM", message)
+    found = alone or re.search(r"[Uu]sed ([\d.]+)([GM]) of [\d.]+[GM] hbm", message)
+    if not found:
+        return None
+    return float(found[1]) * {"G": 1, "M": 1 / 1024}[found[2]] * roofline.GIB + (arguments if alone else 0.0)
 
 
 def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -365,6 +381,7 @@ def markdown(entries: Sequence[Json]) -> str:
         "parameters",
         "optimizer",
         "temporaries",
+        "base model",
         "total",
         "of HBM",
     )
@@ -378,6 +395,7 @@ def markdown(entries: Sequence[Json]) -> str:
         row = [entry["program"], chips, mesh, str(entry["batch"]), f"{memory['parameters']:.2f}"]
         row += [f"{memory['optimizer']:.3f}"]
         row += [f"{memory['temporaries']:.2f}" if "temporaries" in memory else ""]
+        row += [f"{memory['base']:.2f}"]
         share = memory["total"] * roofline.GIB / chip.memory
         row += [f"{memory['total']:.2f}", f"{100 * share:.0f} %" + " **too much**" * (share > 1)]
         if "step_seconds" in entry:

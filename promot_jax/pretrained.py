@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from promot_jax import assets, results, trees
+from promot_jax import assets, lora, results, stages, trees
 from promot_jax.checkpoints import Saved
 from promot_jax.convert import hf, places, remote, t5x
 from promot_jax.errors import UserError
@@ -100,14 +100,14 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
     except OSError as error:  # a name that is too long, say
         raise UserError(f"Cannot read {path[:200]!r}: {error.strerror or error}.") from error
     if hf.is_folder(local):
-        sizes, placed, tokenizer, leaves = _read_hf(local, partitioner, without, options.vocabulary)
+        sizes, placed, tokenizer, leaves = _read_hf(local, partitioner, without, options)
     elif t5x.is_checkpoint(local):
         sizes, placed, tokenizer, leaves = _read_t5x(local, partitioner, without, options)
     elif (stage := _stage_folder(local)) is not None:
         return _load_stage(stage, path, partitioner, options, without)
     else:
         file = local if remote.is_remote(path) else assets.resolve(path)
-        sizes, placed, tokenizer, leaves = _read_gguf(file, partitioner, without, options.vocabulary)
+        sizes, placed, tokenizer, leaves = _read_gguf(file, partitioner, without, options)
     sizes = agree(sizes, options.config, path)
     if tokenizer.vocab_size > sizes.vocab_size:  # ids beyond the table are soft prompts
         raise UserError(
@@ -122,15 +122,19 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
 _Read = tuple[Config, places.Placed, "Vocabulary", dict[str, int]]
 
 
-def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], vocabulary: str) -> _Read:
+def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
     """A Hugging Face folder, with its tokenizer unless another is given."""
     from promot_jax.data import vocabularies
 
     for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
         if os.path.lexists(folder / name):
             hf.inside(folder, name)
-    tokenizer = vocabularies.load(vocabulary or folder)
-    loaded = hf.read(folder, partitioner, without)
+    tokenizer = vocabularies.load(options.vocabulary or folder)
+
+    def accept(family: str, sizes: dict[str, Any]) -> None:
+        agree(CONFIGS[family](**sizes), options.config, str(folder))
+
+    loaded = hf.read(folder, partitioner, without, accept)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
     return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves
 
@@ -151,7 +155,7 @@ def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], 
     return config, places.place(checkpoint.shapes, checkpoint.read, partitioner, without), tokenizer, checkpoint.leaves
 
 
-def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], vocabulary: str) -> _Read:
+def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
     """A GGUF file, with its tokenizer unless another is given."""
     if not file.is_file():
         raise UserError(
@@ -161,8 +165,11 @@ def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], v
     from promot_jax.convert import gguf
     from promot_jax.data import vocabularies
 
-    read_tokenizer = vocabularies.TokenizerVocabulary.from_gguf
-    tokenizer = vocabularies.load(vocabulary) if vocabulary else read_tokenizer(gguf.read_metadata(file))
+    agree(CONFIGS["decoder"](**gguf.read_config(file)), options.config, str(file))
+    if options.vocabulary:
+        tokenizer = vocabularies.load(options.vocabulary)
+    else:
+        tokenizer = vocabularies.TokenizerVocabulary.from_gguf(gguf.read_metadata(file))
     loaded = gguf.read(file, partitioner, without)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": 0}
     return loaded.config, loaded.placed, tokenizer, leaves
@@ -216,7 +223,14 @@ def describe(folder: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{folder / STAGE_FILE} is not readable ({str(error)[:200]}); delete it to run the stage again."
         ) from error
-    kinds = {"stage": str, "trains": str, "checkpoint": str, "base": str, "best_step": int, "curve": list}
+    kinds: dict[str, Any] = {
+        "stage": str,
+        "trains": (list, str),
+        "checkpoint": str,
+        "base": str,
+        "best_step": int,
+        "curve": list,
+    }
     if not isinstance(description, dict) or not all(
         isinstance(description.get(key), kind) and not isinstance(description[key], bool) for key, kind in kinds.items()
     ):
@@ -226,9 +240,10 @@ def describe(folder: Path) -> dict[str, Any] | None:
 
 def _stage_folder(path: Path) -> Path | None:
     """The folder of a stage that trained a model: the path itself, or that stage in a method's folder."""
-    for folder in (path, path / "stage2", path / "finetune"):
+    # Of a method's stages the one that made the model: WiSE-FT's comes behind its fine-tuning.
+    for folder in (path, *(path / name for name in reversed(stages.MODEL_TUNING))):
         description = describe(folder)
-        if description and description["trains"] == "model":
+        if description and ("model" in description["trains"] or "lora" in description):
             return folder
     if path.is_dir():
         raise UserError(
@@ -248,14 +263,18 @@ def _load_stage(
         raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
     options = dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
     saved = Saved(folder / "checkpoints").shapes(description["best_step"])
-    trained = {name.removeprefix("model/") for name in saved}
+    trained = {name.removeprefix("model/") for name in saved if name.startswith("model/")}
     source = _load(description["checkpoint"], partitioner, options, trained)
     if source.base != description["base"]:
         raise UserError(
             f"{folder} was trained from a base model {description['base'][:12]}, but {description['checkpoint']} now "
             f"holds {source.base[:12]}; put the old file back."
         )
-    params = overlay(folder, description["best_step"], {"model": source.params})["model"]
+    start, shape = {"model": source.params}, None
+    if "lora" in description:
+        shape = lora.Lora(**description["lora"])
+        start |= partitioner.place({"lora": shape.init(jax.random.key(0), source.params)})
+    params = lora.merge(overlay(folder, description["best_step"], start, some=True), shape)["model"]
     fingerprint = trees.fingerprint(params)
     kept = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if name in without else leaf
@@ -264,12 +283,15 @@ def _load_stage(
     return dataclasses.replace(source, params=trees.unflatten(kept), path=path, fingerprint=fingerprint)
 
 
-def overlay(folder: Path, step: int, params: trees.Tree) -> trees.Tree:
-    """Returns the parameters with those that a stage trained taken from one of its checkpoints."""
+def overlay(folder: Path, step: int, params: trees.Tree, *, some: bool = False) -> trees.Tree:
+    """Returns the parameters with those that a stage trained taken from one of its checkpoints.
+
+    With `some` it may have trained others too: a prompt, in joint tuning, beside the model that is asked for.
+    """
     checkpoints = Saved(folder / "checkpoints")
     saved = checkpoints.shapes(step)
     trained, frozen = trees.partition(params, lambda name: name in saved)
-    return trees.merge(checkpoints.parameters(step, trained), frozen)
+    return trees.merge(checkpoints.parameters(step, trained, some=some), frozen)
 
 
 def cast_weights(params: Any, dtype: str) -> Any:

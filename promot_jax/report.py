@@ -11,38 +11,27 @@ Besides the layout of `promot_jax.results`, these keys of a run are shown where 
 import os
 import re
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from promot_jax import figures, tables
+from promot_jax import figures, page, tables
+from promot_jax.markup import visible
 from promot_jax.results import as_comparison, write_text
 
 Json = dict[str, Any]
 
 METHODS_ACROSS = 4  # wider Markdown tables cannot be read without scrolling
-SAMPLES_PER_TASK = 3
+SAMPLES_PER_TASK = 1  # report.html has them all
 SAMPLE_LENGTH = 240
-READING = (
-    "In parentheses: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
-    "several, otherwise the 95 % bootstrap interval over examples. Format share: ICL outputs that lie in the "
-    "fine-tuned task's label set."
-)
-MATCHED = (
-    "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "
-    "checkpoint that reaches it, after at least one update of the model. Scores of the validation split, as in the "
-    "curves."
-)
 
 _SPECIAL = re.compile(r"[&<>`*\[\]\\|~!#$^{}@\"]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=[wW]{3})\.")
-_BIDIRECTIONAL = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
 
 
 def write(
     results: Json, folder: str | os.PathLike[str], *, title: str = "ProMoT report", tolerance: float = 0.0
 ) -> Path:
-    """Writes `report.md` and its figures (`figures/*.svg`) into a folder.
+    """Writes `report.md` with its figures (`figures/*.svg`), and `report.html`, into a folder.
 
     Args:
         results: a comparison, or a single run. Methods, seeds, tasks and curves that are missing show as "-".
@@ -61,12 +50,14 @@ def write(
     shares = tables.format_shares(results)
     parts = [f"# {escape(title)}", _header(results), "## Scores", _scores(tables.scores(results))]
     parts += ["## At matched target score", *_matched(results, tolerance)]
+    parts += _sections(results)
     if shares.rows:
         parts += ["## Format share per task (%)", markdown_table(shares)]
     parts += ["## Figures", *_figures(results, folder)]
     samples = _samples(results)
     if samples:
         parts += ["## Sample outputs", *samples]
+    page.write({"": results}, folder, title=title)
     return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 
 
@@ -83,10 +74,12 @@ def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
     """
     results = as_comparison(results)
     main = tables.scores(results)
-    parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(READING, width)])]
+    parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
+    for title, rows in (("Learning rates", tables.learning_rates(results)), (tables.SPREAD, tables.spreads(results))):
+        parts += [title, aligned(rows)] if rows else []
     rows, notes = tables.matched(results, tolerance=tolerance)
     if rows:
-        parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(MATCHED, width)])]
+        parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(tables.MATCHED, width)])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -132,24 +125,41 @@ def _whole(seconds: float | None) -> str | None:
 def _scores(scores: tables.Table) -> str:
     if not scores.rows:
         return "No scores."
-    return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), READING])])
+    return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), tables.READING])])
+
+
+def _sections(results: Json) -> list[str]:
+    """What only a comparison over learning rates, seeds or exemplars has, and what is missing from it."""
+    parts: list[str] = []
+    if rates := tables.learning_rates(results):
+        chosen = "Of each method the learning rates that are best on the target's validation split are reported."
+        parts += ["## Learning rates", markdown([[escape(cell) for cell in row] for row in rates]), chosen]
+    if spreads := tables.spreads(results):
+        parts += [
+            f"## {tables.SPREAD}",
+            markdown([[escape(cell) for cell in row] for row in spreads]),
+            tables.SPREAD_READING,
+        ]
+    if missing := tables.unfinished(results):
+        parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
+    return parts
 
 
 def _matched(results: Json, tolerance: float) -> list[str]:
     rows, notes = tables.matched(results, tolerance=tolerance)
     if not rows:
         return ["No method has a curve of target scores."]
-    parts = [markdown([[escape(name), *numbers] for name, *numbers in rows]), " ".join([*map(escape, notes), MATCHED])]
+    parts = [
+        markdown([[escape(name), *numbers] for name, *numbers in rows]),
+        " ".join([*map(escape, notes), tables.MATCHED]),
+    ]
     if any(run.get("matched") for runs in results["methods"].values() for run in runs):
         parts += ["All tasks, at those checkpoints:", _scores(tables.scores(results, key="matched"))]
     return parts
 
 
 def _figures(results: Json, folder: Path) -> list[str]:
-    try:
-        pictures = figures.write(results, folder / "figures")
-    except ImportError:
-        return ["Figures are left out: Matplotlib is not installed (`pip install matplotlib`)."]
+    pictures = figures.write(figures.charts(results), folder / "figures")
     if not pictures:
         return ["No run has a curve."]
     note = "Lines: mean over seeds. Bands: range over seeds. Scores of the validation split."
@@ -196,7 +206,7 @@ def escape(text: str) -> str:
     Nothing in it renders as markup or ends a cell; what shows is the text itself, line breaks included. Characters that
     would not show (control characters, direction overrides, lone surrogates) become U+FFFD, tabs become spaces.
     """
-    text = "".join(_visible(character) for character in text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = visible(text).replace("\t", " ")
     text = _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", text)
     # Some renderers look for e-mail addresses after decoding; a break opportunity ends the run of text before the sign.
     return text.replace("&#64;", "<wbr>&#64;").replace("\n", "<br>")
@@ -205,13 +215,6 @@ def escape(text: str) -> str:
 def code(text: str) -> str:
     """`escape`, set as code, where renderers leave mentions and emoji codes alone that they replace elsewhere."""
     return f"<code>{escape(text)}</code>"
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t":
-        return character.replace("\t", " ")
-    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-    return "\ufffd" if hidden or unicodedata.bidirectional(character) in _BIDIRECTIONAL else character
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

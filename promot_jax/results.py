@@ -11,7 +11,9 @@ One run::
 
 A comparison is `{"methods": {"pretrained": [<one run per seed>], "finetune": [...], ...}}`. All scores are on [0, 100];
 a number that does not exist (a NaN loss, the format share of an open task) is null. Further keys are allowed
-everywhere. Those with a meaning to `promot_jax.report` are `model`, `settings`, `samples` and `matched` (see there).
+everywhere. Those with a meaning to `promot_jax.report` are `model`, `settings`, `samples` and `matched` (see there); in
+an entry of `icl`, `draws` (a `draw_result` for each draw of exemplars); in the `target` of a mixture, `tasks` (a
+`task_result` for each of them); and in a comparison those of `promot_jax.compare.collect`.
 """
 
 import importlib.metadata
@@ -25,14 +27,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from promot_jax import hosts
+from promot_jax import hosts, stages
 from promot_jax.analysis import tradeoff
 from promot_jax.analysis.bootstrap import normalized_average
 from promot_jax.errors import UserError, nearest
 
 Json = dict[str, Any]
 
-STAGES = ("stage1", "stage2", "finetune")  # of a curve's points; step 0 of the last two is the model before any update
 PACKAGES = ("promot_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 
 
@@ -67,6 +68,12 @@ def icl_result(tasks: Mapping[str, Json], *, ci95: Sequence[float] | None = None
         "format_share": sum(shares) / len(shares) if shares and all(map(_is_number, shares)) else None,
         "tasks": dict(tasks),
     }
+
+
+def draw_result(entry: Json) -> Json:
+    """The scores of one draw of exemplars out of an `icl_result`, without intervals: an item of its `draws`."""
+    scores = {name: task["score"] for name, task in entry["tasks"].items()}
+    return {"norm_avg": entry["norm_avg"], "format_share": entry["format_share"], "tasks": scores}
 
 
 def curve_point(
@@ -119,7 +126,8 @@ def comparison(runs: Iterable[Json]) -> Json:
 
     Where several methods tune the model, each of their runs gets `matched`: its scores on the validation split at the
     checkpoint where all methods are equally good at the fine-tuned task (`promot_jax.analysis.tradeoff.matched`). So do
-    pretrained runs: what standard fine-tuning scored before its first update.
+    pretrained runs: what one of those methods scored before its first update. Stripped, that is the pretrained model;
+    its target score counts only of methods that ask for the target as they ask the pretrained model.
     """
     methods: dict[str, list[Json]] = {}
     for run in runs:
@@ -133,10 +141,13 @@ def comparison(runs: Iterable[Json]) -> Json:
     for name, matches in found.items() if len(found) > 1 else ():
         for seed, match in zip(seeds, matches, strict=True):
             if match is not None:
-                run, before = by_seed[name][seed], by_seed.get("pretrained", {}).get(seed)
-                run |= _matched(run, match.step)
-                if name == "finetune" and before is not None:
-                    before |= _matched(run, 0)
+                by_seed[name][seed] |= _matched(by_seed[name][seed], match.step)
+    for seed, before in by_seed.get("pretrained", {}).items():
+        tuned = [runs[seed] for runs in by_seed.values() if "matched" in runs.get(seed, {})]
+        begun: dict[str, Json] = {run["method"]: scores for run in tuned if (scores := _matched(run, 0))}
+        plain = [scores for name, scores in begun.items() if stages.is_plain(name)]
+        stripped = [{"matched": scores["matched"] | {"target": None}} for scores in begun.values()]
+        before |= next(iter(plain + stripped), {})
     return {"methods": methods}
 
 
@@ -148,6 +159,8 @@ def _matched(run: Json, step: int) -> Json:
     task, metric = run["target"]["task"], run["target"]["metric"]
     target = target_result(task, metric, point["target"], ci95=point["target_ci95"], n=point["target_n"])
     icl = {str(run["settings"]["curve_shots"]): icl_result(point["tasks"])}
+    for entry in icl.values() if "draws" in point else ():
+        entry["draws"] = point["draws"]
     return {"matched": {"step": step, "target": target, "icl": icl}}
 
 
@@ -259,6 +272,9 @@ def _check_scores(run: Json, origin: str, place: str) -> None:
     if target is not None:
         _typed(_object(target, origin, place + "target").get("task"), str, origin, place + "target.task")
         _check_score_entry(target, origin, place + "target")
+        for name, task in _object(target.get("tasks"), origin, place + "target.tasks", optional=True).items():
+            where = f"{place}target.tasks.{name}"
+            _check_score_entry(_object(task, origin, where), origin, where)
     for shots, entry in _object(run.get("icl"), origin, place + "icl", optional=True).items():
         where = f"{place}icl.{shots}"
         _require(shots.isdecimal(), origin, where, "keyed by a number of shots", shots)
@@ -280,8 +296,8 @@ def _check_score_entry(entry: Json, origin: str, place: str) -> None:
 def _check_point(point: Any, origin: str, place: str) -> None:
     stage = _object(point, origin, place).get("stage")
     _count(point.get("step"), origin, place + ".step")
-    if stage not in STAGES:
-        raise UserError(f"{origin} has the unknown stage {stage!r} at {place}{nearest(str(stage), STAGES)}.")
+    if stage not in stages.STAGES:
+        raise UserError(f"{origin} has the unknown stage {stage!r} at {place}{nearest(str(stage), stages.STAGES)}.")
     for key in ("target", "icl", "format_share"):
         _score(point.get(key), origin, f"{place}.{key}")
     _number(point.get("loss"), origin, place + ".loss")

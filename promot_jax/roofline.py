@@ -1,6 +1,7 @@
 """What a program needs of a chip: the chips' published figures, the FLOPs a model asks for, what bounds a step."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from promot_jax.hlo import Cost
@@ -97,21 +98,35 @@ def bounds(cost: Cost, chip: Chip, devices_per_chip: int) -> dict[str, Any]:
 
 
 def checks(
-    cost: Cost, once: Cost, compiler: float, model: float, devices: int, share: tuple[float, float]
+    cost: Cost,
+    once: Cost,
+    compiler: Mapping[str, float],
+    held: float,
+    model: float,
+    devices: int,
+    share: tuple[float, float],
 ) -> list[str]:
     """What is wrong with a count, as sentences; nothing that a count says is shown before this list is empty.
 
     Args:
         cost: of one device, loops as often as they run.
         once: the same with every loop run once, which is how the compiler counts.
-        compiler: FLOPs that the compiler counts for one device, those outside of products included.
+        compiler: its own analysis of one device: `flops`, those outside of products included, and `bytes accessed`,
+            those of on-chip memory included.
+        held: bytes of one device's arguments; all but parts of tables have to be read at least once, while what comes
+            after may stay on the chip.
         model: FLOPs that the model asks for, of all devices.
         devices: that share the work.
         share: how often the model's FLOPs may be computed: at least, at most.
     """
     found = []
-    if not 0.5 * compiler <= once.flops <= 1.02 * compiler:
-        found.append(f"the compiler counts {compiler:.3g} FLOPs with every loop run once, and we {once.flops:.3g}")
+    flops, traffic = compiler["flops"], compiler["bytes accessed"]
+    if not 0.5 * flops <= once.flops <= 1.02 * flops:
+        found.append(f"the compiler counts {flops:.3g} FLOPs with every loop run once, and we {once.flops:.3g}")
+    if once.bytes > 1.02 * traffic:
+        found.append(f"the compiler counts {traffic:.3g} bytes with every loop run once, and we {once.bytes:.3g}")
+    if cost.bytes < held / 2:
+        found.append(f"the arguments have {held:.3g} bytes, and we count {cost.bytes:.3g} that are read or written")
     ratio = cost.flops * devices / model
     if not share[0] <= ratio <= share[1]:
         found.append(
@@ -126,7 +141,7 @@ def verdict(memory: dict[str, float], chip: Chip, trains: bool) -> str:
     total = memory["total"]
     if total <= chip.memory:
         return f"fits: {total / GIB:.2f} of {chip.memory / GIB:.0f} GiB"
-    held = memory["parameters"] + memory["optimizer"]
+    held = memory["parameters"] + memory["optimizer"] + memory["base"]
     if held > 0.7 * chip.memory:
         advice = "split the parameters further: more chips, with Partitioner.fsdp or model"
     elif trains:

@@ -1,17 +1,49 @@
 """The paper's tables as cells, from results. `promot_jax.report` renders them."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from promot_jax.analysis import bootstrap, tradeoff
+from promot_jax.analysis import bootstrap, spread, tradeoff
 
 Json = dict[str, Any]
 Getter = Callable[[Json], Json | None]
 
 PRETRAINED = "pretrained"
-LABELS = {"finetune": "fine-tuning", "promot": "ProMoT", "prompt_tuning": "prompt tuning", "joint": "joint tuning"}
+LABELS = {  # of every method (`stages.METHODS`)
+    PRETRAINED: "pretrained",
+    "prompt_tuning": "prompt tuning",
+    "finetune": "fine-tuning",
+    "joint": "joint tuning",
+    "random_prompt": "fixed random prompt",
+    "promot": "ProMoT",
+    "promot_lora": "ProMoT with LoRA",
+    "promot_lora_r2": "ProMoT with LoRA r=2",
+    "promot_lora_r4": "ProMoT with LoRA r=4",
+    "multitask_finetune": "multi-task fine-tuning",
+    "multitask_promot": "multi-task ProMoT",
+    "lora": "LoRA",
+    "wise_ft": "WiSE-FT",
+    "l2sp": "L2-SP",
+    "kl": "KL to base",
+    "replay": "replay",
+    "freeze": "frozen layers",
+}
+_WITH_SHOTS = re.compile(r"(.+)_(\d+)shot")  # trained with exemplars before every input
 ABSENT = "-"
+AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
+
+READING = (
+    "With a sign: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
+    "several, otherwise the 95 % bootstrap interval over examples. Format share: ICL outputs that lie in the "
+    "fine-tuned task's label set."
+)
+MATCHED = (
+    "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "
+    "checkpoint that reaches it, after at least one update of the model. Scores of the validation split, as in the "
+    "curves."
+)
 
 
 @dataclass(frozen=True)
@@ -79,9 +111,14 @@ def signed(value: float) -> str:
 
 def label(method: str) -> str:
     """How a method is called in tables and figures."""
-    if method.endswith("_1shot"):
-        return label(method.removesuffix("_1shot")) + " + 1-shot"  # trained with one exemplar before every input
+    if found := _WITH_SHOTS.fullmatch(method):
+        return f"{label(found[1])} + {found[2]}-shot"
     return LABELS.get(method, method.replace("_", " "))
+
+
+def place(step: int, alpha: float | None = None) -> str:
+    """Where on its curve a point lies: `step 60`; of a model between two (WiSE-FT) `alpha 0.30`."""
+    return f"step {step}" if alpha is None else f"alpha {alpha:.2f}"
 
 
 def ordered(methods: Iterable[str]) -> list[str]:
@@ -94,13 +131,14 @@ def scores(results: Json, *, key: str | None = None) -> Table:
 
     Args:
         results: a comparison (`results.as_comparison`).
-        key: None for the best checkpoint of each run; "matched" for the scores under that key of each run (those of the
-            pretrained model stay where it has none), runs without it being left out.
+        key: None for the best checkpoint of each run; "matched" for the scores under that key of each run, runs and
+            methods without it being left out.
 
     Returns:
         A table with a cell for everything that at least one seed has.
     """
-    runs = {method: _views(results["methods"][method], method, key) for method in ordered(results["methods"])}
+    runs = {method: _views(results["methods"][method], key) for method in ordered(results["methods"])}
+    runs = {method: members for method, members in runs.items() if members or key is None}
     everything = [run for members in runs.values() for run in members]
     shots = sorted({shots for run in everything for shots in run["icl"]}, key=int)
     names = list(dict.fromkeys(name for run in everything for entry in run["icl"].values() for name in entry["tasks"]))
@@ -108,13 +146,16 @@ def scores(results: Json, *, key: str | None = None) -> Table:
     targets = dict.fromkeys((run["target"]["task"], run["target"]["metric"]) for run in everything if run["target"])
     for task, metric in targets:
         table.rows.append(_row(f"{task} ({_words(metric)}, target)", runs, [None], _target_getter(task, metric)))
+    parts = [item for run in everything if run["target"] for item in (run["target"].get("tasks") or {}).items()]
+    for name, metric in dict.fromkeys((name, part["metric"]) for name, part in parts):
+        table.rows.append(_row(f"{name} ({_words(metric)}, target)", runs, [None], _part_getter(name, metric)))
     for name in names:
         entries = [entry["tasks"].get(name) for run in everything for entry in run["icl"].values()]
         metrics = list(dict.fromkeys(_words(entry["metric"]) for entry in entries if entry))
         table.rows.append(_row(f"{name} ({', '.join(metrics)})", runs, shots, _task_getter(name, "score")))
     if shots:
         complete = {count: {name for run in everything for name in _tasks(run, count)} for count in shots}
-        for title, entry_key in (("Norm. Avg.", "norm_avg"), ("format share (%)", "format_share")):
+        for title, entry_key in zip(AVERAGES, ("norm_avg", "format_share"), strict=True):
             table.rows.append(_row(title, runs, shots, _average_getter(entry_key, complete)))
         table.notes += _incomplete(runs, complete)
     return table
@@ -122,7 +163,7 @@ def scores(results: Json, *, key: str | None = None) -> Table:
 
 def format_shares(results: Json) -> Table:
     """Format share of every ICL task, in percent; rows only for tasks that have one."""
-    runs = {method: _views(results["methods"][method], method, None) for method in ordered(results["methods"])}
+    runs = {method: _views(results["methods"][method], None) for method in ordered(results["methods"])}
     everything = [run for members in runs.values() for run in members]
     shots = sorted({shots for run in everything for shots in run["icl"]}, key=int)
     names = dict.fromkeys(name for run in everything for entry in run["icl"].values() for name in entry["tasks"])
@@ -150,7 +191,8 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
         thresholds |= {seed: match.threshold for seed, match in kept}
         changes = [_change(members[method][seed]["curve"], match) for seed, match in kept]
         fields = [[getattr(match, name) for _, match in kept] for name in ("target", "icl")]
-        columns = [", ".join(str(match.step) for _, match in kept), *(_over_seeds(values) for values in fields)]
+        steps = [place(match.step, match.alpha).removeprefix("step ") for _, match in kept]
+        columns = [", ".join(steps), *(_over_seeds(values) for values in fields)]
         shares = _over_seeds([match.format_share for _, match in kept])
         rows.append([label(method), *columns, _over_seeds(changes, "+.1f"), shares])
     levels = ", ".join(f"{thresholds[seed]:.1f} (seed {seed})" for seed in used)
@@ -161,6 +203,60 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
     return rows, notes
 
 
+SPREAD = "Seeds and exemplars"
+SPREAD_READING = (
+    "Mean over seeds of the means over exemplar draws: of best checkpoints on the test split, of those at matched "
+    "target score on the validation split. Interval: Student's, of that mean over seeds (of one seed over draws). "
+    "The standard deviations tell the two kinds of spread apart."
+)
+
+
+def learning_rates(results: Json) -> list[list[str]]:
+    """Every learning rate that a comparison tried, with its score on the validation split; the header first.
+
+    No rows where there was no choice.
+    """
+    rows = [["method", "learning rate", "target score, validation", "seeds", "chosen"]]
+    for method, choice in results.get("selection", {}).items():
+        for tried in choice["candidates"]:
+            rates = ", ".join(f"{kind} {rate:g}" for kind, rate in tried["rates"].items())
+            score = ABSENT if tried["validation"] is None else f"{tried['validation']:.1f}"
+            chosen = "yes" if tried["rates"] == choice["chosen"] else ""
+            rows.append([label(method), rates, score, str(len(tried["seeds"])), chosen])
+    return rows if len(rows) > 1 else []
+
+
+def spreads(results: Json) -> list[list[str]]:
+    """ICL averages over seeds and exemplar draws (`analysis.spread`); the header first.
+
+    Best checkpoints are of the test split, those at matched target score of the validation split. No rows where there
+    is one seed and one draw of each method.
+    """
+    rows = [
+        ["method", "checkpoint", "shots", "Norm. Avg.", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]
+    ]
+    several = False
+    for key, checkpoint in ((None, "best"), ("matched", "matched")):
+        found = spread.of_comparison(results, key=key)
+        for method, shots, one in ((name, *item) for name in ordered(found) for item in found[name].items()):
+            several |= one["seeds"] > 1 or one["draws"] > 1
+            interval = ABSENT if one["ci95"] is None else "[{:.1f}, {:.1f}]".format(*one["ci95"])
+            deviations = [ABSENT if one[key] is None else f"{one[key]:.1f}" for key in ("sd_seeds", "sd_draws")]
+            counts = f"{one['seeds']} x {one['draws']}"
+            rows.append([label(method), checkpoint, shots, f"{one['mean']:.1f}", interval, *deviations, counts])
+    return rows if several else []
+
+
+def unfinished(results: Json) -> list[str]:
+    """A line for every cell of a comparison that is not finished."""
+    lines = []
+    for cell in results.get("cells", ()):
+        if cell["state"] != "finished":
+            message = f": {cell['message']}" if cell.get("message") else ""
+            lines.append(f"{cell['folder']} is {cell['state']}{message}")
+    return lines
+
+
 def _change(curve: Sequence[Json], match: tradeoff.Match) -> float | None:
     """ICL at the match less ICL before any update, which is the pretrained model's on the same examples."""
     start = next((point.get("icl") for point in tradeoff.model_tuning(curve) if point["step"] == 0), None)
@@ -169,18 +265,17 @@ def _change(curve: Sequence[Json], match: tradeoff.Match) -> float | None:
 
 def _over_seeds(values: Sequence[float | None], form: str = ".1f") -> str:
     """Mean, and the range where several seeds differ."""
-    spread = bootstrap.across_seeds(values)
-    if spread is None:
+    found = bootstrap.across_seeds(values)
+    if found is None:
         return ABSENT
-    mean, low, high = (format(round(value, 1) + 0.0, form) for value in spread[:3])
+    mean, low, high = (format(round(value, 1) + 0.0, form) for value in found[:3])
     return mean if low == high else f"{mean} [{low}, {high}]"
 
 
-def _views(runs: Sequence[Json], method: str, key: str | None) -> list[Json]:
+def _views(runs: Sequence[Json], key: str | None) -> list[Json]:
     """Runs with the scores to be shown under `target` and `icl`, never None."""
     if key is not None:
-        keep = method == PRETRAINED
-        runs = [{"seed": run["seed"], **(run.get(key) or run)} for run in runs if run.get(key) or keep]
+        runs = [{"seed": run["seed"], **run[key]} for run in runs if run.get(key)]
     return [{**run, "target": run.get("target"), "icl": run.get("icl") or {}} for run in runs]
 
 
@@ -206,11 +301,11 @@ def _row(
 
 
 def _cell(by_seed: dict[int, Json], reference: dict[int, Json] | None) -> Cell:
-    spread = bootstrap.across_seeds(entry["score"] for entry in by_seed.values())
-    assert spread is not None  # getters only return entries with a score
-    low: float | None = spread.low
-    high: float | None = spread.high
-    if spread.seeds == 1:
+    over = bootstrap.across_seeds(entry["score"] for entry in by_seed.values())
+    assert over is not None  # getters only return entries with a score
+    low: float | None = over.low
+    high: float | None = over.high
+    if over.seeds == 1:
         low, high = next(iter(by_seed.values())).get("ci95") or (None, None)
     change = None
     if reference:
@@ -219,7 +314,7 @@ def _cell(by_seed: dict[int, Json], reference: dict[int, Json] | None) -> Cell:
         ours = [by_seed[seed]["score"] for seed in shared or by_seed]
         theirs = [reference[seed]["score"] for seed in shared or reference]
         change = sum(ours) / len(ours) - sum(theirs) / len(theirs)
-    return Cell(spread.mean, low, high, change, spread.seeds)
+    return Cell(over.mean, low, high, change, over.seeds)
 
 
 def _target_getter(task: str, metric: str) -> Callable[[Json, str | None], Json | None]:
@@ -228,6 +323,17 @@ def _target_getter(task: str, metric: str) -> Callable[[Json, str | None], Json 
         target = run["target"]
         same = target and (target["task"], target["metric"]) == (task, metric) and target.get("score") is not None
         return target if same else None
+
+    return get
+
+
+def _part_getter(name: str, metric: str) -> Callable[[Json, str | None], Json | None]:
+    """One task of a mixture that is the target."""
+
+    def get(run: Json, shots: str | None) -> Json | None:
+        del shots
+        part = ((run["target"] or {}).get("tasks") or {}).get(name)
+        return part if part and part["metric"] == metric and part.get("score") is not None else None
 
     return get
 

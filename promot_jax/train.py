@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from promot_jax import preemption, prompts, trees
+from promot_jax import freezing, lora, optim, preemption, prompts, trees
 from promot_jax.checkpoints import Checkpoints, existing
 from promot_jax.errors import PreemptedError, TrainingError, UserError
-from promot_jax.losses import chunked_cross_entropy
+from promot_jax.lora import Lora
+from promot_jax.losses import chunked_cross_entropy, chunked_divergence
 from promot_jax.models import Model
 from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import cast_weights
+from promot_jax.replay import Replay
 from promot_jax.stages import Stage
 
 Array = jax.Array
@@ -38,9 +40,19 @@ class Training:
         dropout_rate: on activations.
         label_smoothing: share of the target's probability spread over the vocabulary.
         microbatches: parts a batch is worked through in, their gradients added up.
-        freeze: patterns over parameter paths that stay as they are (`model/token_embedder/.*`).
+        freeze: patterns over parameter paths that stay as they are (`model/token_embedder/.*`), also of single layers
+            of a stack (`model/decoder/layers_[0-5]/.*`).
         pack: several examples per row, each behind its own prompt.
         log_period: updates between progress lines.
+        keep_period: updates between checkpoints that stay for later analyses, a multiple of `eval_period`; 0 keeps only
+            the newest and the best.
+        prompt_optimizer: of a prompt that is trained together with the model; None for `optimizer`.
+        lora: of a stage with LoRA.
+        l2sp: weight of half the squared distance to the parameters at the stage's start (L2-SP, Li et al., 2018),
+            beside the loss per target token; 0 is off.
+        kl: weight of the divergence from the model at the stage's start, per target token; 0 is off.
+        replay: generic text among the examples; None for none.
+        alphas: of a stage that interpolates weights (WiSE-FT, Wortsman et al., 2022): shares of the tuned model.
     """
 
     steps: int
@@ -53,6 +65,13 @@ class Training:
     freeze: tuple[str, ...] = ()
     pack: bool = False
     log_period: int = 10
+    keep_period: int = 0
+    prompt_optimizer: Optimizer | None = None
+    lora: Lora | None = None
+    l2sp: float = 0.0
+    kl: float = 0.0
+    replay: Replay | None = None
+    alphas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UserError for values that cannot be trained with."""
@@ -60,8 +79,17 @@ class Training:
             raise UserError("steps, batch_size, eval_period, microbatches and log_period must be at least 1.")
         if self.batch_size % self.microbatches:
             raise UserError(f"BATCH_SIZE {self.batch_size} does not divide into {self.microbatches} microbatches.")
+        if self.keep_period < 0 or self.keep_period % self.eval_period:
+            raise UserError(
+                f"keep_period is {self.keep_period}; checkpoints are written every {self.eval_period} steps (the "
+                "evaluation period): give a multiple of that, or 0."
+            )
         if not (0 <= self.dropout_rate < 1 and 0 <= self.label_smoothing < 1):
             raise UserError("dropout_rate and label_smoothing lie in [0, 1).")
+        if not (0 <= self.l2sp < math.inf and 0 <= self.kl < math.inf):
+            raise UserError(f"l2sp and kl are finite and not negative, not {self.l2sp} and {self.kl}.")
+        if not all(0 <= alpha <= 1 for alpha in self.alphas):
+            raise UserError(f"The alphas between two models lie in [0, 1], not {self.alphas}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +114,29 @@ def make_step(
 ) -> Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree]]:
     """Builds the jitted update `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
 
-    Only the trained leaves are differentiated: frozen ones come in as constants of the step.
+    Only the trained leaves are differentiated: frozen ones come in as constants of the step. So does what `l2sp` and
+    `kl` hold the model against, as a room "start" of `frozen`: the trained leaves of the model, before any update.
     """
 
     def loss(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> Array:
-        params = trees.merge(trained, frozen)
+        constants = {room: tree for room, tree in frozen.items() if room != "start"}
+        params = trees.merge(trained, constants)
+        weights = lora.attach(params["model"], params.get("lora"), training.lora)
         table = prompts.table(params.get("prompt"))
-        hidden = model.hidden(params["model"], table, batch, key if training.dropout_rate else None)
-        return chunked_cross_entropy(
-            model, params["model"], hidden, batch["targets"], batch["weights"], training.label_smoothing
+        hidden = model.hidden(weights, table, batch, key if training.dropout_rate else None)
+        total = chunked_cross_entropy(
+            model, weights, hidden, batch["targets"], batch["weights"], training.label_smoothing
         )
+        if training.kl:
+            base = trees.merge(constants.get("model", {}), frozen["start"])
+            base_hidden = model.hidden(base, None, batch)
+            total += training.kl * chunked_divergence(model, weights, hidden, base, base_hidden, batch["weights"])
+        return total
+
+    def distance(trained: Tree, start: Tree) -> Array:
+        leaves = trees.flatten(trained.get("model", {}))
+        squares = (jnp.sum(jnp.square(leaves[path] - leaf)) for path, leaf in trees.flatten(start).items())
+        return sum(squares, start=jnp.float32(0))
 
     def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
         if training.microbatches == 1:
@@ -116,11 +157,19 @@ def make_step(
         # A mean over real target tokens of the whole batch: AdamW, clipping and penalties see the same scale always.
         tokens = jnp.maximum(batch["weights"].sum(), 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
+        value = total / tokens
+        if training.l2sp:
+            away, pull = jax.value_and_grad(distance)(state["params"], frozen["start"])
+            value += training.l2sp / 2 * away
+            grads = jax.tree.map(lambda g, towards: g + training.l2sp / 2 * towards, grads, pull)
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings["params"])
+        masks = freezing.layer_masks(state["params"], training.freeze)
+        grads = freezing.apply(masks, grads)
         updates, optimizer = transform.update(grads, state["optimizer"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        metrics = {"loss": total / tokens, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
+        updates = freezing.apply(masks, updates)  # weight decay knows of no mask
+        params = freezing.apply(masks, optax.apply_updates(state["params"], updates), state["params"])
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
         metrics["update_norm"] = optax.tree.norm(updates)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, metrics
 
@@ -142,10 +191,13 @@ def train(
 ) -> Trained:
     """Trains one stage, or goes on where an interrupted run of it stopped, to bitwise the same result.
 
+    When its machine is about to be taken away, it saves its state, evaluated or not, in `preempted/`: a checkpoint
+    that only resuming looks at, so that `checkpoints/` keeps the best and the newest of those that may be chosen.
+
     Args:
         folder: of the stage; checkpoints go to `checkpoints/`.
         model: its dropout rate is the stage's.
-        params: `{"model": ..., "prompt": {task: rows}}`, on the mesh.
+        params: `{"model": ..., "prompt": {task: rows}, "lora": ...}`, on the mesh.
         stage: what is trained.
         training: how.
         batches: from step 0 on, the same at every call.
@@ -153,9 +205,6 @@ def train(
         partitioner: places batches and optimizer state.
         seed: of dropout.
         write: takes `(step, scalars)` for TensorBoard.
-
-    When its machine is about to be taken away, it saves its state, evaluated or not, in `preempted/`: a checkpoint
-    that only resuming looks at, so that `checkpoints/` keeps the best and the newest of those that may be chosen.
 
     Returns:
         The best checkpoint's parameters, by target score on the validation split (the later of equals), and the curve.
@@ -166,30 +215,35 @@ def train(
         UserError: nothing to train, or checkpoints of another run in the folder.
     """
     # ---- what is trained -------------------------------------------------------------------------------------------
-    rules = [*((pattern, False) for pattern in training.freeze), (".*", True)]
-    subtree = {path for path in trees.flatten(params) if path.startswith(f"{stage.trains}/")}
-    chosen = trees.cover(rules, sorted(subtree))
-    trained, frozen = trees.partition(params, lambda path: chosen.get(path, False))
+    trained, frozen = freezing.split(params, stage.trains, training.freeze)
     if not trained:
-        raise UserError(f"Stage {stage.name} trains nothing: every leaf of {stage.trains!r} is frozen.")
-    total = trees.count(params)
+        rooms = " and ".join(map(repr, stage.trains))
+        raise UserError(f"Stage {stage.name} trains nothing: every leaf of {rooms} is frozen.")
+    if "lora" in params and training.lora is None:
+        raise UserError(f"Stage {stage.name} has LoRA attached, but not its shape: set Training.lora = @Lora().")
+    if stage.prompt and training.kl:
+        raise UserError(f"Stage {stage.name} has a prompt, which the base model of kl would not know; set kl = 0.")
+    total, moving = trees.count(params), freezing.count(trained, training.freeze)
     print(
-        f"[{stage.name}] trains {trees.count(trained):,} of {total:,} parameters "
-        f"({100 * trees.count(trained) / total:.3f} %), {len(trees.flatten(frozen))} leaves frozen.",
+        f"[{stage.name}] trains {moving:,} of {total:,} parameters "
+        f"({100 * moving / total:.3f} %), {len(trees.flatten(frozen))} leaves frozen.",
         flush=True,
     )
+    beside = frozen
     if "model" not in trained:
         frozen = cast_weights(frozen, model.config.dtype)
+        beside = beside if "lora" in params else frozen  # LoRA is merged into float32 kernels
+    constants = frozen | ({"start": trained.get("model", {})} if training.l2sp or training.kl else {})
 
     # ---- state, fresh or resumed -------------------------------------------------------------------------------------
-    transform = training.optimizer.build(training.steps)
+    transform = optim.build(training.steps, training.optimizer, prompt=training.prompt_optimizer)
     trained = jax.tree.map(jnp.copy, trained)  # the state is donated; the caller keeps its own
     abstract = jax.eval_shape(transform.init, trained)
     optimizer_shardings = partitioner.like(abstract, trained)
     optimizer = jax.jit(transform.init, out_shardings=optimizer_shardings)(trained)
     state = {"params": trained, "optimizer": optimizer, "step": jnp.int32(0)}
     state["step"] = jax.device_put(state["step"], partitioner.replicated())
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", keep_period=training.keep_period)
     # Of one step in both, that in `checkpoints` is evaluated, too.
     newest, latest = checkpoints, checkpoints.latest()
     preempted = existing(folder / "preempted")
@@ -246,7 +300,7 @@ def train(
     def evaluate_and_save(step: int) -> None:
         nonlocal losses, saved
         try:
-            measure(step, sum(losses) / len(losses), trees.merge(state["params"], frozen))
+            measure(step, sum(losses) / len(losses), trees.merge(state["params"], beside))
         except PreemptedError:
             pause(step)
         losses = []
@@ -266,7 +320,7 @@ def train(
             continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
         if index >= training.steps:
             break
-        state, metrics = step_fn(state, frozen, partitioner.batch(batch), key)
+        state, metrics = step_fn(state, constants, partitioner.batch(batch), key)
         step = index + 1
         scalars = check(step, metrics)
         losses.append(scalars["loss"])

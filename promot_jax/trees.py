@@ -71,6 +71,14 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
     return unflatten(flat)
 
 
+def interpolate(first: Mapping[str, Any], second: Mapping[str, Any], share: float) -> Tree:
+    """Returns `(1 - share) * first + share * second`; at 0 and 1 the leaves themselves, bit for bit."""
+    if share in (0, 1):
+        return dict(second if share else first)
+    ends = flatten(second)
+    return unflatten({path: (1 - share) * leaf + share * ends[path] for path, leaf in flatten(first).items()})
+
+
 def matches(pattern: str, path: str) -> bool:
     """Whether a pattern matches a whole path; a `UserError` names one that is broken."""
     try:

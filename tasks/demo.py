@@ -7,7 +7,7 @@ in context. Nothing is downloaded before a task is read. Where the data come fro
 from . import demo_data as data
 from .metrics import accuracy, bleu, exact_match, rouge2, token_f1
 from .register import register, register_mixture
-from .templates import READING, TRUE_FALSE_REVIEW, labelled
+from .templates import READING, TRUE_FALSE_REVIEW, Template, labelled
 
 CONTINENTS = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
 SENTIMENTS = ("positive", "negative")
@@ -19,6 +19,15 @@ register(
     [accuracy],
     labels=("True", "False"),
 )
+# A second task to train on, for mixtures.
+register(
+    "tweet_mood",
+    lambda split: data.tweets()[split],
+    labelled("Tweet", "Mood", "text", "answer"),
+    [accuracy],
+    labels=("good", "bad"),
+)
+register_mixture("movie_and_tweets", ["movie_sentiment", "tweet_mood"])
 
 # Knowledge.
 register(
@@ -70,6 +79,9 @@ register(
     labelled("Raw", "Edited", "raw", "edited"),
     [bleu],
 )
+
+# Generic text, for replay: what the base model may have read before it was fine-tuned.
+register("editorials", lambda split: data.editorials()[split], Template("", "{text}"), [rouge2])
 
 register_mixture(
     "demo_icl",

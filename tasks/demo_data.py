@@ -85,7 +85,7 @@ class Snippet:
 
 @functools.cache
 def snippets(corpus: str) -> tuple[Snippet, ...]:
-    """Returns one of the corpora "movie", "amazon" and "nyt"; of texts with the same letters the first only."""
+    """Returns the corpus "movie", "amazon", "nyt" or "tweets"; of texts with the same letters the first only."""
     seen: dict[str, Snippet] = {}
     lines = (assets.fetch("vader-sentiment") / f"{corpus}.txt").read_text("utf-8").split("\n")
     for line in filter(str.strip, lines):
@@ -116,6 +116,19 @@ def movie_reviews() -> Splits:
 def product_reviews() -> Splits:
     """Rows id, text, answer ("positive", "negative"), balanced."""
     return split(_rated("amazon", 1.8, ("positive", "negative")), test=100, validation=50, by="answer")
+
+
+@functools.cache
+def tweets() -> Splits:
+    """Rows id, text, answer ("good", "bad"), balanced."""
+    return split(_rated("tweets", 1.25, ("good", "bad")), test=200, validation=100, by="answer")
+
+
+@functools.cache
+def editorials() -> Splits:
+    """Rows id, text: sentences of newspaper editorials, 12 words or more: 3,511 / 100 / 100; generic text."""
+    rows = [{"id": s.id, "text": s.text} for s in snippets("nyt") if len(s.text.split()) >= 12]
+    return split(rows, test=100, validation=100)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from promot_jax import pretrained, trees
-from promot_jax.checkpoints import Checkpoints
+from promot_jax.checkpoints import Checkpoints, Saved
 from promot_jax.errors import UserError
 from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
@@ -38,8 +38,8 @@ def _opened(tmp_path):
     """Opens the same folder any number of times; closes all."""
     all_opened = []
 
-    def opened():
-        all_opened.append(Checkpoints(tmp_path / "checkpoints"))
+    def opened(**options):
+        all_opened.append(Checkpoints(tmp_path / "checkpoints", **options))
         return all_opened[-1]
 
     yield opened
@@ -60,6 +60,24 @@ def steps_on_disk(checkpoints):
 def test_a_new_folder_has_no_checkpoint(opened, tmp_path):
     assert opened().latest() is None
     assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_checkpoints_of_an_analysis_stay(opened):
+    scores = {10: 5.0, 20: 4.0, 30: 9.0, 40: 3.0, 50: 2.0}
+    writer = opened(keep_period=20)
+    save(writer, scores)
+    assert steps_on_disk(writer) == writer.steps() == [20, 30, 40, 50]  # every 20, the best, the newest
+    writer.close()
+    save(opened(), {60: 1.0})
+    assert opened().steps() == [30, 60]
+
+
+def test_reading_beside_a_writer_leaves_what_is_half_deleted(opened, tmp_path):
+    save(opened(), {10: 5.0})
+    half = tmp_path / "checkpoints" / "5" / "state"
+    half.mkdir(parents=True)
+    assert Saved(tmp_path / "checkpoints").steps() == [10] and half.is_dir()
+    assert opened().steps() == [10] and not half.exists()
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])

@@ -206,6 +206,11 @@ def test_mixture_is_scored_as_the_mean_of_its_tasks(base: Pretrained, oracle: An
     size = 100 * np.mean([row["output"] == row["target"] for row in by_task["tiny_size"]])
     assert scored.entry["metric"] == "norm_avg" and scored.entry["n"] == 20
     assert scored.entry["score"] == pytest.approx((100 + size) / 2)
+    assert {name: (part["metric"], part["score"], part["n"]) for name, part in scored.entry["tasks"].items()} == {
+        "tiny_review": ("accuracy", 100, 10), "tiny_size": ("accuracy", pytest.approx(size), 10)
+    }  # fmt: skip
+    one_shot = evaluator(base, task="tiny_pair_1shot").target(plain(base), "test", 2)
+    assert list(one_shot.entry["tasks"]) == ["tiny_review", "tiny_size"]
 
 
 def test_order_of_the_examples_does_not_matter(base: Pretrained, oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:

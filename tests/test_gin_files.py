@@ -17,8 +17,10 @@ RUNS = (
     "icl_eval.gin",
     "infer.gin",
     "export.gin",
+    "gradient_alignment.gin",
     "promot.gin",
     "demo.gin",
+    "compare.gin",
 )
 TRAINING = ("promot_stage1.gin", "promot_stage2.gin", "finetune.gin")
 
@@ -36,10 +38,21 @@ def test_every_run_is_here() -> None:
     assert found >= set(RUNS)
 
 
-@pytest.mark.parametrize("name", RUNS)
+def is_run(name: str) -> bool:
+    return any(str(setting) == "run.job" for setting in main.read(main.gin_folder() / name))
+
+
+@pytest.mark.parametrize("name", [name for name in main.gin_files() if is_run(name) and name != "paper/common.gin"])
 def test_header_says_how_to_run_it(name: str) -> None:
     header = re.match(r"(#.*\n)+", (main.gin_folder() / name).read_text("utf-8"))
     assert header and f"python -m promot_jax.main --gin_file={name}" in header[0]
+    assert re.match(r"# \w.*\n# Command: .*\n# Hardware: .* Time: .*\bExpected\b", header[0], re.DOTALL)
+
+
+@pytest.mark.parametrize("name", main.gin_files())
+def test_every_file_is_short(name: str) -> None:
+    lines = (main.gin_folder() / name).read_text("utf-8").splitlines()
+    assert lines[0].startswith("# ") and len(lines) < 40 and max(map(len, lines)) <= 130
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -78,6 +91,8 @@ def test_one_budget_for_stage_2_and_fine_tuning() -> None:
     tuning = bound("demo.gin")["tuning"]
     assert bound("finetune.gin")["training"] == bound("promot_stage2.gin")["training"] == tuning.model
     assert bound("promot.gin")["tuning"] == tuning
+    compared = bound("compare.gin")["tuning"]
+    assert (compared.prompt, compared.model) == (tuning.prompt, tuning.model)
     assert tuning.of(stages.STAGE2) == tuning.of(stages.FINETUNE) == tuning.model
     assert bound("promot_stage1.gin")["training"] == tuning.prompt == tuning.of(stages.STAGE1)
 
@@ -100,6 +115,23 @@ def test_demonstration_compares_three_methods() -> None:
     assert arguments["job"] == "compare" and arguments["methods"] == ("pretrained", "finetune", "promot")
     assert len(arguments["seeds"]) == 1 and bound("demo.gin", SEEDS=[0, 1, 2])["seeds"] == [0, 1, 2]
     assert arguments["experiment"].evaluation.shots == (1, 4)
+
+
+def test_comparison_takes_methods_seeds_rates_and_tasks() -> None:
+    macros = {
+        "METHODS": ["promot_1shot"],
+        "SEEDS": [4],
+        "TASKS": {"a": {}},
+        "WAIT": False,
+        "STALE": 9.0,
+        "REPORT": "all",
+        "SERVE": 0,
+    }
+    arguments = bound("compare.gin", **macros, LEARNING_RATES={"model": [0.1]}, EXEMPLAR_DRAWS=5)
+    assert arguments["job"] == "compare" and arguments["experiment"].evaluation.exemplar_draws == 5
+    assert (arguments["methods"], arguments["seeds"], arguments["tasks"]) == (["promot_1shot"], [4], {"a": {}})
+    assert (arguments["learning_rates"], arguments["wait"], arguments["stale"]) == ({"model": [0.1]}, False, 9.0)
+    assert arguments["report"] == "all" and arguments["serve"] == 0
 
 
 def test_demonstration_tasks_are_registered() -> None:

@@ -100,7 +100,7 @@ def check_work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> 
     if count > 1:
         assert said[-1]["late"] == ""
         assert said[0]["late"] == (
-            f"TrainingError: Waited 1 s at 'a late point' for host {count - 1} ({name}), which is alive but does not "
+            f"HostError: Waited 1 s at 'a late point' for host {count - 1} ({name}), which is alive but does not "
             "come; look at its own output, or give a longer --barrier_timeout."
         )
     assert json.loads((folder / "target/written.json").read_text()) == {"host": 0}

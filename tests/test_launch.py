@@ -391,7 +391,6 @@ def test_local_runs_a_job(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "logs" / "host_0.log").read_text() == done.stdout
 
 
-@pytest.mark.skipif("meshes/slices.gin" not in main.gin_files(), reason="not all is there yet")
 def test_documented(tmp_path: Path) -> None:
     """Every command of the page is one that its launcher takes, and its gin file and settings bind."""
     page = (ROOT / "docs" / "pods.md").read_text("utf-8")

@@ -48,6 +48,28 @@ def test_chunks_equal_the_whole(case, smoothing, positions):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("positions", [0, 3, 7])
+def test_divergence_in_chunks_is_that_of_the_whole(case, positions):
+    model, params, hidden, _, weights = case
+    base = jax.tree.map(lambda x: 0.8 * x, params)
+
+    def whole(params, hidden):
+        ours, theirs = (jax.nn.log_softmax(model.head(p, h)) for p, h in ((params, hidden), (base, hidden + 0.1)))
+        return ((jnp.exp(theirs) * (theirs - ours)).sum(-1) * weights).sum()
+
+    def chunked(params, hidden):
+        room = positions * BATCH * 2 * VOCAB
+        return losses.chunked_divergence(model, params, hidden, base, hidden + 0.1, weights, room)
+
+    expected, expected_grads = jax.value_and_grad(whole, (0, 1))(params, hidden)
+    lowered = jax.jit(jax.value_and_grad(chunked, (0, 1)))
+    loss, grads = lowered(params, hidden)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+    assert ("while" in lowered.lower(params, hidden).as_text()) == (positions < TARGETS)
+
+
 def test_what_fits_is_not_cut(case):
     model, params, hidden, targets, weights = case
 
@@ -77,7 +99,7 @@ LOGITS = ROWS * AIMS * VOCABULARY
 
 
 @functools.cache
-def update(family, trains):
+def update(family, trains, kl=0.0):
     """The lowered update of a stage, from shapes alone."""
     model = build(LARGE[family])
     params = {"model": jax.eval_shape(model.init, jax.random.key(0))}
@@ -86,7 +108,8 @@ def update(family, trains):
     transform = optax.sgd(1.0)
     state = {"params": trained, "optimizer": jax.eval_shape(transform.init, trained), "step": jnp.int32(0)}
     rows = model.layout([[layouts.Tokens([1, 2], [3] * AIMS)] for _ in range(ROWS)], AIMS + 8, AIMS)
-    step = train.make_step(model, transform, train.Training(1, ROWS, 1, Optimizer()), None)
+    frozen |= {"start": trained["model"]} if kl else {}
+    step = train.make_step(model, transform, train.Training(1, ROWS, 1, Optimizer(), kl=kl), None)
     return step.lower(state, frozen, rows, jax.random.key(0))
 
 
@@ -101,6 +124,14 @@ def test_no_array_is_as_large_as_all_logits(family, trains):
 
     assert (ROWS, 8, VOCABULARY) in with_vocabulary  # 8 chunks of 8 positions
     assert max(map(math.prod, with_vocabulary)) <= losses.CHUNK < LOGITS / 7
+
+
+@pytest.mark.parametrize("family", LARGE)
+def test_nor_with_the_divergence_from_the_base_model(family):
+    with_vocabulary = {shape for shape in shapes(update(family, "model", 1.0).as_text()) if VOCABULARY in shape}
+
+    assert {(ROWS, 8, VOCABULARY), (ROWS, 4, VOCABULARY)} <= with_vocabulary  # two models' logits: half the positions
+    assert max(map(math.prod, with_vocabulary)) <= losses.CHUNK
 
 
 @pytest.mark.parametrize("family", LARGE)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_gin_files import bound
 
-from promot_jax import main, precompile, train, trees
+from promot_jax import main, precompile, stages, train, trees
 from promot_jax.errors import UserError
 from promot_jax.precompile import PROGRAMS, Room
 
@@ -79,7 +79,7 @@ def test_the_step_is_the_one_that_trains(room, monkeypatch):
     monkeypatch.setattr(train, "make_step", lambda *given: asked.append(given) or make_step(*given))
     room.lower("stage2")
     ((model, _, training, shardings),) = asked
-    assert training is room.tuning.model and model.config.dropout_rate == training.dropout_rate == 0.1
+    assert training == room.tuning.of(stages.STAGE2) and model.config.dropout_rate == training.dropout_rate == 0.1
     assert set(shardings) == {"params", "optimizer", "step"}
 
 
@@ -126,7 +126,7 @@ def test_what_was_measured_is_not_compiled_again(files, tmp_path, monkeypatch, h
 
     def measure(self, program):
         measured.append((program, self.tuning.model.batch_size))
-        memory = {"parameters": 1.0, "optimizer": 0.0, "total": 20 * 2**30}
+        memory = {"parameters": 1.0, "optimizer": 0.0, "base": 0.0, "total": 20 * 2**30}
         mesh = {"data": 1, "fsdp": 1, "model": 1}
         entry = {"program": program, "topology": self.topology, "mesh": mesh, "batch": 4, "memory": memory}
         return entry | {"verdict": "does not fit: 20 of 16 GiB"}
@@ -172,6 +172,16 @@ def test_a_batch_that_does_not_divide_is_refused(room):
         wide.batch(wide.model(), 4, 0)
 
 
+def test_a_compiler_that_refuses_says_how_much_is_needed():
+    """The messages of libtpu 0.0.52 and of earlier ones."""
+    said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    said += "temporaries (18.50G) exceeds available HBM (15.75G). HLO module: jit_step."
+    assert precompile._needed(said, arguments=2.0**30) == 19.5 * 2**30
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
+    assert precompile._needed(said, arguments=2.0**30) == 2**29
+    assert precompile._needed("INTERNAL: something else", arguments=0.0) is None
+
+
 def test_libtpu_is_asked_for(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'promot_jax\[precompile\]'"):
@@ -181,8 +191,8 @@ def test_libtpu_is_asked_for(monkeypatch):
 # ---- with libtpu -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.libtpu
 def test_topologies():
-    pytest.importorskip("libtpu")
     cores = precompile.topology_devices("v4:2x2x1")
     assert len(cores) == 8 and len({tuple(core.coords) for core in cores}) == 4
     assert len({device.slice_index for device in precompile.topology_devices("v5e:4x4", 2)}) == 2
@@ -190,11 +200,14 @@ def test_topologies():
         precompile.topology_devices("v4:3x3x7")
 
 
-@pytest.mark.slow
+@pytest.mark.libtpu
 def test_the_command_compiles_for_a_tpu(files, tmp_path, capsys):
-    pytest.importorskip("libtpu")
     arguments = [f"--gin_file={name}" for name in (*files, "meshes/2d.gin")]
     arguments += ['--gin.PROGRAMS=("stage1","decode")', "--gin.Partitioner.model=2", f"--workdir={tmp_path}"]
+    # Sizes of which the chip's tiles, 8 by 128, are not mostly padding.
+    sizes = {"emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024, "vocab_size": 2048}
+    arguments += [f"--gin.T5Config.{name}={size}" for name, size in sizes.items()]
+    arguments += ['--gin.TASK_FEATURE_LENGTHS={"inputs": 124, "targets": 128}', "--gin.BATCH_SIZE=16"]
     assert main.main([*arguments, "--gin.TOPOLOGY=v4:2x1x1"]) == 0
     found = json.loads((tmp_path / "precompile.json").read_text()).values()
     assert [entry["chips"] for entry in found] == [2, 2] and [entry["devices"] for entry in found] == [4, 4]

@@ -13,7 +13,7 @@ import tiny_tasks  # noqa: F401, registers the task
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import main, pretrained, runs
-from promot_jax.convert import gguf
+from promot_jax.convert import gguf, places
 from promot_jax.errors import UserError
 from promot_jax.experiment import Experiment
 from promot_jax.models import DecoderConfig, build
@@ -36,7 +36,8 @@ def test_sizes_that_agree_are_taken_with_what_a_run_may_choose(path: str) -> Non
     assert loaded.model.config == dataclasses.replace(given, dropout_rate=0.0)
 
 
-def test_sizes_that_disagree_are_one_error(path: str) -> None:
+def test_sizes_that_disagree_are_one_error_before_a_tensor_is_read(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(places, "load")
     given = dataclasses.replace(DecoderConfig(**gguf.read_config(path)), rope_theta=1e4, window=8, global_every=2)
     with pytest.raises(UserError) as caught:
         pretrained.load(path, Partitioner(), config=given)

@@ -4,65 +4,16 @@ import copy
 import html
 import random
 import re
-import sys
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from random_results import NASTY, TASKS, prune, random_results, random_run
 
-from promot_jax import figures, report, results, tables
+from promot_jax import figures, markup, page, report, results, stages, tables
+from promot_jax.charts import document
 from promot_jax.errors import UserError
-
-TASKS = {"capital": "exact_match", "past_tense": "exact_match", "negation": "rouge2", "reading_qa": "token_f1"}
-STEPS = {"pretrained": {}, "finetune": {"finetune": 60}, "promot": {"stage1": 60, "stage2": 60}}
-
-
-def random_run(method, seed):
-    """A run of random scores and curves."""
-    draw = random.Random(f"{method} {seed}")
-
-    def score(metric, **extra):
-        middle = draw.uniform(10, 90)
-        return {"metric": metric, "score": middle, "ci95": [middle - 9, middle + 9], "n": 50, **extra}
-
-    def entry():
-        scores = {name: score(metric, format_share=draw.uniform(0, 40)) for name, metric in TASKS.items()}
-        return results.icl_result(scores, ci95=[30.0, 50.0])
-
-    steps = STEPS.get(method, {"finetune": 60})
-    return {
-        "method": method,
-        "seed": seed,
-        "steps": dict(steps),
-        "seconds": draw.uniform(10, 400),
-        "target": {"task": "sentiment", **score("accuracy")},
-        "icl": {shots: entry() for shots in ("1", "4")},
-        "curve": [point for stage in steps for point in random_curve(stage, draw)],
-        "versions": {"python": "3.11.9", "jax": "0.10.2", "promot_jax": None},
-        "commit": "0123456789abcdef-dirty",
-        "model": "random_weights",
-        "settings": {"learning_rate": 1e-4, "curve_shots": 1},
-    }
-
-
-def random_curve(stage, draw):
-    """Target scores that rise, ICL that falls."""
-    target, icl, share, points = draw.uniform(0, 10), draw.uniform(48, 55), 0.0, []
-    for step in range(0, 61, 10):
-        scores = {"target": target} if stage == "stage1" else {"target": target, "icl": icl, "format_share": share}
-        points.append(results.curve_point(step, stage, loss=draw.random(), **scores))
-        target, icl, share = (
-            min(95, target + draw.uniform(0, 30)),
-            icl * draw.uniform(0.7, 1),
-            share + draw.random() * 15,
-        )
-    return points
-
-
-def random_results(seeds=2, methods=("pretrained", "finetune", "promot")):
-    """Random runs of several methods and seeds."""
-    return {"methods": {method: [random_run(method, seed) for seed in range(seeds)] for method in methods}}
 
 
 def with_target(method, seed, score, ci95=None, icl=None):
@@ -94,6 +45,21 @@ def test_difference_where_no_seed_is_shared():
     assert tables.signed(-0.04) == "+0.0"
 
 
+def test_tasks_of_a_mixture_have_rows_of_their_own():
+    runs = {name: [with_target(name, 0, score)] for name, score in (("pretrained", 20.0), ("finetune", 60.0))}
+    for (run,), accuracy, bleu in zip(runs.values(), (30.0, 80.0), (10.0, 40.0), strict=True):
+        run["target"]["tasks"] = {
+            "rte": results.task_result("accuracy", accuracy, ci95=[accuracy - 1, accuracy + 1], n=5),
+            "wmt14_enfr": results.task_result("bleu", bleu, ci95=None, n=5),
+        }
+    runs["promot"] = [with_target("promot", 0, 70.0)]  # written before they were kept apart
+    rows = {row.label: row.cells for row in tables.scores({"methods": runs}).rows}
+    assert list(rows) == ["sentiment (accuracy, target)", "rte (accuracy, target)", "wmt14_enfr (bleu, target)"]
+    assert rows["rte (accuracy, target)"]["finetune", None] == tables.Cell(80.0, 79.0, 81.0, change=50.0, seeds=1)
+    assert rows["wmt14_enfr (bleu, target)"]["finetune", None].main() == "40.0 (+30.0)"
+    assert ("promot", None) not in rows["wmt14_enfr (bleu, target)"]
+
+
 def test_averages_over_different_tasks_are_not_shown_side_by_side():
     def entry(*names):
         task = results.task_result("exact_match", 50.0, ci95=None, n=10, format_share=1.0)
@@ -111,6 +77,35 @@ def test_averages_over_different_tasks_are_not_shown_side_by_side():
     assert table.notes == ["Not in the averages, as tasks are missing: ProMoT (seed 0, 1-shot)."]
 
 
+def test_every_method_has_a_label():
+    assert tables.LABELS.keys() == stages.METHODS.keys()
+    assert len(set(tables.LABELS.values())) == len(tables.LABELS)
+    assert tables.label("multitask_promot_1shot") == "multi-task ProMoT + 1-shot"
+    assert tables.label("finetune_16shot") == "fine-tuning + 16-shot"
+    assert tables.label("some_other") == "some other"
+
+
+def test_models_between_two_are_told_by_alpha(tmp_path):
+    data = random_results(seeds=2)
+    for seed in (0, 1):
+        points = [(0, 5.0, 50.0), (30, 99.0, 40.0), (100, 99.5, 30.0)]
+        curve = [
+            results.curve_point(step, "wise_ft", target=target, icl=icl, format_share=1.0) | {"alpha": step / 100}
+            for step, target, icl in points
+        ]
+        run = random_run("wise_ft", seed) | {"steps": {"finetune": 60, "wise_ft": 30}, "curve": curve}
+        data["methods"].setdefault("wise_ft", []).append(run)
+    rows, _ = tables.matched(data)
+    assert next(row for row in rows if row[0] == "WiSE-FT")[1] == "alpha 0.30, alpha 0.30"
+    assert "alpha" not in next(row for row in rows if row[0] == "ProMoT")[1]
+    text = page.write({"": data}, tmp_path).read_text()
+    tradeoff = figures.charts(data)[0]
+    assert all("alpha 0.30" in told for told in (text, document(tradeoff), document(figures.of_run(run))))
+    assert "WiSE-FT, seed 0, alpha 0.30: target 99.0, ICL 40.0" in document(tradeoff)
+    assert not re.search(r"WiSE-FT[^<>]*step", text)
+    assert figures.of_run(run).panels[0].x == "Alpha (%)"
+
+
 def test_terminal_table_has_every_row_and_fits():
     text = report.table(random_results())
     for name in ("sentiment (accuracy, target)", *(f"{name} (" for name in TASKS), "Norm. Avg.", "format share (%)"):
@@ -120,7 +115,7 @@ def test_terminal_table_has_every_row_and_fits():
     assert max(map(len, text.splitlines())) <= 120
     many = random_results(methods=("pretrained", *(f"method_{index}" for index in range(7))))
     wide = report.table(many, width=100)
-    assert max(map(len, wide.split("In parentheses")[0].splitlines())) <= 100
+    assert max(map(len, wide.split("With a sign")[0].splitlines())) <= 100
     assert all(f"method {index}" in wide for index in range(7))
 
 
@@ -145,9 +140,10 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
         assert words in text
     assert "learning_rate" in text
     names = re.findall(r"!\[(.*)\]\(figures/(.*?\.svg)\)", text)
-    assert [name for _, name in names] == ["icl.svg", "format_share.svg", "target.svg", "tradeoff.svg"]
+    wanted = ("tradeoff", "forgetting", "icl", "format_share", "target")
+    assert [name for _, name in names] == [f"{name}.svg" for name in wanted]
     for alt, name in names:
-        assert "ProMoT from" in alt
+        assert re.search("ProMoT(: target)? from", alt)
         drawing = (tmp_path / "a" / "figures" / name).read_bytes()
         assert drawing == (tmp_path / "b" / "figures" / name).read_bytes()
         ElementTree.fromstring(drawing)
@@ -157,19 +153,17 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
 def test_report_shows_all_tasks_at_the_matched_checkpoint_where_runs_have_them(tmp_path):
     data = random_results(seeds=1)
     assert "at those checkpoints" not in report.write(data, tmp_path).read_text()
-    for method in ("finetune", "promot"):
+    for method in data["methods"]:
         run = data["methods"][method][0]
         other = random_run(method, 99)
         run["matched"] = {"step": 20, "target": other["target"], "icl": other["icl"]}
     text = report.write(data, tmp_path).read_text()
     shown = text.split("at those checkpoints")[1].split("## Format share")[0]
-    assert f"{data['methods']['promot'][0]['matched']['target']['score']:.1f}" in shown
-    assert f"{data['methods']['pretrained'][0]['target']['score']:.1f}" in shown
-
-
-def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "Matplotlib is not installed" in report.write(random_results(seeds=1), tmp_path).read_text()
+    for method in data["methods"]:
+        assert f"{data['methods'][method][0]['matched']['target']['score']:.1f}" in shown
+    del data["methods"]["pretrained"][0]["matched"]
+    shown = report.write(data, tmp_path).read_text().split("at those checkpoints")[1].split("## Format share")[0]
+    assert "pretrained" not in shown.split("With a sign")[0]
 
 
 def test_seeds_of_different_length_give_a_mean_only_where_all_have_a_value():
@@ -179,32 +173,6 @@ def test_seeds_of_different_length_give_a_mean_only_where_all_have_a_value():
     assert promot.common() == [0, 10, 20, 30]
     assert len(promot.values[0]) == 7
     assert figures.series(data, "target", stages=("stage1",))[0].method == "promot"
-
-
-def prune(data, draw):
-    """Drops parts of results at random, as kills, failures and open tasks would."""
-    for method in list(data["methods"]):
-        if draw.random() < 0.3:
-            del data["methods"][method]
-            continue
-        data["methods"][method] = [run for run in data["methods"][method] if draw.random() < 0.7]
-        for run in data["methods"][method]:
-            if draw.random() < 0.3:
-                run["target"] = None
-            elif draw.random() < 0.3:
-                run["target"] |= {"score": None, "ci95": None}
-            run["icl"] = {shots: entry for shots, entry in run["icl"].items() if draw.random() < 0.7}
-            for entry in run["icl"].values():
-                entry["tasks"] = {name: task for name, task in entry["tasks"].items() if draw.random() < 0.7}
-                for task in entry["tasks"].values():
-                    task |= {key: None for key in ("score", "ci95", "format_share") if draw.random() < 0.2}
-                entry |= {key: None for key in ("norm_avg", "format_share") if draw.random() < 0.2}
-            run["curve"] = [point for point in run["curve"] if draw.random() < 0.7]
-            for point in run["curve"]:
-                point |= {key: None for key in ("loss", "target", "icl", "format_share") if draw.random() < 0.2}
-            for key in ("seconds", "versions", "commit", "model", "settings"):
-                if draw.random() < 0.3:
-                    run.pop(key)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -252,50 +220,9 @@ def test_samples_stand_method_beside_method(tmp_path):
     assert len(row) < 500
 
 
-MARKUP = [
-    *(
-        "|",
-        "\\|",
-        "\\",
-        "`",
-        "``",
-        "```",
-        "| a | b |",
-        "---",
-        "\n",
-        "\r\n",
-        "\n\n",
-        "\t",
-        "    a",
-        "# a",
-        "> a",
-        "1. a",
-        "- a",
-    ),
-    *(
-        "<b>",
-        "</code>",
-        "<!--",
-        "-->",
-        "<a@b.org>",
-        "&lt;",
-        "&#60;",
-        "![x](y)",
-        "[x](y)",
-        "[x]: y",
-        "$$",
-        ":-)",
-        "~~a~~",
-    ),
-    *("*a*", "**", "__a__", "_a_", "https://a.b", "www.a.b", "WWW.a.b", "a@b.org", "mailto:a@b.org"),
-    *("\x00", "\u2028", "\u202e", "\ud800"),
-]
-NASTY = st.lists(st.text(max_size=8) | st.sampled_from(MARKUP), max_size=8).map("".join)
-
-
 def visible(text):
     """What a reader should see: one kind of line break, tabs as spaces, a mark for what does not show."""
-    return "".join(map(report._visible, text.replace("\r\n", "\n").replace("\r", "\n")))
+    return markup.visible(text).replace("\t", " ")
 
 
 @settings(deadline=None, max_examples=300)
@@ -343,3 +270,12 @@ def test_names_of_tasks_and_methods_are_escaped_too(tmp_path):
     text = report.write(data, tmp_path, title="<h1>").read_text()
     assert not re.findall(r"<(?!br>|sub>|/sub>)", text)
     assert "![x]" not in text
+
+
+def test_models_between_two_are_in_the_trade_off_but_on_no_axis_of_steps():
+    data = random_results(methods=("pretrained", "finetune", "wise_ft"))
+    for run in data["methods"]["wise_ft"]:
+        run["curve"] = [point | {"alpha": point["step"] / 100} for point in run["curve"]]
+    assert [one.method for one in figures.series(data, "icl")] == ["finetune"]
+    (panel,) = next(chart for chart in figures.charts(data) if chart.name == "tradeoff").panels
+    assert {line.label for line in panel.lines} >= {"fine-tuning", tables.label("wise_ft")}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from promot_jax import results
+from promot_jax import results, tables
 from promot_jax.errors import UserError
 
 NAN = float("nan")
@@ -144,6 +144,8 @@ def changed(path, value):
         ("target.score", 101, "target.score should be null or a number from 0 to 100"),
         ("target.ci95", [90, 80], "target.ci95 should be [low, high] or null"),
         ("target.n", ..., "target.n should be a whole number"),
+        ("target.tasks", [], "target.tasks should be an object"),
+        ("target.tasks", {"rte": {"metric": "accuracy", "score": 101}}, "target.tasks.rte.score should be"),
         ("icl", [], "icl should be an object"),
         ("icl", {"one": {}}, "icl.one"),
         ("icl.1.tasks", None, "icl.1.tasks should be an object"),
@@ -274,3 +276,37 @@ def test_a_comparison_holds_all_tasks_at_matched_target_score():
     assert results.comparison(run for runs in found.values() for run in runs) == {"methods": found}
     alone = results.comparison([tuned("finetune", "finetune", [3, 70, 90])])["methods"]
     assert "matched" not in alone["finetune"][0]
+
+
+@pytest.mark.parametrize(
+    ("methods", "target"),
+    [
+        ({"promot": "stage2", "l2sp": "l2sp"}, 3),
+        ({"promot": "stage2", "lora": "lora"}, 3),
+        ({"multitask_promot": "stage2", "multitask_finetune": "finetune"}, 3),
+        ({"promot": "stage2", "promot_lora": "stage2_lora"}, None),
+        ({"joint": "joint", "random_prompt": "random_prompt"}, None),
+        ({"promot": "stage2", "finetune_1shot": "finetune"}, None),  # which asks for the target behind an exemplar
+    ],
+)
+def test_the_pretrained_model_stands_before_the_first_update_of_any_method(methods, target):
+    """In context it is any method's step 0, which is stripped; on the target that of one without a prompt."""
+    runs = [tuned(name, stage, [3 if target and i else 80, 70, 90]) for i, (name, stage) in enumerate(methods.items())]
+    (found,) = results.comparison([make_run("pretrained") | {"curve": []}, *runs])["methods"]["pretrained"]
+    assert found["matched"]["step"] == 0 and found["matched"]["icl"]["1"]["norm_avg"] == 60.0
+    assert (found["matched"]["target"] or {}).get("score") == target
+    results.check_run(found, "it")
+    shown = tables.scores(results.comparison([found, *runs]), key="matched")
+    cells = {row.label: row.cells for row in shown.rows}
+    assert cells["Norm. Avg."]["pretrained", "1"].value == 60.0
+    assert (("pretrained", None) in cells["sentiment (accuracy, target)"]) == (target is not None)
+
+
+def test_no_score_of_the_test_split_stands_among_those_at_matched_score():
+    runs = [make_run(name) | {"curve": []} for name in ("pretrained", "prompt_tuning")]
+    runs += [tuned("wise_ft", "wise_ft", [3, 70, 90]), tuned("promot", "stage2", [80, 70, 90])]
+    for run in runs[2:]:
+        del run["curve"][0]
+    made = results.comparison(runs)
+    assert "matched" not in made["methods"]["pretrained"][0]
+    assert tables.scores(made, key="matched").methods == ["wise_ft", "promot"]

@@ -214,7 +214,10 @@ def test_preempted_run_goes_on(
     check_same(workdir, reference)
 
 
-@pytest.mark.parametrize("evaluation", [False, True], ids=["a step", "an evaluation"])
+@pytest.mark.parametrize(
+    "evaluation",
+    [pytest.param(False, marks=pytest.mark.slow, id="a step"), pytest.param(True, id="an evaluation")],
+)
 def test_preempted_run_says_where_it_stands(
     tiny_folder: Path,
     reference: Path,

@@ -90,13 +90,19 @@ def test_the_slowest_of_three_bounds_a_step():
 
 
 def test_counts_that_disagree_are_named():
-    cost, once = Cost(flops=40.0), Cost(flops=10.0)
-    assert roofline.checks(cost, once, 11.0, model=300.0, devices=8, share=(0.95, 1.4)) == []
-    (wrong,) = roofline.checks(cost, once, 5.0, model=300.0, devices=8, share=(0.95, 1.4))
-    assert "the compiler counts 5 FLOPs with every loop run once, and we 10" in wrong
-    (wrong,) = roofline.checks(cost, once, 11.0, model=100.0, devices=8, share=(0.95, 1.4))
+
+    def found(flops, traffic, model, held=150.0):
+        compiler = {"flops": flops, "bytes accessed": traffic}
+        return roofline.checks(Cost(40.0, 80.0), Cost(10.0, 20.0), compiler, held, model, devices=8, share=(0.95, 1.4))
+
+    assert found(11.0, 21.0, model=300.0) == []
+    assert found(5.0, 21.0, 300.0) == ["the compiler counts 5 FLOPs with every loop run once, and we 10"]
+    assert found(11.0, 10.0, 300.0) == ["the compiler counts 10 bytes with every loop run once, and we 20"]
+    (wrong,) = found(11.0, 21.0, 300.0, held=170.0)
+    assert wrong == "the arguments have 170 bytes, and we count 80 that are read or written"
+    (wrong,) = found(11.0, 21.0, 100.0)
     assert "3.20 times what the model asks for, which should be 0.95 to 1.40" in wrong
-    assert len(roofline.checks(cost, once, 99.0, model=1000.0, devices=8, share=(0.95, 1.4))) == 2
+    assert len(found(99.0, 9.0, 1000.0, held=999.0)) == 4
 
 
 @pytest.mark.parametrize(
@@ -110,5 +116,5 @@ def test_counts_that_disagree_are_named():
 )
 def test_verdicts(parameters, temporaries, trains, said):
     gib = roofline.GIB
-    memory = {"parameters": parameters * gib, "optimizer": 0.0, "total": (parameters + temporaries) * gib}
+    memory = {"parameters": parameters * gib, "optimizer": 0.0, "base": 0.0, "total": (parameters + temporaries) * gib}
     assert said in roofline.verdict(memory, roofline.CHIPS["v5e"], trains)

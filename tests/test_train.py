@@ -91,8 +91,8 @@ def _run():
             compiled[key] = make_step(model, transform, training, shardings)
         return compiled[key]
 
-    def remembered(folder):
-        opened.append(Checkpoints(folder))
+    def remembered(folder, **options):
+        opened.append(Checkpoints(folder, **options))
         return opened[-1]
 
     def run(folder, stage, training, *, params=PARAMS, scores=None, config=CONFIG, seed=0, **source):
@@ -448,6 +448,8 @@ def test_checkpoints_of_another_run_are_refused(run, whole):
         ({"steps": 0}, "must be at least 1"),
         ({"eval_period": 0}, "must be at least 1"),
         ({"log_period": 0}, "must be at least 1"),
+        ({"keep_period": 3, "eval_period": 2}, "give a multiple of that, or 0"),
+        ({"keep_period": -2, "eval_period": 2}, "give a multiple of that, or 0"),
         ({"microbatches": 3}, "BATCH_SIZE 4 does not divide into 3 microbatches"),
         ({"dropout_rate": 1.0}, r"lie in \[0, 1\)"),
         ({"label_smoothing": -0.1}, r"lie in \[0, 1\)"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MODEL_TUNING = ("stage2", "finetune")  # stages that update the model; stage 1 trains the prompt only
+from promot_jax.stages import MODEL_TUNING
 
 Point = Mapping[str, Any]
 
@@ -24,6 +24,8 @@ class Match:
         target: target score there.
         icl: ICL normalised average there, None where it was not evaluated.
         format_share: percent, None for an open task.
+        alpha: share of the tuned model where the checkpoint is one between two (WiSE-FT), whose `step` is that in
+            percent; None of any other.
     """
 
     threshold: float
@@ -31,6 +33,7 @@ class Match:
     target: float
     icl: float | None
     format_share: float | None
+    alpha: float | None = None
 
 
 def model_tuning(points: Sequence[Point], *, updated: bool = False) -> list[Point]:
@@ -45,7 +48,7 @@ def matched(
     """Finds each run's checkpoint at the target score that all methods reach.
 
     What is compared, seed by seed (the i-th curves of all methods): for each method the best target score on the
-    validation split anywhere on its model-tuning curve (stage 2 or fine-tuning; never stage 1); the lowest of these is
+    validation split anywhere on its model-tuning curve (`stages.MODEL_TUNING`; never stage 1); the lowest of these is
     the threshold, so every method reaches it. Each method is represented by its *first* checkpoint whose target score
     is at or above threshold - tolerance: the least trained model that is good enough. ICL plays no part in the choice.
 
@@ -82,4 +85,5 @@ def matched(
 
 def _first(points: Sequence[Point], threshold: float, tolerance: float) -> Match:
     point = next(point for point in points if point["target"] >= threshold - tolerance)
-    return Match(threshold, point["step"], point["target"], point.get("icl"), point.get("format_share"))
+    told = (point.get(key) for key in ("icl", "format_share", "alpha"))
+    return Match(threshold, point["step"], point["target"], *told)

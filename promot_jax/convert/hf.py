@@ -7,7 +7,7 @@ and storage. No code of the folder runs and no pickle is opened.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,13 +72,19 @@ def is_folder(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def read(folder: Path, partitioner: Partitioner, without: Collection[str] = ()) -> Loaded:
+def read(
+    folder: Path,
+    partitioner: Partitioner,
+    without: Collection[str] = (),
+    accept: Callable[[str, dict[str, Any]], object] = lambda family, config: None,
+) -> Loaded:
     """Reads a model, each tensor straight to its place.
 
     Args:
         folder: with config.json and model.safetensors, or its index and shards.
         partitioner: where the parameters go.
         without: leaves that are not kept (`places.load`).
+        accept: is given the family and the config before any tensor is read, and may raise.
 
     Raises:
         UserError: a file is missing, damaged or leads out of the folder; the config asks for what our models do not
@@ -92,6 +98,7 @@ def read(folder: Path, partitioner: Partitioner, without: Collection[str] = ()) 
         table = names.table(family, config)
         sources = _sources(table, family, config, held)
         _check(folder.name, table, sources, held)
+        accept(family, kwargs)
         for name in table:
             for copy in name.tensors[1:] if not name.stacked else ():
                 if copy in held and copy != sources[name.leaf][0]:

@@ -11,6 +11,7 @@ from promot_jax.models.layouts import Batch, Tokens
 
 if TYPE_CHECKING:
     from promot_jax.data.text import Example
+    from promot_jax.replay import Replay
 
 # Widths that evaluation batches are padded to: each compiles once.
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -76,6 +77,9 @@ class TrainBatches:
         batch_size: int,
         feature_lengths: dict[str, int],
         pack: bool = False,
+        replay: "Replay | None" = None,
+        passages: Iterator[Tokens] | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         """Binds a stream of examples.
 
@@ -86,6 +90,9 @@ class TrainBatches:
             batch_size: rows.
             feature_lengths: `inputs` and `targets` in tokens, without the prompt.
             pack: put several examples into a row, each behind its own prompt ids.
+            replay: how often a passage takes the place of an example, and how long its targets may be.
+            passages: of `replay.passages`, endless; None for none.
+            part: which shard of how many this is: passages take turns over all of them.
 
         Raises:
             UserError: feature lengths that lack "inputs" or "targets".
@@ -94,7 +101,10 @@ class TrainBatches:
             raise UserError(f"TASK_FEATURE_LENGTHS names {sorted(feature_lengths)}; give 'inputs' and 'targets'.")
         self.skipped = 0
         self._examples, self._binding, self._batch_size, self._pack = examples, binding, batch_size, pack
-        self._targets = feature_lengths["targets"]
+        self._targets = self._room = feature_lengths["targets"]
+        self._replay, self._passages, (self._drawn, self._every) = replay, passages, part
+        if replay is not None:
+            self._room = max(self._targets, replay.targets)
         self._prompt = max((len(ids) for ids in binding.prompt_ids.values()), default=0)
         self._inputs = feature_lengths["inputs"]
         self._layout = layout
@@ -104,7 +114,7 @@ class TrainBatches:
         """Yields batches from step 0 on."""
         while True:
             rows = [self._row() for _ in range(self._batch_size)]
-            yield self._layout(rows, self._prompt + self._inputs, self._targets)
+            yield self._layout(rows, self._prompt + self._inputs, self._room)
 
     def _row(self) -> list[Tokens]:
         row: list[Tokens] = []
@@ -113,7 +123,7 @@ class TrainBatches:
             tokens = self._next()
             inputs += len(tokens.inputs)
             targets += len(tokens.targets)
-            if row and (inputs > self._prompt + self._inputs or targets > self._targets):
+            if row and (inputs > self._prompt + self._inputs or targets > self._room):
                 self._waiting = tokens
                 return row
             row.append(tokens)
@@ -124,6 +134,9 @@ class TrainBatches:
         if self._waiting is not None:
             tokens, self._waiting = self._waiting, None
             return tokens
+        drawn, self._drawn = self._drawn, self._drawn + self._every  # counted over all shards
+        if self._replay is not None and self._passages is not None and self._replay.due(drawn):
+            return next(self._passages)
         misses = 0
         while True:
             tokens = self._binding.tokens(next(self._examples))

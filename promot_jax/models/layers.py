@@ -93,7 +93,10 @@ def remat_policy(given: str | bool) -> str:
 
 
 class Dense(nn.Module):
-    """Linear layer in T5X's names and layout: `kernel` `[in, out]` and, if asked for, `bias` `[out]`, both float32."""
+    """Linear layer in T5X's names and layout: `kernel` `[in, out]` and, if asked for, `bias` `[out]`, both float32.
+
+    Where LoRA lies beside the kernel (`promot_jax.lora.attach`), its update is added.
+    """
 
     features: int
     use_bias: bool = False
@@ -104,6 +107,8 @@ class Dense(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         y = checkpoint_name(matmul(x, kernel), PRODUCT)
+        if self.has_variable("params", "lora_a"):
+            y += matmul(matmul(x, self.get_variable("params", "lora_a")), self.get_variable("params", "lora_b"))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
         return y

@@ -1,5 +1,6 @@
 """Hugging Face folders: every tensor in its place, the config the model's own, one clear error for anything else."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -16,19 +17,13 @@ import torch
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import pretrained, trees
-from promot_jax.convert import hf, hf_config, names, remote
+from promot_jax.convert import hf, hf_config, names, places, remote
 from promot_jax.errors import UserError
 from promot_jax.models import layouts
 from promot_jax.models.layers import rotary_frequencies
 from promot_jax.partitioning import Partitioner
 
-# Rows for leaves of families that are tested here by their leaves only.
-PLACES = Partitioner(
-    path_rules=(
-        (r"model/.*/layers/.*bias", ("layers", "joined_kv")),
-        (r"model/.*/relpos_bias/rel_embedding", ("heads", "buckets")),
-    )
-)
+PLACES = Partitioner()
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}
 ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -172,6 +167,13 @@ def test_logits_of_a_llama(llama: tuple[Path, Any], fast_compilation: None) -> N
     with torch.no_grad():
         theirs = model(torch.tensor(ids[None])).logits[0, :-1].numpy()
     np.testing.assert_allclose(base.model.logits(base.params, None, batch)[0], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_of_another_are_refused_before_a_tensor_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dataclasses.replace(pretrained.load(str(copy), Partitioner()).model.config, rope_theta=5.0)
+    monkeypatch.delattr(places, "load")
+    with pytest.raises(UserError, match=r"rope_theta 5.0 instead of"):
+        pretrained.load(str(copy), Partitioner(), config=given)
 
 
 @pytest.mark.parametrize("length", [32, 128])

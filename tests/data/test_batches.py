@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from promot_jax import replay
 from promot_jax.data import batches
 from promot_jax.data.batches import WIDTHS, Binding, ShardedBatches, TrainBatches
 from promot_jax.data.text import Example
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, T5Config, build, layouts
 from promot_jax.models.layouts import Tokens
+from promot_jax.replay import Replay
 
 VOCAB, EOS, BOS = 200, 0, 1
 PROMPTS = {"a": np.arange(VOCAB, VOCAB + 3, dtype=np.int32), "b": np.arange(VOCAB + 3, VOCAB + 5, dtype=np.int32)}
@@ -70,6 +72,57 @@ def sequences(batch):
             found.append((ids[:start], targets))
         assert real == sum(len(targets) for _, targets in found[len(found) - segments.max() :])
     return found
+
+
+# ---- replay ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_one_in_a_hundred_is_replayed_exactly(pack):
+    """Of the first 1000 sequences 10, and of the first n floor(n / 100), over-long examples not counted."""
+    endless = itertools.cycle([example("x", "y" * n) for n in (1, 9, 4, 2)])
+    settings = Replay("text", 0.01, targets=4)
+    passages = replay.passages(itertools.repeat(example("", "wonderful")), binding(prompts={}), 6, settings.targets)
+    stream = TrainBatches(
+        endless,
+        binding(),
+        lambda rows, inputs, targets: rows,
+        batch_size=4,
+        feature_lengths={"inputs": 6, "targets": 6},
+        pack=pack,
+        replay=settings,
+        passages=passages,
+    )
+    rows = itertools.chain.from_iterable(stream)
+    found = list(itertools.islice((one for row in rows for one in row), 1000))
+    counts = np.cumsum([one == Tokens(encode("wond"), encode("erfu")) for one in found])
+    assert counts[-1] == 10 and stream.skipped > 300
+    assert (counts == np.arange(1, 1001) // 100).all()
+
+
+def test_a_passage_is_given_in_part_and_cut_but_never_asked_behind_a_prompt():
+    def of(text, inputs=6, targets=4, **changes):
+        (found,) = replay.passages(
+            iter([example("", text)]), dataclasses.replace(binding(), **changes), inputs, targets
+        )
+        return found
+
+    assert of("abcdef") == Tokens(encode("abc"), encode("def"))  # its end is no end of sequence
+    assert of("abcdefghijklmnop") == Tokens(encode("abcdef"), encode("ghij"))
+    assert of("abcdefghijklmnop", bos_id=BOS) == Tokens([BOS, *encode("abcde")], encode("fghi"))
+    assert of("abcdef", continues=False) == Tokens([*encode("abc"), EOS], encode("def"))
+    both = replay.passages(iter([example("a", ""), example("ab", "cd")]), binding(), 6, 4)
+    assert list(both) == [Tokens(encode("ab"), encode(" cd"))]  # what has no second token is left out
+    with pytest.raises(UserError, match="The replay task 'a' yields no text"):
+        list(replay.passages(iter([example("", "")] * 1000), binding(), 6, 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [(("", 0.01), "set REPLAY_TASK"), (("t", 0.0), "rate"), (("t", 1.0), "rate")]
+)
+def test_replay_settings_that_cannot_be(values, message):
+    with pytest.raises(UserError, match=message):
+        Replay(*values)
 
 
 # ---- binding ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import seqio
 import tensorflow as tf
 import tiny_tasks
 
-from promot_jax import runs
+from promot_jax import runs, session
 from promot_jax.data import fewshot, text
 from promot_jax.errors import UserError
 from promot_jax.experiment import Experiment
@@ -184,6 +184,29 @@ def test_a_folder_without_a_finished_cache(cache: Callable[..., str], built: Pat
     (folder / "tiny_review" / "COMPLETED").unlink()  # killed while it was built
     text.use_caches([str(folder)], TASKS)
     assert text.cached(TASKS) == ["tiny_colour"]
+
+
+def test_a_folder_with_the_cache_of_a_task_that_comes_later(
+    cache: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that goes through several experiments may have a cache for some of them only."""
+    folder = cache("tiny_review")
+    lengths = {"inputs": 8, "targets": 8}
+    first, later = (
+        Experiment("model", task, "tiny_tasks", lengths, "", cache_dirs=folder) for task in ("tiny_size", "tiny_review")
+    )
+
+    class LoadsError(Exception):
+        """The names were accepted."""
+
+    def load_base(experiment: Experiment) -> None:
+        raise LoadsError
+
+    monkeypatch.setattr(session, "load_base", load_base)
+    with pytest.raises(UserError, match="no task of this run"):
+        runs.open_session(first)
+    with pytest.raises(LoadsError):
+        runs.open_session(first, [first, later])
 
 
 def test_a_task_that_asks_for_its_cache(cache: Callable[..., str]) -> None:

@@ -1,5 +1,7 @@
 import inspect
 import math
+import re
+import string
 from collections.abc import Sequence
 
 import pytest
@@ -49,6 +51,15 @@ def test_squad(target: metrics.Target, prediction: str, exact: float, f1: float)
 )
 def test_squads_normalisation(answer: str, normal: str) -> None:
     assert metrics.normalise(answer) == normal
+
+
+@given(st.text(alphabet="aAn the'.-,!\t\u2019\u00e9 U1", max_size=30))
+def test_normalisation_goes_through_the_steps_of_squads_script(answer: str) -> None:
+    """Lower case; ASCII punctuation out; articles out, as whole words; white space to single blanks: in this order."""
+    bare = answer.lower().translate(dict.fromkeys(map(ord, string.punctuation)))
+    words = re.split(r"\s+", re.sub(r"\b(?:a|an|the)\b", " ", bare).strip())
+
+    assert metrics.normalise(answer) == " ".join(filter(None, words))
 
 
 def test_bleu_and_rouge2_by_hand() -> None:

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import paper_rows
 import pytest
 import seqio
 import tensorflow_datasets as tfds
 
-from promot_jax import main
+from promot_jax import decoding, evaluation, main
 from promot_jax.analysis.bootstrap import normalized_average
 from promot_jax.data import fewshot, text
+from promot_jax.data.sentencepiece import ByteVocabulary
 from promot_jax.errors import UserError
+from promot_jax.experiment import Evaluation
+from promot_jax.models import T5Config, build
+from promot_jax.partitioning import Partitioner
+from promot_jax.pretrained import Pretrained
 from promot_jax.tasks import register
 
 with mock.patch.object(tfds, "load", side_effect=AssertionError), mock.patch.object(tfds, "builder", None):
@@ -23,189 +29,15 @@ with mock.patch.object(tfds, "load", side_effect=AssertionError), mock.patch.obj
 
 ICL = ["cb", "wic", "trivia_qa", "web_questions", "wmt16_ende", "wmt16_enro", "xsum", "wiki_lingua"]
 FINETUNE = ["rte", "snli", "openbookqa", "wmt14_enfr"]
-PAIR = {"premise": "Nobody was at home.", "hypothesis": "The house was empty."}
-MEANT = "Nobody was at home. question: The house was empty. Is it true or false or neither? answer:"
-STEM = {"stem": "Ice is", "choice_A": "hot", "choice_B": "cold", "choice_C": "loud", "choice_D": "a star"}
-WIKI = {"gem_id": "w", "gem_parent_id": "w", "source_aligned": {"en": "Boil it."}, "target_aligned": {"en": "Boil."}}
+CASES = paper_rows.CASES
 
 
-def trivia(question: str, value: str, *aliases: str) -> dict[str, Any]:
-    """A row in the builder's schema."""
-    normal = {"matched_wiki_entity_name": "", "normalized_matched_wiki_entity_name": "", "normalized_value": "x"}
-    answer = {"value": value, "aliases": list(aliases), "normalized_aliases": ["x"], "type": "t", **normal}
-    lists = {"entity_pages": [], "search_results": []}
-    return {"question": question, "question_id": "q", "question_source": "s", "answer": answer, **lists}
-
-
-def openbook(answer: str) -> dict[str, Any]:
-    return {
-        "question": STEM | {"stem": f"Ice {answer} is"},
-        "fact1": "f",
-        "humanScore": 1.0,
-        "clarity": 1.0,
-        "turkIdAnonymized": "t",
-        "answerKey": answer,
-    }
-
-
-def senses(word: str, label: str) -> dict[str, Any]:
-    places = dict.fromkeys(("start1", "start2", "end1", "end2"), 0)
-    return {"word": word, "sentence1": "A river bank.", "sentence2": "A bank of clouds.", "label": label, **places}
-
-
-# By task: the TFDS name, the TFDS split that is reported on, and per row of it the input and target it becomes.
-CASES: dict[str, tuple[str, str, list[tuple[dict[str, Any], str, str]]]] = {
-    "rte": (
-        "super_glue/rte:1.0.2",
-        "validation",
-        [
-            (PAIR | {"label": "entailment"}, MEANT.replace(" or neither", ""), "True"),
-            (
-                {
-                    "premise": "Weapons {0} were not found.",
-                    "hypothesis": "Weapons were found.",
-                    "label": "not_entailment",
-                },
-                "Weapons {0} were not found. question: Weapons were found. Is it true or false? answer:",
-                "False",
-            ),
-        ],
-    ),
-    "cb": (
-        "super_glue/cb:1.0.2",
-        "validation",
-        [
-            (PAIR | {"label": "entailment"}, MEANT, "True"),
-            (PAIR | {"label": "contradiction"}, MEANT, "False"),
-            (PAIR | {"label": "neutral"}, MEANT, "Neither"),
-        ],
-    ),
-    "snli": (
-        "snli:1.1.0",
-        "test",
-        [
-            (PAIR | {"label": "entailment"}, MEANT, "True"),
-            (PAIR | {"label": "neutral"}, MEANT, "Neither"),
-            (PAIR | {"label": "contradiction"}, MEANT, "False"),
-        ],
-    ),
-    "wic": (
-        "super_glue/wic:1.0.2",
-        "validation",
-        [
-            (
-                senses("bank", "False"),
-                "A river bank. A bank of clouds. question: The word bank is used in the same way in the two "
-                "sentences. Is it true or False? answer:",
-                "False",
-            ),
-            (
-                senses("river", "True"),
-                "A river bank. A bank of clouds. question: The word river is used in the same way in the two "
-                "sentences. Is it true or False? answer:",
-                "True",
-            ),
-        ],
-    ),
-    "openbookqa": (
-        "openbookqa:0.1.0",
-        "test",
-        [(openbook(a), f"Q: Ice {a} is A) hot B) cold C) loud D) a star A:", a) for a in "ABCD"],
-    ),
-    "trivia_qa": (
-        "trivia_qa/rc.nocontext:1.1.0",
-        "validation",
-        [(trivia("Who wrote Emma?", "Jane Austen", "Austen", "Miss Austen"), "Q: Who wrote Emma? A:", "Jane Austen")],
-    ),
-    "web_questions": (
-        "web_questions:1.0.0",
-        "test",
-        [
-            (
-                {"url": "u", "question": "who are the brothers of ron?", "answers": ["Bill", "Charlie"]},
-                "Q: who are the brothers of ron? A:",
-                "Bill",
-            )
-        ],
-    ),
-    "wmt14_enfr": (
-        "wmt14_translate/fr-en:1.0.0",
-        "test",
-        [({"en": "The sky.", "fr": "Le ciel."}, "Translate English to French: The sky.", "Le ciel.")],
-    ),
-    "wmt16_ende": (
-        "wmt16_translate/de-en:1.0.0",
-        "test",
-        [({"en": "The sky.", "de": "Der Himmel."}, "Translate English to German: The sky.", "Der Himmel.")],
-    ),
-    "wmt16_enro": (
-        "wmt16_translate/ro-en:1.0.0",
-        "test",
-        [({"en": "The sky.", "ro": "Cerul."}, "Translate English to Romanian: The sky.", "Cerul.")],
-    ),
-    "xsum": (
-        "xsum:1.1.0",
-        "test",
-        [
-            (
-                {"document": "A cat was stuck.\nIt is free.", "summary": "A cat is free."},
-                "Article: A cat was stuck.\nIt is free. One sentence summary:",
-                "A cat is free.",
-            )
-        ],
-    ),
-    "wiki_lingua": (
-        "gem/wiki_lingua_english_en:1.1.0",
-        "test",
-        [
-            (
-                WIKI | {"source": "Boil the water.", "target": "Boil it.", "references": ["Boil it."]},
-                "Article: Boil the water. One sentence summary:",
-                "Boil it.",
-            )
-        ],
-    ),
-}
-TRAIN = 20  # rows that every training split is prepared with
-
-
-def varied(value: Any, number: int) -> Any:
-    """The row with a number in all of its texts; classes stay."""
-    if isinstance(value, dict):
-        return {k: v if k in ("label", "answerKey") else varied(v, number) for k, v in value.items()}
-    if isinstance(value, list):
-        return [varied(item, number) for item in value]
-    return f"{value} ({number})" if isinstance(value, str) else value
-
-
-def prepare(name: str, splits: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    """Has the real builder write its files from rows of ours."""
-    builder = tfds.builder(name, data_dir=folder)
-    if name.startswith("super_glue"):
-        splits = {split: [row | {"idx": i} for i, row in enumerate(rows)] for split, rows in splits.items()}
-
-    def generators(self: Any, manager: Any, *_: Any) -> dict[str, Any]:
-        return {split: iter(enumerate(rows)) for split, rows in splits.items()}
-
-    with mock.patch.object(type(builder), "_split_generators", generators):
-        config = tfds.download.DownloadConfig(manual_dir=folder, compute_stats=tfds.download.ComputeStatsMode.SKIP)
-        builder.download_and_prepare(download_config=config)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(name="data", scope="module", autouse=True)
+def _data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("tfds")
-    for name, reported, cases in CASES.values():
-        rows = [row for row, _, _ in cases]
-        train = [varied(rows[i % len(rows)], i) for i in range(TRAIN)]
-        splits = {"train": train, "validation": [varied(rows[0], 100)], "test": [varied(rows[0], 200)]}
-        if name.startswith("snli"):  # where annotators disagreed
-            rows, train[3] = [*rows, PAIR | {"label": -1}], train[3] | {"label": -1}
-        if name.startswith("web_questions"):
-            del splits["validation"]
-        prepare(name, splits | {reported: rows}, folder)
+    paper_rows.prepare_all(folder)
     seqio.set_tfds_data_dir_override(str(folder))
-    yield
+    yield folder
     seqio.set_tfds_data_dir_override(None)
 
 
@@ -294,6 +126,25 @@ def test_postprocessing(name: str, output: str, answer: str) -> None:
         assert text.get(task).postprocess_fn(output, example={}, is_target=False) == answer
 
 
+@pytest.mark.parametrize(
+    ("name", "raw", "answer"),
+    [  # its appendix B.2: what a T5 says between its sentinels, up to the second occurrence of the task's prefix
+        ("trivia_qa", "<extra_id_0> Paris <extra_id_1> Q: Who?", "Paris"),
+        ("trivia_qa", "<extra_id_0> Paris Q: Who? A: Me Q: Where? A: <extra_id_1>", "Paris Q: Who? A: Me"),
+        ("web_questions", "so <extra_id_0> Q: Where? A: Rome Q: Who? <extra_id_1> x", "Q: Where? A: Rome"),
+        ("wmt16_ende", "<extra_id_0> Der Himmel. Translate English: a Translate", "Der Himmel. Translate English: a"),
+        ("xsum", "<extra_id_0> A cat is free. Article: It. Article: <extra_id_1>", "A cat is free. Article: It."),
+        ("rte", "<extra_id_0> True <extra_id_1> False", "True"),
+        ("cb", "<extra_id_0> Neither. <extra_id_1>", "Neither"),
+        ("trivia_qa", "Paris", "Paris"),  # fine-tuned models leave the sentinels out
+        ("trivia_qa", "<extra_id_1> Paris", ""),
+    ],
+)
+def test_span_corruption_outputs(name: str, raw: str, answer: str) -> None:
+    said = text.get(name).postprocess_fn(decoding.first_span(raw), example={}, is_target=False)
+    assert said == answer
+
+
 @pytest.mark.parametrize("suffix", ["", "_0shot", "_1shot", "_4shot", "_9shot"])
 def test_mixtures(suffix: str) -> None:
     assert text.task_names(f"icl{suffix}") == [f"{name}{suffix}" for name in ICL]
@@ -339,6 +190,51 @@ def test_shuffling_and_sharding_change_no_exemplar(name: str) -> None:
     drawn = [fewshot.draw(name, 0, query, fewshot.distinct(order), 4) for order in orders]
     assert chosen[0] == chosen[1] == chosen[2] and len({e.id for e in chosen[0]}) == 4
     assert drawn[0] == drawn[1] == drawn[2] and len({e.id for e in drawn[0]}) == 4
+
+
+def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
+    """Scores two tasks of the data at hand, by a model whose answer is a function of the whole prompt."""
+
+    def answer(self: evaluation.Evaluator, params: Any, requests: list[evaluation.Request]) -> list[str]:
+        codes = [int(text.stable_hash(request.text), 16) for request in requests]
+        return [["Who", "Paris", "True", "False"][code % 4] for code in codes]
+
+    def get_dataset(task: seqio.Task, *args: Any, **options: Any) -> Any:
+        return read(task, *args, **options | {"shuffle": shuffle, "seed": 3})
+
+    read = seqio.Task.get_dataset
+    base = Pretrained(build(T5Config(384, 16, 2, 1, 1, 8, 24)), {}, ByteVocabulary(), "", "", "", {})
+    evaluation._read.cache_clear()
+    evaluation._exemplars.cache_clear()
+    settings = Evaluation(max_input_length=4096)
+    with (
+        mock.patch.object(evaluation.Evaluator, "ask", answer),
+        mock.patch.object(seqio.Task, "get_dataset", get_dataset),
+    ):
+        found = []
+        for name in ("rte_4shot", "web_questions_4shot"):
+            judge = evaluation.Evaluator(base, settings, Partitioner(), task=name, icl="")
+            found.append(judge.target({"model": {}}, "test", 12))
+    return [one.entry for one in found], [one.rows for one in found]
+
+
+def test_shuffling_and_sharding_change_no_score(tmp_path: Path, data: Path) -> None:
+    for shards in (1, 4):
+        for task, splits in (("rte", ("train", "validation", "test")), ("web_questions", ("train", "test"))):
+            rows = [paper_rows.varied(row, i) for i in range(20) for row, _, _ in CASES[task][2]]
+            paper_rows.prepare(CASES[task][0], dict.fromkeys(splits, rows), tmp_path / str(shards), shards)
+    found = []
+    for folder in (tmp_path / "1", tmp_path / "4"):
+        for task in ("rte", "web_questions"):
+            text.get(task).source.tfds_dataset.override_data_dir(str(folder))
+        found += [scored(shuffle=False), scored(shuffle=True)]
+    for task in ("rte", "web_questions"):
+        text.get(task).source.tfds_dataset.override_data_dir(str(data))
+
+    assert len(list((tmp_path / "4").rglob("super_glue-train.tfrecord*"))) == 4
+    assert all(one == found[0] for one in found)
+    scores, rows = found[0]
+    assert 0 < scores[0]["score"] < 100 and [row["shots"] for row in rows[1]] == [4] * 12
 
 
 @pytest.mark.parametrize("name", FINETUNE)
@@ -390,15 +286,20 @@ def test_documented() -> None:
         [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
     ]
     assert {row[0]: row[1] for row in rows if row[0] != "rte_enfr"} == {name: case[0] for name, case in CASES.items()}
-    options = shlex.split(re.search('PAPER="(.*?)"', page, re.DOTALL)[1])  # type: ignore[index]
-    settings = [s for name in ("finetune.gin", "paper.gin") for s in main.read(main.gin_folder() / name)]
-    for line in re.findall(r"PAPER (--workdir=.*\n.*)", page):
-        given = [o.removeprefix("--gin.") for o in options + shlex.split(line) if o.startswith("--gin.")]
-        bound = settings + [main.read_override(*option.split("=", 1)) for option in given]
-        experiment = main.bind({setting.key: setting for setting in bound}).keywords["experiment"]
-        assert text.get(experiment.task).splits and text.get(experiment.icl_mixture).splits
+    paper_options = re.search('PAPER="(.*?)"', page)[1]  # type: ignore[index]
+    commands = re.findall(r"python -m promot_jax\.main ((?:.*\\\n)*.*)", page)
+    for command in commands:
+        options = shlex.split(command.replace("\\\n", " ").replace("$PAPER", paper_options))
+        files = [option.removeprefix("--gin_file=") for option in options if option.startswith("--gin_file=")]
+        settings = [setting for name in files for setting in main.read(main.gin_folder() / name)]
+        given = [option.removeprefix("--gin.") for option in options if option.startswith("--gin.")]
+        settings += [main.read_override(*option.split("=", 1)) for option in given]
+        arguments = main.bind({setting.key: setting for setting in settings}).keywords
+        experiment = arguments["experiment"]
         assert experiment.modules == paper.__name__ and experiment.checkpoint == "MODEL"
-    assert len(re.findall(r"PAPER --workdir", page)) == 5
+        for task in [*(arguments.get("tasks") or [experiment.task]), experiment.icl_mixture]:
+            assert text.get(task).splits
+    assert len(commands) == 7
 
 
 def test_data_that_cannot_be_had() -> None:

@@ -1,0 +1,401 @@
+"""The comparison: runs the cells that are not there yet, on one machine or several, and reports what is there.
+
+What is done stands on disk alone, cell by cell: `results.json` when it is finished, `failed.json` when it cannot be.
+Processes on several machines that share the folder deal the cells out by claiming them (`promot_jax.claims`).
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from promot_jax import claims, hosts, preemption, pretrained, results, runs, stages
+from promot_jax.analysis import spread
+from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
+from promot_jax.grid import Cell, Grid
+from promot_jax.runs import Session
+
+Json = dict[str, Any]
+
+FAILED = "failed.json"
+NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
+
+
+def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
+    """Runs the cells of a comparison that are not there yet, and reports what is there.
+
+    Args:
+        grid: the cells.
+        wait: at the end for cells that run elsewhere; otherwise they are reported as missing.
+        stale: seconds without a sign of life after which the cell of another machine is taken over.
+        serve: port of this machine on which the report is served meanwhile; None serves nothing.
+
+    Raises:
+        UserError: names or values that cannot be, or a cell that was started with other settings.
+        TrainingError: cells failed. The others have been run and reported.
+        PreemptedError: while a cell runs, or between looks at those of other processes.
+    """
+    if stale <= 0:
+        raise UserError(f"compare.stale is {stale}; it has to be a positive number of seconds.")
+    cells = list(grid.cells())
+    experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
+    for experiment in experiments:
+        runs.check_data(experiment)
+    _check(grid, cells)
+    session = runs.open_session(grid.experiment_of(cells[0]), experiments)
+    with _served(grid, serve if hosts.is_writer() else None):
+        _Process(grid, session, stale).run(cells, wait)
+        publish(grid)
+        if hosts.is_writer():
+            _report(grid)
+    failed = hosts.decide(
+        lambda: [f"{cell}: {one['message']}" for cell in cells if (one := _failure(grid, cell))], "failures"
+    )
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(cells)} cells failed, the report has the others. {' '.join(failed)}"
+        )
+
+
+def _check(grid: Grid, cells: Sequence[Cell]) -> None:
+    """Raises one UserError for all that would stop the comparison only when it comes to those cells."""
+    wrong: list[str] = []
+    for cell in cells:
+        try:
+            runs.check_method(grid.experiment_of(cell), cell.method, grid.tuning_of(cell))
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError(" ".join(dict.fromkeys(wrong)))
+
+
+@contextlib.contextmanager
+def _served(grid: Grid, port: int | None) -> Iterator[None]:
+    if port is None:
+        yield
+        return
+    from promot_jax.page import serve
+
+    with serve.serving(grid.workdir / grid.report, port) as address:
+        print(f"The report, as it grows: {address}", flush=True)
+        yield
+
+
+class _Process:
+    """One process's part in a comparison."""
+
+    def __init__(self, grid: Grid, session: Session, stale: float):
+        self._grid, self._session, self._stale = grid, session, stale
+        self._sessions: dict[tuple[str, int, int], Session] = {}
+        self._donors: dict[tuple[Any, ...], Cell] = {}
+        for cell in grid.cells():
+            if (stage := grid.first_stage(cell)) is not None:
+                self._donors.setdefault(stage, cell)
+
+    def run(self, cells: Sequence[Cell], wait: bool) -> None:
+        """Runs cells until each is finished, has failed or, without `wait`, is another process's."""
+        for cell in self._those(cells, _finished):
+            self._run(cell)  # looked at first: one of other settings is refused before anything is trained
+        pending = self._those(cells, lambda cell: not self._settled(cell))
+        said = ""
+        while pending:
+            left = [cell for cell in pending if not self._try(cell)]
+            if len(left) == len(pending):
+                owners = hosts.decide(partial(self._owners, left), "the owners of the cells")
+                line = f"{'Waiting for' if wait else 'Left to'} other processes: {', '.join(owners)}."
+                if line != said:
+                    print(line, flush=True)
+                    said = line
+                if not wait:
+                    return
+                _pause(min(60.0, self._stale / 10))
+            pending = left
+
+    def _those(self, cells: Sequence[Cell], wanted: Callable[[Cell], bool]) -> list[Cell]:
+        """The cells of which something holds, as host 0 sees it."""
+        found = hosts.decide(lambda: [i for i, cell in enumerate(cells) if wanted(cell)], "the state of the cells")
+        return [cells[i] for i in found]
+
+    def _try(self, cell: Cell) -> bool:
+        """Settles a cell; returns False where that has to wait for another process."""
+        with contextlib.ExitStack() as held:
+            verdict = hosts.decide(lambda: self._take(cell, held), "who runs a cell")
+            if verdict == "run":
+                self._attempt(cell)
+        if verdict == "run":
+            publish(self._grid)
+        return verdict != "wait"
+
+    def _take(self, cell: Cell, held: contextlib.ExitStack) -> str:
+        """Says what to do about a cell, "run", "wait" or nothing as it is "settled"; to run it, claims it in `held`."""
+        if self._settled(cell):
+            return "settled"
+        if self._awaits_stage(cell) or not held.enter_context(claims.claim(cell.folder, self._stale)):
+            return "wait"
+        if self._settled(cell):  # by the process that held it until now
+            return "settled"
+        print(f"==== {self._progress(cell)} ====", flush=True)
+        (cell.folder / FAILED).unlink(missing_ok=True)
+        return "run"
+
+    def _attempt(self, cell: Cell) -> None:
+        """Runs a cell; what it fails with is written down, and the other cells go on."""
+        try:
+            self._run(cell)
+        except (UserError, PreemptedError, HostError):
+            raise
+        except Exception as error:
+            lasting = isinstance(error, TrainingError)  # it would end in the same way again
+            if not lasting and hosts.count() > 1:
+                raise  # the other hosts may know nothing of it
+            if not lasting:
+                traceback.print_exc()
+            message = str(error) if lasting else f"{type(error).__name__}: {error}"
+            failure = {"message": message, "lasting": lasting, "settings": _digest(self._grid, cell)}
+            results.write(failure | {"time": time.strftime("%Y-%m-%d %H:%M:%S")}, cell.folder / FAILED)
+            print(f"{cell} failed: {message}", flush=True)
+
+    def _run(self, cell: Cell) -> None:
+        hosts.decide(lambda: self._share(cell), "a shared stage")
+        runs.run_method(self._session_of(cell), cell.folder, cell.method, self._grid.tuning_of(cell))
+
+    def _share(self, cell: Cell) -> None:
+        donor = self._donor(cell)
+        if donor is not None and not _finished(cell):
+            for name in self._first_folders(cell):
+                share_stage(donor.folder, cell.folder, name)
+
+    def _session_of(self, cell: Cell) -> Session:
+        """The session of a cell's experiment; those of one task and seed are kept, with the base model's scores."""
+        key = (cell.task, cell.seed, cell.shots)
+        if key not in self._sessions:
+            self._sessions = {known: one for known, one in self._sessions.items() if known[:2] == key[:2]}
+            self._sessions[key] = runs.with_experiment(self._session, self._grid.experiment_of(cell))
+        return self._sessions[key]
+
+    def _settled(self, cell: Cell) -> bool:
+        if _finished(cell):
+            return True
+        failure = _failure(self._grid, cell)
+        return failure is not None and failure["lasting"]
+
+    def _donor(self, cell: Cell) -> Cell | None:
+        """The first cell of the grid with the same first stage, if that is not this one."""
+        stage = self._grid.first_stage(cell)
+        donor = None if stage is None else self._donors[stage]
+        return None if donor == cell else donor
+
+    def _awaits_stage(self, cell: Cell) -> bool:
+        """Whether another process is training the stage that this cell shares."""
+        donor = self._donor(cell)
+        if donor is None or self._settled(donor):
+            return False
+        there = [
+            any(pretrained.describe(one.folder / name) for one in (cell, donor)) for name in self._first_folders(cell)
+        ]
+        return not all(there) and bool(self._owner(donor))
+
+    def _first_folders(self, cell: Cell) -> list[str]:
+        """Where a cell's first stage lies in its folder: in one of each task that it trains a prompt for by itself."""
+        stage = stages.method(cell.method)[0]
+        if not stage.per_task:
+            return [stage.name]
+        from promot_jax.data import text
+
+        given = self._grid.experiment.prompt_path  # several by task are taken, not trained
+        tasks = text.task_names(cell.trained_task)
+        return [f"{stage.name}/{task}" for task in tasks if isinstance(given, str) or task not in given]
+
+    def _owner(self, cell: Cell) -> str:
+        return claims.owner(cell.folder, self._stale)
+
+    def _owners(self, cells: Sequence[Cell]) -> list[str]:
+        return [f"{cell} ({self._owner(cell) or 'after its first stage'})" for cell in cells]
+
+    def _progress(self, cell: Cell) -> str:
+        """`3 of 12: promot, rte, seed 0; about 40 min left`, by the time that finished cells of each method took."""
+        cells = list(self._grid.cells())
+        took: dict[str, list[float]] = {}
+        for one in filter(_finished, cells):
+            took.setdefault(one.label, []).append(results.read(one.folder)["seconds"] or 0.0)
+        left = [one for one in cells if not self._settled(one)]
+        line = f"{len(cells) - len(left) + 1} of {len(cells)}: {cell}"
+        if not took:
+            return line
+        mean = statistics.fmean(seconds for each in took.values() for seconds in each)
+        seconds = sum(statistics.fmean(took[one.label]) if one.label in took else mean for one in left)
+        return f"{line}; about {seconds / 60:.0f} min left"
+
+
+def _pause(seconds: float) -> None:
+    """Waits on all hosts alike; raises PreemptedError where the run is to stop meanwhile."""
+    pieces = math.ceil(seconds / NOTICED)
+    for _ in range(pieces):
+        time.sleep(seconds / pieces)
+        hosts.barrier("a pause")  # as `stops` asks for
+        if preemption.stops():
+            raise PreemptedError("Preempted while waiting for other processes.")
+
+
+def share_stage(donor: Path, folder: Path, stage: str) -> None:
+    """Gives a run the finished stage of another run, so that it is not trained twice; nothing where there is none.
+
+    Files are linked where the file system can: a finished stage is not written to any more. Whether the stage is the
+    right one is checked by whoever takes it up (`runs.run_stage`), as for every finished stage.
+    """
+    source, target = donor / stage, folder / stage
+    if target.exists() or not pretrained.describe(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".shared.*"):  # by a kill
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".shared.") as temporary:
+        made = shutil.copytree(source, Path(temporary) / stage, copy_function=_link)
+        os.rename(made, target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # no links here
+        shutil.copy2(source, target)
+
+
+def _finished(cell: Cell) -> bool:
+    return (cell.folder / "results.json").is_file()
+
+
+def _failure(grid: Grid, cell: Cell) -> Json | None:
+    """How a cell failed with these settings, or None."""
+    try:
+        failure = json.loads((cell.folder / FAILED).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = isinstance(failure, dict) and failure.keys() >= {"message", "lasting", "settings"}
+    return failure if whole and failure["settings"] == _digest(grid, cell) and not _finished(cell) else None
+
+
+def _digest(grid: Grid, cell: Cell) -> str:
+    """Tells whether a failure belongs to the settings at hand."""
+    settings = repr((grid.experiment_of(cell), grid.tuning_of(cell), cell.method))
+    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
+
+
+# ---- what is there ---------------------------------------------------------------------------------------------------
+
+
+def publish(grid: Grid) -> None:
+    """Writes the comparison of every task, of the cells that are finished so far, to its `results.json`.
+
+    What shows a comparison while it runs (`promot_jax.report`) reads these files.
+    """
+    for found in _latest(grid) if hosts.is_writer() else ():
+        for task, comparison in found.items():
+            results.write(comparison, grid.report_folder(task) / "results.json")
+
+
+def _latest(grid: Grid) -> Iterator[dict[str, Json]]:
+    """Yields what is there to be written, and again while that is no more what was yielded last.
+
+    So of several processes that write the same files, the one that writes last has seen all that was there then.
+    """
+    before: Json | None = None
+    while (found := results.plain(collect(grid))) != before:
+        yield found
+        before = found
+
+
+def collect(grid: Grid) -> dict[str, Json]:
+    """Reads what is there: by task a comparison in the layout of `promot_jax.results`.
+
+    Of every method it holds the runs at the learning rates that are best on the validation split. Further keys: `cells`
+    (each with its state: finished, failed with a message, or missing), `spread` (`analysis.spread`, of best and of
+    matched checkpoints), and with a grid of learning rates `selection`: by method all candidates and the chosen rates.
+    """
+    found: dict[str, Json] = {}
+    for task in grid.tasks or [grid.experiment.task]:
+        cells = [cell for cell in grid.cells() if cell.task == task]
+        kept: list[Json] = []
+        selection: Json = {}
+        for label in grid.methods:
+            candidates: dict[tuple[tuple[str, float], ...], list[Cell]] = {}
+            for cell in cells:
+                if cell.label == label:
+                    candidates.setdefault(cell.rates, []).append(cell)
+            described = [_candidate(members) for members in candidates.values()]
+            best = max(range(len(described)), key=lambda i: _rank(described[i]))
+            kept += [_as_labelled(cell) for cell in list(candidates.values())[best] if _finished(cell)]
+            if described[best]["rates"]:
+                selection[label] = {"chosen": described[best]["rates"], "candidates": described}
+        comparison = results.comparison(kept)
+        comparison["cells"] = [_state(grid, cell) for cell in cells]
+        comparison["spread"] = {
+            "best": spread.of_comparison(comparison),
+            "matched": spread.of_comparison(comparison, key="matched"),
+        }
+        if selection:
+            comparison["selection"] = selection
+        found[task] = comparison
+    return found
+
+
+def validation_score(run: Json) -> float | None:
+    """Target score on the validation split of the checkpoint that a run ends with, None for an untrained model."""
+    last = next(reversed(run["steps"]), None)
+    scores = [point["target"] for point in run["curve"] if point["stage"] == last and point["step"] > 0]
+    return max((score for score in scores if score is not None), default=None)
+
+
+def _candidate(cells: Sequence[Cell]) -> Json:
+    """Learning rates of a method with their validation scores: of each seed, and the mean."""
+    scores = {str(cell.seed): validation_score(results.read(cell.folder)) for cell in cells if _finished(cell)}
+    known = [score for score in scores.values() if score is not None]
+    return {"rates": dict(cells[0].rates), "validation": statistics.fmean(known) if known else None, "seeds": scores}
+
+
+def _rank(candidate: Json) -> tuple[int, float, float]:
+    """Order of candidates: a rate that fails on a seed is behind one that does not; of equals the gentler one."""
+    rates = candidate["rates"].values()
+    score = -1.0 if candidate["validation"] is None else candidate["validation"]
+    return len(candidate["seeds"]), score, -sum(rates)
+
+
+def _as_labelled(cell: Cell) -> Json:
+    """A finished run under the method that was asked for; a "+ 1-shot" run stands in its task's row."""
+    run = results.read(cell.folder) | {"method": cell.label}
+    if cell.shots and run["target"]:
+        run["target"] = run["target"] | {"task": cell.task, "shots": cell.shots}
+    return run
+
+
+def _state(grid: Grid, cell: Cell) -> Json:
+    failure = _failure(grid, cell)
+    state: Json = {"method": cell.label, "seed": cell.seed, "rates": dict(cell.rates)}
+    state["folder"] = cell.folder.relative_to(grid.workdir).as_posix()
+    state["state"] = "finished" if _finished(cell) else "failed" if failure else "missing"
+    return state | ({"message": failure["message"]} if failure else {})
+
+
+def _report(grid: Grid) -> None:
+    from promot_jax import page, report
+
+    for found in _latest(grid):
+        reports = {task: report.write(comparison, grid.report_folder(task)) for task, comparison in found.items()}
+        whole = page.write(found, grid.workdir / grid.report) if grid.tasks else None
+    for task, comparison in found.items():
+        if grid.tasks:
+            print(f"\n{task}", flush=True)
+        print("\n" + report.table(comparison), flush=True)
+        print(f"\nReport: {reports[task]}", flush=True)
+    if whole:
+        print(f"All tasks: {whole}", flush=True)

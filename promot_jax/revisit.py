@@ -1,0 +1,148 @@
+"""A stage's folder opened again, finished or still running: its settings, its parameters at a step, its batches."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from promot_jax import hosts, pretrained, runs, trees
+from promot_jax.checkpoints import Saved
+from promot_jax.errors import UserError
+from promot_jax.experiment import Experiment
+from promot_jax.prompts import PromptInit
+
+Json = dict[str, Any]
+
+# What a stage's batches and first parameters depend on; the rest of the experiment is the caller's.
+OWN = ("checkpoint", "task", "feature_lengths", "seed", "dtype", "prompt_length", "prompt_path", "force_prompt")
+OLDER = {"vocabulary": "", "data_shards": 1}  # as runs were done before these were settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Revisited:
+    """A stage as it was trained.
+
+    Attributes:
+        folder: of the stage.
+        session: the base model and the data, with the run's own settings.
+        settings: `settings.json` of the stage.
+        start: `{"model": ..., "prompt": {task: rows}}` before the first update; no "prompt" where none was attached.
+    """
+
+    folder: Path
+    session: runs.Session
+    settings: Json
+    start: trees.Tree
+
+    @property
+    def prompt(self) -> str:
+        """Name of the prompt that stood in front of the training inputs, "" for none."""
+        return self.session.experiment.task if "prompt" in self.start else ""
+
+    def steps(self) -> list[int]:
+        """Steps whose parameters are there: 0, and those of the checkpoints that were kept."""
+        return [0, *hosts.decide(Saved(self.folder / "checkpoints").steps, "the checkpoints that were kept")]
+
+    def at(self, step: int) -> trees.Tree:
+        """All parameters at a step.
+
+        Raises:
+            UserError: no checkpoint of that step was kept.
+        """
+        if step == 0:
+            return self.start
+        kept = self.steps()
+        if step not in kept:
+            raise UserError(
+                f"{self.folder} has no checkpoint of step {step} (it has {', '.join(map(str, kept))}); train with "
+                "Training.keep_period to keep more than the newest and the best."
+            )
+        return pretrained.overlay(self.folder, step, self.start)
+
+    def batches(self, prompt: bool, layout: Callable[..., Any]) -> Iterator[Any]:
+        """The training batches from step 0 on, one example per row and without replayed text.
+
+        Of several shards of the data, the rows are laid out together, on every host.
+
+        Args:
+            prompt: whether the run's prompt stands in front of the inputs.
+            layout: takes `(rows, inputs, targets)` as `Model.layout`; what it returns is yielded.
+        """
+        soft = self.start["prompt"] if prompt else None
+        size = self.settings["training"]["batch_size"]
+
+        def as_they_are(rows: Any, inputs: int, targets: int) -> Any:
+            return rows, inputs, targets
+
+        stream = runs.train_batches(self.session, soft, batch_size=size, layout=as_they_are, whole=True)[1]
+        for parts in zip(*stream.parts.values(), strict=True):
+            yield layout([row for rows, _, _ in parts for row in rows], *parts[0][1:])
+
+
+def open_stage(folder: Path, experiment: Experiment) -> Revisited:
+    """Opens a stage's folder.
+
+    Args:
+        folder: of a stage, the one that holds `checkpoints/`.
+        experiment: modules of the tasks, mesh, and sizes of a model whose checkpoint carries none; the model, the task,
+            the seed, the lengths and the prompt are the run's own.
+
+    Raises:
+        UserError: not a stage's folder, or what it started from is no longer there.
+    """
+    settings = hosts.decide(partial(_settings, folder), "the settings of a stage")
+    own = OLDER | settings["experiment"]
+    taken = {name: own[name] for name in (*OWN, *OLDER)} | {"prompt_init": PromptInit(**own["prompt_init"])}
+    session = runs.open_session(dataclasses.replace(experiment, **taken))
+    for start in _starts(session, folder):
+        if trees.fingerprint(start) == settings["start"]:
+            return Revisited(folder, session, settings, start)
+    raise UserError(
+        f"{folder} started from parameters that are no longer there: put back its base model "
+        f"({session.experiment.checkpoint}) and, for a stage behind a trained prompt, stage 1's folder beside it. "
+        "Stages that start from LoRA are not opened."
+    )
+
+
+def _settings(folder: Path) -> Json:
+    try:
+        settings: Json = json.loads((folder / "settings.json").read_text("utf-8"))
+        for name in OWN:
+            settings["experiment"][name]
+        PromptInit(**settings["experiment"]["prompt_init"])
+        settings["stage"], settings["training"]["batch_size"], settings["start"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no stage's folder with its settings.json ({type(error).__name__}: {error}). Give the "
+            "one with checkpoints/ in it, such as runs/demo/finetune/seed_0/finetune."
+        ) from error
+    return settings
+
+
+def _starts(session: runs.Session, folder: Path) -> Iterator[trees.Tree]:
+    """What a stage may have started from: the base model alone, behind a trained prompt, or behind a fresh one."""
+    model, task = session.base.params, session.experiment.task
+    yield {"model": model}
+    for path in hosts.decide(partial(_prompts, session.experiment, folder), "the prompts of a stage"):
+        experiment = dataclasses.replace(session.experiment, prompt_path=path)
+        trained = runs.saved_prompts(dataclasses.replace(session, experiment=experiment))
+        yield {"model": model, "prompt": {task: next(iter(trained.values()))} if isinstance(path, str) else trained}
+    chosen = session.experiment.prompt_init
+    yield {"model": model, "prompt": runs.fresh_prompt(session, chosen)}
+    yield {"model": model, "prompt": runs.fresh_prompt(session, dataclasses.replace(chosen, method="uniform"))}
+
+
+def _prompts(experiment: Experiment, folder: Path) -> list[str | dict[str, str]]:
+    """Where the prompt that a stage stood behind may lie."""
+    beside = folder.parent / "stage1"
+    several = {path.name: str(path) for path in sorted(beside.glob("*")) if pretrained.describe(path)}
+    given = experiment.prompt_path
+    paths: list[str | dict[str, str]] = [
+        given if isinstance(given, str) else dict(given),
+        str(beside) if pretrained.describe(beside) else "",
+        several,
+    ]
+    paths.append(str(folder) if (folder / "prompt").is_dir() else "")  # a fixed one is the run's own
+    return [path for path in paths if path]

@@ -1,0 +1,125 @@
+"""Results in the layout of `promot_jax.results`, drawn at random. No number here was measured."""
+
+import random
+
+from hypothesis import strategies as st
+
+from promot_jax import results
+
+TASKS = {"capital": "exact_match", "past_tense": "exact_match", "negation": "rouge2", "reading_qa": "token_f1"}
+STEPS = {"pretrained": {}, "finetune": {"finetune": 60}, "promot": {"stage1": 60, "stage2": 60}}
+
+
+def random_run(method, seed):
+    """A run of random scores and curves."""
+    draw = random.Random(f"{method} {seed}")
+
+    def score(metric, **extra):
+        middle = draw.uniform(10, 90)
+        return {"metric": metric, "score": middle, "ci95": [middle - 9, middle + 9], "n": 50, **extra}
+
+    def entry():
+        scores = {name: score(metric, format_share=draw.uniform(0, 40)) for name, metric in TASKS.items()}
+        return results.icl_result(scores, ci95=[30.0, 50.0])
+
+    steps = STEPS.get(method, {"finetune": 60})
+    return {
+        "method": method,
+        "seed": seed,
+        "steps": dict(steps),
+        "seconds": draw.uniform(10, 400),
+        "target": {"task": "sentiment", **score("accuracy")},
+        "icl": {shots: entry() for shots in ("1", "4")},
+        "curve": [point for stage in steps for point in random_curve(stage, draw)],
+        "versions": {"python": "3.11.9", "jax": "0.10.2", "promot_jax": None},
+        "commit": "0123456789abcdef-dirty",
+        "model": "random_weights",
+        "settings": {"learning_rate": 1e-4, "curve_shots": 1},
+    }
+
+
+def random_curve(stage, draw):
+    """Target scores that rise, ICL that falls."""
+    target, icl, share, points = draw.uniform(0, 10), draw.uniform(48, 55), 0.0, []
+    for step in range(0, 61, 10):
+        scores = {"target": target} if stage == "stage1" else {"target": target, "icl": icl, "format_share": share}
+        points.append(results.curve_point(step, stage, loss=draw.random(), **scores))
+        target, icl, share = (
+            min(95, target + draw.uniform(0, 30)),
+            icl * draw.uniform(0.7, 1),
+            share + draw.random() * 15,
+        )
+    return points
+
+
+def random_results(seeds=2, methods=("pretrained", "finetune", "promot")):
+    """Random runs of several methods and seeds."""
+    return {"methods": {method: [random_run(method, seed) for seed in range(seeds)] for method in methods}}
+
+
+def prune(data, draw):
+    """Drops parts of results at random, as kills, failures and open tasks would."""
+    for method in list(data["methods"]):
+        if draw.random() < 0.3:
+            del data["methods"][method]
+            continue
+        data["methods"][method] = [run for run in data["methods"][method] if draw.random() < 0.7]
+        for run in data["methods"][method]:
+            if draw.random() < 0.3:
+                run["target"] = None
+            elif draw.random() < 0.3:
+                run["target"] |= {"score": None, "ci95": None}
+            run["icl"] = {shots: entry for shots, entry in run["icl"].items() if draw.random() < 0.7}
+            for entry in run["icl"].values():
+                entry["tasks"] = {name: task for name, task in entry["tasks"].items() if draw.random() < 0.7}
+                for task in entry["tasks"].values():
+                    task |= {key: None for key in ("score", "ci95", "format_share") if draw.random() < 0.2}
+                entry |= {key: None for key in ("norm_avg", "format_share") if draw.random() < 0.2}
+            run["curve"] = [point for point in run["curve"] if draw.random() < 0.7]
+            for point in run["curve"]:
+                point |= {key: None for key in ("loss", "target", "icl", "format_share") if draw.random() < 0.2}
+            for key in ("seconds", "versions", "commit", "model", "settings"):
+                if draw.random() < 0.3:
+                    run.pop(key)
+
+
+# Text that a page or a Markdown file must show as it is.
+MARKUP = [
+    *(
+        "|",
+        "\\|",
+        "\\",
+        "`",
+        "``",
+        "```",
+        "| a | b |",
+        "---",
+        "\n",
+        "\r\n",
+        "\n\n",
+        "\t",
+        "    a",
+        "# a",
+        "> a",
+        "1. a",
+        "- a",
+    ),
+    *(
+        "<b>",
+        "</code>",
+        "<!--",
+        "-->",
+        "<a@b.org>",
+        "&lt;",
+        "&#60;",
+        "![x](y)",
+        "[x](y)",
+        "[x]: y",
+        "$$",
+        ":-)",
+        "~~a~~",
+    ),
+    *("*a*", "**", "__a__", "_a_", "https://a.b", "www.a.b", "WWW.a.b", "a@b.org", "mailto:a@b.org"),
+    *("\x00", "\u2028", "\u202e", "\ud800"),
+]
+NASTY = st.lists(st.text(max_size=8) | st.sampled_from(MARKUP), max_size=8).map("".join)
