@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from promot_jax.errors import UserError
 from promot_jax.models import layers, layouts
-from promot_jax.partitioning import Partitioner, activations, constrain
+from promot_jax.models.family import Family
+from promot_jax.partitioning import Partitioner, constrain
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -282,7 +283,7 @@ def _embedding_scale(config: DecoderConfig) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderModel:
+class DecoderModel(Family):
     """A decoder-only model behind the interface of all families (`promot_jax.models.Model`)."""
 
     config: DecoderConfig
@@ -294,10 +295,6 @@ class DecoderModel:
     def module(self) -> DecoderModule:
         """The Linen module."""
         return DecoderModule(self.config)
-
-    def _apply(self, params: Params, method: str, *args: Any, **rngs: Any) -> Any:
-        with activations(self.partitioner):
-            return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32."""
@@ -316,15 +313,6 @@ class DecoderModel:
         at = batch["positions"]
         x, _ = self._apply(params, "hidden", batch["tokens"], prompt, at, at, mask, **rngs)
         return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
-
-    def head(self, params: Params, hidden: Array) -> Array:
-        """Logits `[..., vocab]`, float32, of states `[..., embed]`."""
-        logits: Array = self._apply(params, "head", hidden)
-        return logits
-
-    def logits(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
-        """Logits `[batch, targets, vocab]`, float32, at the target positions only."""
-        return self.head(params, self.hidden(params, prompt, batch, dropout_key))
 
     def input_rows(self, params: Params, ids: Array) -> Array:
         """What the first layer reads for real token ids: `[..., embed]`, float32; what soft prompts start from."""

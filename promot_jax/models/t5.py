@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from promot_jax import trees
 from promot_jax.errors import UserError
 from promot_jax.models import layers, layouts
+from promot_jax.models.family import Family
 from promot_jax.models.relative import RelativeBias
-from promot_jax.partitioning import Partitioner, activations, constrain
+from promot_jax.partitioning import Partitioner, constrain
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -305,7 +306,7 @@ def _same(queries: Array, keys: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Model:
+class T5Model(Family):
     """An encoder-decoder model behind the interface of all families (`promot_jax.models.Model`)."""
 
     config: T5Config
@@ -317,10 +318,6 @@ class T5Model:
     def module(self) -> T5Module:
         """The Linen module."""
         return T5Module(self.config)
-
-    def _apply(self, params: Params, method: str, *args: Any, **rngs: Any) -> Any:
-        with activations(self.partitioner):
-            return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32."""
@@ -339,15 +336,6 @@ class T5Model:
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         states: Array = self._apply(params, "hidden", batch, prompt, **rngs)
         return states
-
-    def head(self, params: Params, hidden: Array) -> Array:
-        """Logits `[..., vocab]`, float32, of states `[..., embed]`."""
-        logits: Array = self._apply(params, "head", hidden)
-        return logits
-
-    def logits(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
-        """Logits `[batch, targets, vocab]`, float32."""
-        return self.head(params, self.hidden(params, prompt, batch, dropout_key))
 
     def input_rows(self, params: Params, ids: Array) -> Array:
         """What the first layer reads for real token ids: `[..., embed]`, float32; what soft prompts start from."""
