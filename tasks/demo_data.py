@@ -4,6 +4,7 @@
 |---|---|---|
 | movie snippets, product reviews, news editorials, each rated by 20 people from -4 to 4 (Hutto and Gilbert, ICWSM 2014) | vaderSentiment 3.3.2, source distribution | MIT package of third-party texts: fetched, never copied |
 | countries | countryinfo 1.0.1, installed with the extra `demo` | MIT; facts as the package states them |
+| interface texts of JupyterLab, translated by its community | jupyterlab-language-pack-fr-FR 4.5.post3 | BSD-3-Clause |
 | inflections (from the SPECIALIST Lexicon of the NIH) | lemminflect 0.2.3 | MIT |
 
 Every function returns {split: rows}. Which split a row falls into follows from a hash of its id, so it depends neither
@@ -161,6 +162,22 @@ def unedited() -> Splits:
         if re.fullmatch(r"[A-Z][A-Za-z' ,]*[.?]", text) and 5 <= len(text.split()) <= 12:
             rows.append({"id": snippet.id, "edited": text, "raw": re.sub(r"[,.?]", "", text).lower()})
     return split(rows, test=100, validation=50)
+
+
+@functools.cache
+def interface_texts() -> Splits:
+    """Rows id, english, french: menu entries, settings and messages of 2 to 14 words without code or placeholders."""
+    seen: dict[str, Row] = {}
+    for name in ("jupyterlab", "jupyterlab_git", "jupyterlab_lsp"):
+        texts = json.loads((assets.fetch("jupyterlab-french") / f"{name}.json").read_text("utf-8"))
+        for key, (french, *_) in sorted((key, value) for key, value in texts.items() if isinstance(value, list)):
+            english = " ".join(key.rpartition("\x04")[2].split())  # a context may stand in front
+            french = " ".join(french.split())
+            plain = not re.search(r"[%{}<>`_]|://", english + french)
+            if plain and french not in ("", english) and 2 <= len(english.split()) <= 14:
+                letters = re.sub(r"\W", "", english.lower())
+                seen.setdefault(letters, {"id": f"{name}/{letters}", "english": english, "french": french})
+    return split(seen.values(), test=200, validation=100)
 
 
 def _statements() -> Iterator[tuple[str, list[str], str, list[str]]]:

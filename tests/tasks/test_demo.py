@@ -26,7 +26,10 @@ TASKS = {
     "question": ("rouge2", 0, (30, 20, 100)),
     "editing": ("bleu", 0, (870, 50, 100)),
 }
-ALL = TASKS | {"movie_sentiment": ("accuracy", 2, (4668, 500, 500))}
+ALL = TASKS | {
+    "movie_sentiment": ("accuracy", 2, (4668, 500, 500)),
+    "interface_enfr": ("bleu", 0, (1542, 100, 200)),
+}
 
 
 def test_the_battery() -> None:

@@ -126,6 +126,26 @@ def test_unedited(sources: Path) -> None:
     ]
 
 
+def test_interface_texts(sources: Path) -> None:
+    texts: dict[str, object] = {
+        "": {"language": "fr_FR"},
+        "menu\x04Open  the file": ["Ouvrir le fichier"],
+        "Open the File…": ["Ouvrir un fichier…"],  # again, but for a capital and a mark
+        "Close": ["Fermer"],
+        "Delete %1 files": ["Supprimer %1 fichiers"],
+        "Not translated": [""],
+        "Table Widget": ["Table Widget"],
+        "Cell moved": ["Cellule déplacée", "Cellules déplacées"],
+    }
+    for name, found in (("jupyterlab", texts), ("jupyterlab_git", {}), ("jupyterlab_lsp", {"Cell\nmoved": ["Autre"]})):
+        (sources.parent / f"{name}.json").write_text(json.dumps(found))
+
+    assert [(r["english"], r["french"]) for r in every(demo_data.interface_texts())] == [
+        ("Cell moved", "Cellule déplacée"),
+        ("Open the File…", "Ouvrir un fichier…"),
+    ]
+
+
 def test_inflections_of_words_in_use(sources: Path) -> None:
     assert [(r["verb"], r["past"]) for r in every(demo_data.past_tenses())] == [("run", "ran"), ("stop", "stopped")]
     # As many with "-s" as without; "city" has two plurals.
