@@ -68,9 +68,9 @@ class Saved:
         for path, leaf in trees.flatten(like).items():
             with self._reading(step) as folder:
                 store = _array(folder, f"params/{path}")
-                if store.dtype != leaf.dtype:
+                if not np.can_cast(store.dtype.numpy_dtype, leaf.dtype):  # without loss, as bfloat16 to float32
                     raise ValueError(f"{path} is stored as {store.dtype.name}, not {leaf.dtype}")
-                part = functools.partial(_read, store)
+                part = functools.partial(_read, store, leaf.dtype)
                 found[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
         return trees.unflatten(found)
 
@@ -226,10 +226,10 @@ def _context() -> Any:
     return ts.Context({"file_io_concurrency": {"limit": 1}, "data_copy_concurrency": {"limit": 1}})
 
 
-def _read(store: Any, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of an array, a chunk at a time."""
+def _read(store: Any, dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of an array in a dtype that holds its values, a chunk at a time."""
     box = [one.indices(size)[:2] for one, size in zip(index, store.shape, strict=True)]
-    out = aligned(tuple(last - first for first, last in box), store.dtype.numpy_dtype)
+    out = aligned(tuple(last - first for first, last in box), np.dtype(dtype))
     steps = store.chunk_layout.read_chunk.shape
     grid = [range(first - first % step, last, step) for (first, last), step in zip(box, steps, strict=True)]
     for corner in itertools.product(*grid):

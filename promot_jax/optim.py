@@ -1,8 +1,10 @@
 """Optimizers and schedules, as data that a run can record."""
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from promot_jax import trees
@@ -92,12 +94,54 @@ def build(steps: int, default: Optimizer, **rooms: Optimizer | None) -> optax.Gr
     """
     own = {room: one.build(steps) for room, one in rooms.items() if one is not None}
     if not own:
-        return default.build(steps)
+        return _in_float32(default.build(steps))
 
     def labels(params: trees.Tree) -> trees.Tree:
         return {room: room if room in own else "default" for room in params}  # a prefix of the tree
 
-    return optax.partition(own | {"default": default.build(steps)}, labels)
+    return _in_float32(optax.partition(own | {"default": default.build(steps)}, labels))
+
+
+def apply_updates(params: trees.Tree, updates: trees.Tree, key: jax.Array) -> trees.Tree:
+    """Adds updates to parameters; those held in bfloat16 are rounded up or down at random, right in the mean.
+
+    Rounded to the nearest, a weight would not move at all by less than a 512th of itself.
+
+    Args:
+        params: float32 or bfloat16.
+        updates: float32, of the same structure.
+        key: of the step.
+    """
+    flat, moves = trees.flatten(params), trees.flatten(updates)
+    keys = dict(zip(flat, jax.random.split(key, len(flat)), strict=True))
+    added = {
+        path: stochastic_round(leaf.astype(jnp.float32) + moves[path], keys[path])
+        if leaf.dtype == jnp.bfloat16
+        else leaf + moves[path]
+        for path, leaf in flat.items()
+    }
+    return trees.unflatten(added)
+
+
+def stochastic_round(values: jax.Array, key: jax.Array) -> jax.Array:
+    """Rounds float32 to one of the two bfloat16 beside each value, to the nearer one the more often."""
+    # bfloat16 is the upper half of float32: of the lower half, a random number carries over into it.
+    noise = jax.random.bits(key, values.shape, jnp.uint16).astype(jnp.uint32)
+    bits = (jax.lax.bitcast_convert_type(values, jnp.uint32) + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return jnp.where(jnp.isfinite(values), rounded, values).astype(jnp.bfloat16)
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same in float32, whatever parameters and gradients are held in."""
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    return optax.GradientTransformation(
+        lambda params: inner.init(cast(params)),
+        lambda grads, state, params=None: inner.update(cast(grads), state, cast(params)),
+    )
 
 
 def _adafactor(settings: Optimizer, rate: optax.Schedule) -> optax.GradientTransformation:

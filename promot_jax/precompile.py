@@ -201,6 +201,8 @@ class Room:
         if program == "decode":
             return self._decode(model)
         params = self.params()
+        if program == "gradient":
+            params = _like(jax.eval_shape(lambda tree: train.held(tree, training), params), params)
         if program == "score":
             params = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), params), params)
         batch = self.batch(model, training.batch_size, prompt)
@@ -228,6 +230,7 @@ class Room:
             frozen = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), frozen), frozen)
         if training.l2sp or training.kl:
             frozen = frozen | {"start": trained.get("model", {})}
+        trained = _like(jax.eval_shape(lambda tree: train.held(tree, training), trained), trained)
         transform = optim.build(training.steps, training.optimizer, prompt=training.prompt_optimizer)
         abstract = jax.eval_shape(transform.init, trained)
         optimizer = jax.tree.map(_placed, abstract, self.partitioner.like(abstract, trained))

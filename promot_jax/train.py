@@ -14,7 +14,7 @@ import optax
 
 from promot_jax import freezing, lora, optim, preemption, prompts, trees
 from promot_jax.checkpoints import Checkpoints, existing
-from promot_jax.errors import PreemptedError, TrainingError, UserError
+from promot_jax.errors import PreemptedError, TrainingError, UserError, nearest
 from promot_jax.lora import Lora
 from promot_jax.losses import chunked_cross_entropy, chunked_divergence
 from promot_jax.models import Model
@@ -26,6 +26,9 @@ from promot_jax.stages import Stage
 
 Array = jax.Array
 Tree = trees.Tree
+
+WEIGHT_DTYPES = ("float32", "bfloat16")
+_ROUNDING = 1  # folded into a step's key, whose other use is dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Training:
         dropout_rate: on activations.
         label_smoothing: share of the target's probability spread over the vocabulary.
         microbatches: parts a batch is worked through in, their gradients added up.
+        weight_dtype: of the kernels and embeddings that are trained, between updates: "float32", or "bfloat16" for half
+            of their memory, with updates rounded at random (`optim.apply_updates`).
         freeze: patterns over parameter paths that stay as they are (`model/token_embedder/.*`), also of single layers
             of a stack (`model/decoder/layers_[0-5]/.*`).
         pack: several examples per row, each behind its own prompt.
@@ -62,6 +67,7 @@ class Training:
     dropout_rate: float = 0.0
     label_smoothing: float = 0.0
     microbatches: int = 1
+    weight_dtype: str = "float32"
     freeze: tuple[str, ...] = ()
     pack: bool = False
     log_period: int = 10
@@ -79,6 +85,8 @@ class Training:
             raise UserError("steps, batch_size, eval_period, microbatches and log_period must be at least 1.")
         if self.batch_size % self.microbatches:
             raise UserError(f"BATCH_SIZE {self.batch_size} does not divide into {self.microbatches} microbatches.")
+        if self.weight_dtype not in WEIGHT_DTYPES:
+            raise UserError(f"Unknown weight_dtype {self.weight_dtype!r}{nearest(self.weight_dtype, WEIGHT_DTYPES)}.")
         if self.keep_period < 0 or self.keep_period % self.eval_period:
             raise UserError(
                 f"keep_period is {self.keep_period}; checkpoints are written every {self.eval_period} steps (the "
@@ -148,12 +156,13 @@ def make_step(
         def add(total: tuple[Array, Tree], part: tuple[Tree, Array]) -> tuple[tuple[Array, Tree], None]:
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, frozen, *part)), None
 
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trained))
+        zero = (jnp.float32(0), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained))
         return jax.lax.scan(add, zero, (parts, keys))[0]
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def step(state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, Tree]:
-        total, grads = gradients(state["params"], frozen, batch, jax.random.fold_in(key, state["step"]))
+        key = jax.random.fold_in(key, state["step"])
+        total, grads = gradients(state["params"], frozen, batch, key)
         # A mean over real target tokens of the whole batch: AdamW, clipping and penalties see the same scale always.
         tokens = jnp.maximum(batch["weights"].sum(), 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
@@ -168,12 +177,20 @@ def make_step(
         grads = freezing.apply(masks, grads)
         updates, optimizer = transform.update(grads, state["optimizer"], state["params"])
         updates = freezing.apply(masks, updates)  # weight decay knows of no mask
-        params = freezing.apply(masks, optax.apply_updates(state["params"], updates), state["params"])
+        params = optim.apply_updates(state["params"], updates, jax.random.fold_in(key, _ROUNDING))
+        params = freezing.apply(masks, params, state["params"])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
         metrics["update_norm"] = optax.tree.norm(updates)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, metrics
 
     return step
+
+
+def held(trained: Tree, training: Training) -> Tree:
+    """Trained parameters as they are held between updates: the model's in `Training.weight_dtype`."""
+    if "model" not in trained:
+        return trained
+    return trained | {"model": cast_weights(trained["model"], training.weight_dtype)}
 
 
 def train(
@@ -237,7 +254,7 @@ def train(
 
     # ---- state, fresh or resumed -------------------------------------------------------------------------------------
     transform = optim.build(training.steps, training.optimizer, prompt=training.prompt_optimizer)
-    trained = jax.tree.map(jnp.copy, trained)  # the state is donated; the caller keeps its own
+    trained = jax.tree.map(jnp.copy, held(trained, training))  # the state is donated; the caller keeps its own
     abstract = jax.eval_shape(transform.init, trained)
     optimizer_shardings = partitioner.like(abstract, trained)
     optimizer = jax.jit(transform.init, out_shardings=optimizer_shardings)(trained)
@@ -348,5 +365,7 @@ def train(
     checkpoints.close()
     if preempted is not None:
         preempted.remove()
-    merged = trees.unflatten(trees.flatten(params) | trees.flatten(best_params))
+    flat = trees.flatten(params)
+    flat |= {path: leaf.astype(flat[path].dtype) for path, leaf in trees.flatten(best_params).items()}
+    merged = trees.unflatten(flat)
     return Trained(merged, best, curve, time.monotonic() - started)

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from promot_jax import trees
 from promot_jax.errors import UserError
-from promot_jax.optim import Optimizer
+from promot_jax.optim import Optimizer, apply_updates, stochastic_round
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 SHAPES = {
@@ -248,3 +250,45 @@ def test_state_has_leaves_of_the_given_parameters_only(name):
 
     assert {leaf.shape for leaf in full} == {(130, 128)}
     assert len(full) == (2 if name == "adamw" else 1)
+
+
+# ---- weights in bfloat16 ---------------------------------------------------------------------------------------------
+
+
+@given(st.floats(width=32, allow_nan=False, allow_subnormal=False), st.integers(0, 99))
+def test_rounding_gives_a_neighbour_and_keeps_what_bfloat16_can_hold(value, seed):
+    rounded = stochastic_round(jnp.float32(value), jax.random.key(seed))
+    below = jax.lax.bitcast_convert_type(
+        jax.lax.bitcast_convert_type(jnp.float32(value), jnp.uint32) & jnp.uint32(0xFFFF0000), jnp.float32
+    )
+    above = jax.lax.bitcast_convert_type(
+        jax.lax.bitcast_convert_type(below, jnp.uint32) + jnp.uint32(0x10000), jnp.float32
+    )
+
+    assert rounded.dtype == jnp.bfloat16
+    exact = float(below) == float(jnp.float32(value))
+    assert float(rounded) in ({float(below)} if exact else {float(below), float(above)})
+
+
+def test_rounding_is_right_in_the_mean():
+    values = jnp.asarray([1.0, -1.0, 3e-5, 1e30])[:, None] * (1 + jnp.asarray([1, 20, 64, 127]) / 16384)
+    spread = jnp.broadcast_to(values, (20_000, 4, 4))
+    rounded = np.asarray(stochastic_round(spread, jax.random.key(0)), np.float64)
+
+    # A unit of bfloat16 is at most a 128th; the mean of 20,000 draws is within five standard errors of half of one.
+    assert np.abs(rounded.mean(axis=0) / np.asarray(values, np.float64) - 1).max() < 5 * 0.5 / 128 / 20_000**0.5
+    assert (rounded != np.asarray(values)).any()
+    for value in (np.nan, np.inf, -np.inf):
+        np.testing.assert_equal(float(stochastic_round(jnp.float32(value), jax.random.key(0))), value)
+
+
+def test_updates_far_below_a_unit_move_weights_in_bfloat16_in_the_mean():
+    """A thousandth of what rounding to the nearest would take notice of, 100 times."""
+    params = {"kernel": jnp.ones((200, 200), jnp.bfloat16), "scale": jnp.ones(3)}
+    updates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 4e-6, jnp.float32), params)
+    for step in range(100):
+        params = apply_updates(params, updates, jax.random.key(step))
+
+    assert params["kernel"].dtype == jnp.bfloat16 and params["scale"].dtype == jnp.float32
+    assert float(params["kernel"].astype(jnp.float32).mean()) == pytest.approx(1 + 4e-4, abs=1e-4)
+    np.testing.assert_allclose(params["scale"], 1 + 4e-4, rtol=1e-5)

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from promot_jax import prompts, stages, train, trees
-from promot_jax.checkpoints import Checkpoints
+from promot_jax.checkpoints import Checkpoints, Saved
 from promot_jax.errors import TrainingError, UserError
 from promot_jax.losses import cross_entropy
 from promot_jax.models import DecoderConfig, build, layouts
@@ -26,7 +26,11 @@ CONFIG = DecoderConfig(VOCAB, EMBED, 2, 1, 2, 8, 24, dropout_rate=0.1, tied_embe
 ADAMW = Training(STEPS, 4, 2, Optimizer("adamw", 0.01, "cosine", warmup_steps=2, weight_decay=0.1), dropout_rate=0.1)
 ADAFACTOR = Training(STEPS, 4, 2, Optimizer("adafactor", 0.1, "linear", decay_offset=100), dropout_rate=0.1)
 # What the tests share: one interrupted and one uninterrupted run each.
-RUNS = {"stage1": (STAGE1, ADAFACTOR), "stage2": (STAGE2, ADAMW)}
+RUNS = {
+    "stage1": (STAGE1, ADAFACTOR),
+    "stage2": (STAGE2, ADAMW),
+    "stage2 in bfloat16": (STAGE2, dataclasses.replace(ADAMW, weight_dtype="bfloat16")),
+}
 
 
 def make_params(tasks=("task",)):
@@ -195,6 +199,26 @@ def test_frozen_leaves_may_be_held_in_bfloat16(run, tmp_path):
     assert same(host(PARAMS), after) == {path for path in PATHS if path.startswith("model/")}
 
 
+def test_trained_weights_may_be_held_in_bfloat16(whole):
+    record, folder = whole("stage2 in bfloat16")
+    rounded = {path for path in PATHS if path.startswith("model/") and path.endswith(("kernel", "embedding"))}
+    held, after = record.seen[STEPS], host(record.result.params)
+
+    assert {path for path, leaf in held.items() if leaf.dtype == jnp.bfloat16} == rounded
+    assert {leaf.dtype for leaf in after.values()} == {np.dtype(np.float32)} == {record.seen[0][PATHS[0]].dtype}
+    assert same(held, after) == set(PATHS)
+    read = Saved(folder / "checkpoints").parameters(STEPS, {"model": PARAMS["model"]})
+    assert same(host(read), after) == set(trees.flatten(read))
+    with ocp.PyTreeCheckpointer() as reader:
+        moments = reader.metadata(folder / "checkpoints" / str(STEPS) / "state").item_metadata.tree["optimizer"]
+    assert "bfloat16" not in {str(leaf.dtype) for leaf in jax.tree.leaves(moments)}
+    losses, exact = (
+        [scalars["train/loss"] for _, scalars in one.written if "train/loss" in scalars]
+        for one in (record, whole("stage2")[0])
+    )
+    assert losses == pytest.approx(exact, rel=0.02) and losses != exact
+
+
 def test_a_stage_that_trains_nothing_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="Stage stage1 trains nothing: every leaf of 'prompt' is frozen"):
         run(tmp_path, STAGE1, dataclasses.replace(ADAFACTOR, freeze=("prompt/.*",)))
@@ -353,7 +377,7 @@ def test_the_curve_and_what_is_written(whole):
     assert evaluations == [(step, float(step)) for step in record.seen]
 
 
-@pytest.mark.parametrize("name", ["stage1", "stage2"])
+@pytest.mark.parametrize("name", RUNS)
 def test_interrupted_runs_resume_to_the_same_bits(run, whole, tmp_path, name):
     stage, training = RUNS[name]
     reference, _ = whole(name)
@@ -451,6 +475,7 @@ def test_checkpoints_of_another_run_are_refused(run, whole):
         ({"keep_period": 3, "eval_period": 2}, "give a multiple of that, or 0"),
         ({"keep_period": -2, "eval_period": 2}, "give a multiple of that, or 0"),
         ({"microbatches": 3}, "BATCH_SIZE 4 does not divide into 3 microbatches"),
+        ({"weight_dtype": "bfloat"}, r"Unknown weight_dtype 'bfloat' \(did you mean 'bfloat16'"),
         ({"dropout_rate": 1.0}, r"lie in \[0, 1\)"),
         ({"label_smoothing": -0.1}, r"lie in \[0, 1\)"),
     ],
