@@ -63,17 +63,20 @@ class Cost:
         bytes: read from and written to main memory.
         collectives: by kind, the bytes each device sends (a ring's share: an all-reduce moves an array about twice).
         counts: by kind, how many run.
+        network: bytes each device sends to other slices (a ring's share).
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     collectives: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     counts: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
+    network: float = 0.0
 
     def add(self, other: "Cost", times: float = 1) -> None:
         """Adds what another computation does, so many times."""
         self.flops += times * other.flops
         self.bytes += times * other.bytes
+        self.network += times * other.network
         for mine, theirs in ((self.collectives, other.collectives), (self.counts, other.counts)):
             for kind, value in theirs.items():
                 mine[kind] += times * value
@@ -124,6 +127,8 @@ class Program:
                 kind = "reduce-scatter" if is_scatter else kind
                 total.collectives[kind] += _sent(kind, one, computation)
                 total.counts[kind] += 1
+            if one.opcode == "send":
+                total.network += _sent_to_slices(one, computation)
             for attribute in ("calls", "called_computation"):
                 if one.attribute(attribute) and one.opcode in ("fusion", "call", "async-start"):
                     total.add(self._cost(one.attribute(attribute), one.opcode == "fusion"))
@@ -322,6 +327,20 @@ def _sent(kind: str, one: Instruction, computation: Mapping[str, Instruction]) -
         return inputs * (members - 1)
     share = inputs * (members - 1) / members
     return 2 * share if kind == "all-reduce" else share
+
+
+def _sent_to_slices(one: Instruction, computation: Mapping[str, Instruction]) -> float:
+    """Bytes that a device sends to other slices, of what it hands to the runtime between them."""
+    found = re.search(r'_xla_megascale_target="\{([\d,:]*)\}', one.rest)
+    if not found:
+        return 0.0
+    ranges = [[int(end) for end in part.split(":")] for part in found[1].split(",")]
+    slices = sum(1 + ends[-1] - ends[0] for ends in ranges)
+    size = _size(computation[one.operands[0]].shapes)
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+    shares = {"ALL_GATHER": slices - 1, "REDUCE_SCATTER": (slices - 1) / slices, "ALL_TO_ALL": (slices - 1) / slices}
+    shares["ALL_REDUCE"] = 2 * (slices - 1) / slices
+    return size * shares.get(kind[1] if kind else "", 1.0)
 
 
 def _members(rest: str) -> int:

@@ -331,6 +331,7 @@ class Room:
             "bytes": cores * cost.bytes,
             "collectives": {kind: cores * sent for kind, sent in cost.collectives.items()},
             "collective_counts": dict(cost.counts),
+            "network": cores * cost.network,
             **roofline.bounds(cost, chip, cores),
         }
         entry["utilization"] = asked / (self.chips * chip.flops * entry["step_seconds"])
@@ -404,7 +405,9 @@ def markdown(entries: Sequence[Json]) -> str:
         if "step_seconds" in entry:
             sent = sum(entry["collectives"].values())
             row += [f"{entry['flops'] / 1e12:.3g}", f"{100 * entry['model_share']:.0f} %"]
-            row += [f"{entry['bytes'] / 1e9:.3g} GB", f"{sent / 1e9:.3g} GB", f"{entry['step_seconds']:.3g} s"]
+            between = f" + {entry['network'] / 1e9:.3g} GB between slices" * bool(entry.get("network"))
+            row += [f"{entry['bytes'] / 1e9:.3g} GB", f"{sent / 1e9:.3g} GB{between}"]
+            row += [f"{entry['step_seconds']:.3g} s"]
             row += [entry["bound"], f"{entry['compile_cpu_seconds']:.0f} s"]
         else:
             row += [""] * 7

@@ -19,19 +19,21 @@ class Chip:
         flops: bf16 products, per second.
         bandwidth: of HBM, bytes per second.
         links: of all links to other chips of a slice together, bytes per second in one direction.
+        network: to other slices, bytes per second in one direction; 0 where none is published.
     """
 
     memory: int
     flops: float
     bandwidth: float
     links: float
+    network: float = 0.0
 
 
 CHIPS = {
     "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, 6.4e12 / 8 / 256),  # of a pod of 256 chips together
     "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9),
+    "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9, 25.6e12 / 8 / 256),
 }
 
 
@@ -84,15 +86,18 @@ def decoding_flops(config: Config, batch: int, inputs: int, steps: int, beams: i
 
 
 def bounds(cost: Cost, chip: Chip, devices_per_chip: int) -> dict[str, Any]:
-    """The seconds that products, memory and links take each, at the chip's peak, and the longest of them.
+    """The seconds that products, memory, links and the network take each, at the chip's peak, and the longest of them.
 
-    A step takes at least the longest; compilers overlap the three as far as one does not wait for another.
+    A step takes at least the longest; compilers overlap them as far as one does not wait for another. What crosses a
+    network of unknown speed is not among them.
     """
     seconds = {
         "compute": cost.flops * devices_per_chip / chip.flops,
         "memory": cost.bytes * devices_per_chip / chip.bandwidth,
         "links": sum(cost.collectives.values()) * devices_per_chip / chip.links,
     }
+    if cost.network and chip.network:
+        seconds["network"] = cost.network * devices_per_chip / chip.network
     longest = max(seconds, key=lambda name: seconds[name])
     return {"seconds": seconds, "step_seconds": seconds[longest], "bound": longest}
 

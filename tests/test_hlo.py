@@ -128,3 +128,30 @@ def test_a_scan_as_xla_compiles_it():
     assert cost.flops == 3 * 5 * 2 * 8 * 32 * 32  # forward, and two products backward
     once = hlo.Program(compiled.as_text(), once=True).cost.flops
     assert once < cost.flops / 4 and once <= compiled.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "slices", "share"),
+    [
+        ("ALL_REDUCE", "{1,2}", 1.0),
+        ("ALL_REDUCE", "{1:4}", 1.5),
+        ("ALL_GATHER", "{1:4}", 3.0),
+        ("ONE_TO_ONE", "{1,2}", 1.0),
+    ],
+)
+def test_what_is_sent_to_other_slices_as_libtpu_writes_it(kind, slices, share):
+    program = f"""\
+HloModule jit_step
+
+ENTRY %main (x: f32[72,8,128]) -> f32[72,8,128] {{
+  %x = f32[72,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[72,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) send(%x, %token), channel_id=18, is_host_transfer=true, \
+frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_target="{slices}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}
+  %sent = token[] send-done(%send), channel_id=18, is_host_transfer=true
+  ROOT %y = f32[72,8,128]{{2,1,0:T(8,128)}} copy(%x)
+}}
+"""
+    assert hlo.Program(program).cost.network == share * 72 * 8 * 128 * 4
+    assert hlo.Program(program.replace("_xla_megascale_target", "_xla_other")).cost.network == 0

@@ -214,3 +214,20 @@ def test_the_command_compiles_for_a_tpu(files, tmp_path, capsys):
     assert all(entry["failed_checks"] == [] and entry["verdict"].startswith("fits") for entry in found)
     assert all(entry["collectives"] for entry in found)
     assert "at least" in capsys.readouterr().out
+
+
+@pytest.mark.libtpu
+def test_between_slices_go_the_gradients_and_little_else(files, tmp_path):
+    arguments = [f"--gin_file={name}" for name in (*files, "meshes/slices.gin")]
+    arguments += ['--gin.PROGRAMS=("stage2",)', "--gin.SLICES=2", f"--workdir={tmp_path}"]
+    sizes = {"emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024, "vocab_size": 2048}
+    arguments += [f"--gin.T5Config.{name}={size}" for name, size in sizes.items()]
+    arguments += ['--gin.TASK_FEATURE_LENGTHS={"inputs": 124, "targets": 128}', "--gin.BATCH_SIZE=16"]
+    assert main.main([*arguments, "--gin.TOPOLOGY=v5e:2x2"]) == 0
+    (entry,) = json.loads((tmp_path / "precompile.json").read_text()).values()
+    assert entry["failed_checks"] == [] and entry["slices"] == 2 and entry["chips"] == 8
+    # Of two slices, each sends its sums once: float32, in as many parts as a slice has chips.
+    gradients = entry["memory"]["parameters"]
+    assert gradients <= entry["network"] < 1.1 * gradients + 2**20
+    assert entry["seconds"]["network"] == entry["network"] / 3.125e9
+    assert "GB between slices | " in (tmp_path / "precompile.md").read_text()

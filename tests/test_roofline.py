@@ -87,6 +87,10 @@ def test_the_slowest_of_three_bounds_a_step():
     cost.collectives["all-reduce"] = 9
     assert roofline.bounds(cost, chip, 2)["bound"] == "links"
     assert roofline.bounds(cost, chip, 2)["step_seconds"] == 10.0
+    cost.network = 6.0
+    assert "network" not in roofline.bounds(cost, chip, 2)["seconds"]  # of a speed that nobody says
+    assert roofline.bounds(cost, dataclasses.replace(chip, network=1.0), 2)["bound"] == "network"
+    assert roofline.bounds(cost, dataclasses.replace(chip, network=1.0), 2)["step_seconds"] == 12.0
 
 
 def test_counts_that_disagree_are_named():
