@@ -320,12 +320,14 @@ def collect(grid: Grid) -> dict[str, Json]:
 
     Of every method it holds the runs at the learning rates that are best on the validation split. Further keys: `cells`
     (each with its state: finished, failed with a message, or missing), `spread` (`analysis.spread`, of best and of
-    matched checkpoints), and with a grid of learning rates `selection`: by method all candidates and the chosen rates.
+    matched checkpoints), and with a grid of learning rates `selection`: by method all candidates and the chosen rates,
+    and `others`: the finished runs at rates that were not chosen, each with its `rates`.
     """
     found: dict[str, Json] = {}
     for task in grid.tasks or [grid.experiment.task]:
         cells = [cell for cell in grid.cells() if cell.task == task]
         kept: list[Json] = []
+        others: list[Json] = []
         selection: Json = {}
         for label in grid.methods:
             candidates: dict[tuple[tuple[str, float], ...], list[Cell]] = {}
@@ -334,7 +336,12 @@ def collect(grid: Grid) -> dict[str, Json]:
                     candidates.setdefault(cell.rates, []).append(cell)
             described = [_candidate(members) for members in candidates.values()]
             best = max(range(len(described)), key=lambda i: _rank(described[i]))
-            kept += [_as_labelled(cell) for cell in list(candidates.values())[best] if _finished(cell)]
+            for index, members in enumerate(candidates.values()):
+                finished = [cell for cell in members if _finished(cell)]
+                if index == best:
+                    kept += map(_as_labelled, finished)
+                else:
+                    others += [_as_labelled(cell) | {"rates": dict(cell.rates)} for cell in finished]
             if described[best]["rates"]:
                 selection[label] = {"chosen": described[best]["rates"], "candidates": described}
         comparison = results.comparison(kept)
@@ -344,7 +351,7 @@ def collect(grid: Grid) -> dict[str, Json]:
             "matched": spread.of_comparison(comparison, key="matched"),
         }
         if selection:
-            comparison["selection"] = selection
+            comparison |= {"selection": selection, "others": others}
         found[task] = comparison
     return found
 

@@ -187,6 +187,9 @@ def test_rates_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path) ->
     assert {name: len(members) for name, members in found["methods"].items()} == {
         "pretrained": 2, "finetune": 2, "promot": 2,
     }  # fmt: skip
+    others = [(run["method"], run["rates"], run["seed"]) for run in found["others"]]
+    assert others[:2] == [("finetune", {"model": 1e-3}, 0), ("finetune", {"model": 1e-3}, 1)]
+    assert len(others) == 2 * (1 + 3) and all(rates != chosen[method] for method, rates, _ in others)
     assert len(found["cells"]) == 2 * (1 + 2 + 4) and {cell["state"] for cell in found["cells"]} == {"finished"}
     spread = found["spread"]["best"]["finetune"]["1"]
     assert (spread["mean"], spread["low"], spread["high"], spread["seeds"], spread["draws"]) == (40.5, 40, 41, 2, 3)

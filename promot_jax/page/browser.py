@@ -65,13 +65,13 @@ def _sample(key: tuple[str, str, int, str, str, str], outputs: Mapping[str, str]
 
 
 def runs(tasks: Mapping[str, Json]) -> Markup:
-    """Every run: scores, curves, settings."""
-    found = [
-        (name, method, run)
-        for name, one in tasks.items()
-        for method in tables.ordered(one["methods"])
-        for run in one["methods"][method]
-    ]
+    """Every run: scores, curves, settings; those at learning rates that were not chosen as well."""
+    found = []
+    for name, one in tasks.items():
+        others = [(run["method"], run) for run in one.get("others", [])]
+        for method in tables.ordered(one["methods"]):
+            chosen = [(method, run) for run in one["methods"][method]]
+            found += [(name, method, run) for of, run in chosen + others if of == method]
     items = [_run(name, method, run) for name, method, run in found]
     controls = [
         _select("tuned on", [name for name, _, _ in found]),
@@ -86,6 +86,9 @@ def _run(name: str, method: str, run: Json) -> Markup:
     told = [tag("span", label, class_="name"), tag("span", f"seed {run['seed']}", class_="badge")]
     if name:
         told.append(tag("span", name, class_="badge"))
+    if run.get("rates"):
+        rates = ", ".join(f"{kind} rate {rate}" for kind, rate in run["rates"].items())
+        told.append(tag("span", f"{rates}, not chosen", class_="badge"))
     if target.get("score") is not None:
         told.append(tag("span", f"target {target['score']:.1f}", class_="number"))
     for shots, entry in (run.get("icl") or {}).items():

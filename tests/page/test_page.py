@@ -195,6 +195,15 @@ def test_several_tasks_and_many_methods():
     assert set(re.findall(r'href="#([^"]*)"', text)) <= set(ids)
 
 
+def test_runs_at_rates_that_were_not_chosen_are_in_the_browser_of_runs_only():
+    data = sampled(random_results(seeds=1))
+    before = page.render({"": data})
+    run = {**data["methods"]["finetune"][0], "rates": {"model": 0.25}}
+    text = page.render({"": data | {"others": [run]}})
+    assert text.count("model rate 0.25, not chosen") == 1 and "not chosen" not in before
+    assert text.count('<article class="item"') == before.count('<article class="item"') + 1
+
+
 def test_cells_that_are_not_finished_are_told():
     data = random_results(seeds=1)
     data["cells"] = [
