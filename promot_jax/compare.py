@@ -243,8 +243,7 @@ def _pause(seconds: float) -> None:
     for _ in range(pieces):
         time.sleep(seconds / pieces)
         hosts.barrier("a pause")  # as `stops` asks for
-        if preemption.stops():
-            raise PreemptedError("Preempted while waiting for other processes.")
+        preemption.check("while waiting for other processes")
 
 
 def share_stage(donor: Path, folder: Path, stage: str) -> None:

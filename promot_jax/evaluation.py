@@ -14,7 +14,7 @@ from promot_jax import decoding, hosts, preemption, prompts, results, trees
 from promot_jax.analysis import bootstrap
 from promot_jax.analysis.format_share import format_share
 from promot_jax.data import batches, fewshot, text
-from promot_jax.errors import PreemptedError, UserError
+from promot_jax.errors import UserError
 from promot_jax.experiment import Evaluation
 from promot_jax.models import Model
 from promot_jax.partitioning import Partitioner
@@ -138,8 +138,7 @@ class Evaluator:
             ids = decoding.generate(self._model, settings, weights, rows, placed, self._stops, rows_limits, key)
             for member, row in zip(members, hosts.whole(ids), strict=False):
                 outputs[member] = self._text(row)
-            if preemption.stops():
-                raise PreemptedError("Preempted during an evaluation.")
+            preemption.check("during an evaluation")
         return outputs
 
     def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int] | np.ndarray) -> None:

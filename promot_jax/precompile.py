@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from promot_jax import decoding, freezing, hlo, optim, results, roofline, stages, train, trees
+from promot_jax import decoding, freezing, hlo, optim, preemption, results, roofline, stages, train, trees
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiment import Experiment
 from promot_jax.losses import chunked_cross_entropy
@@ -62,6 +62,7 @@ def precompile(
 
     Raises:
         UserError: no model, no libtpu, an unknown topology or program, or a mesh that does not fit.
+        PreemptedError: between two programs.
     """
     if experiment.model is None:
         raise UserError("Which model? Give its gin file as well, --gin_file=models/mt5_xxl.gin.")
@@ -84,6 +85,7 @@ def precompile(
         for program in programs:
             key = f"{slices} x {name} {program} {room.fingerprint()}"
             if key not in done:
+                preemption.check("between two programs")
                 print(f"[{program}] compiles for {slices} x {name} ...", flush=True)
                 done[key] = room.measure(program) | {"slices": slices}
                 results.write(done, path)

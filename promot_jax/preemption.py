@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from promot_jax import hosts
+from promot_jax.errors import PreemptedError
 
 # https://cloud.google.com/compute/docs/instances/create-use-preemptible: "TRUE" from the notice on, 30 s ahead.
 GCE_NOTICE = "http://metadata.google.internal/computeMetadata/v1/instance/preempted"
@@ -61,6 +62,16 @@ def stops() -> bool:
     if at is None and _noticed.is_set():
         hosts.post("stop", str(_rounds + 1))
     return at is not None and _rounds >= int(at)
+
+
+def check(where: str) -> None:
+    """Raises PreemptedError if the run stops here (`stops`), where all that is worth keeping is on disk.
+
+    Args:
+        where: "during an evaluation".
+    """
+    if stops():
+        raise PreemptedError(f"Preempted {where}.")
 
 
 def notice_address(wanted: str) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_gin_files import bound
 
-from promot_jax import main, precompile, stages, train, trees
-from promot_jax.errors import UserError
+from promot_jax import main, precompile, preemption, stages, train, trees
+from promot_jax.errors import PreemptedError, UserError
 from promot_jax.precompile import PROGRAMS, Room
 
 MODEL = """\
@@ -140,6 +140,12 @@ def test_what_was_measured_is_not_compiled_again(files, tmp_path, monkeypatch, h
     precompile.precompile(tmp_path, **{**job, "rows_per_chip": 2})
     assert measured[2:] == [("stage1", 2), ("score", 2)]
     assert len(json.loads((tmp_path / "precompile.json").read_text())) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "stops", lambda: True)
+        precompile.precompile(tmp_path, **job)  # nothing is left to do
+        with pytest.raises(PreemptedError, match="Preempted between two programs"):
+            precompile.precompile(tmp_path, **{**job, "rows_per_chip": 8})
+    assert len(measured) == 4
     assert (tmp_path / "precompile.md").read_text().count("**too much**") == 2
     assert "[score] does not fit: 20 of 16 GiB." in capsys.readouterr().out
     (tmp_path / "precompile.json").write_text("[")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_jax import prompts, trees
+from promot_jax import preemption, prompts, trees
 from promot_jax.losses import chunked_cross_entropy
 from promot_jax.models import Model
 from promot_jax.models.layouts import Tokens
@@ -114,6 +114,9 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
     Returns:
         What `results.json` holds: the settings, and `points` of `step`, `prompt` ("" for none), `scope`, `group` and
         the `summary` of the cosines.
+
+    Raises:
+        PreemptedError: between two gradients.
     """
     session, training = run.session, run.settings["training"]
     model, partitioner = session.base.model, session.experiment.partitioner
@@ -132,8 +135,11 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
         params = run.at(step)
         for name, members in pairs.items():
             table = prompts.table(params["prompt"]) if name else None
-            placed = [[partitioner.batch(one) for one in both] for both in members]
-            values = [jax.device_get(cosines(params["model"], table, *both)) for both in placed]
+            values = []
+            for both in members:
+                placed = [partitioner.batch(one) for one in both]
+                values.append(jax.device_get(cosines(params["model"], table, *placed)))
+                preemption.check("between two gradients, which are computed anew")
             for scope, part in itertools.product(SCOPES, GROUPS):
                 spread = summary([value[scope][part] for value in values])
                 points.append({"step": step, "prompt": name, "scope": scope, "group": part, **spread})

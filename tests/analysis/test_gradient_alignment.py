@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
-from promot_jax import main, prompts, trees
+from promot_jax import main, preemption, prompts, trees
 from promot_jax.analysis import gradient_alignment as alignment
 from promot_jax.losses import cross_entropy
 from promot_jax.models import DecoderConfig, T5Config, build
@@ -133,6 +133,12 @@ def test_along_a_run_with_and_without_its_prompt(tiny_folder, promot):
 
 def test_a_stage_that_trains_the_prompt(tiny_folder, promot):
     assert job(tiny_folder, promot / "of_prompt", promot / "stage1", STEPS="(0, 6)") == 0
+
+
+def test_a_preemption_leaves_nothing(tiny_folder, promot, monkeypatch):
+    monkeypatch.setattr(preemption, "stops", lambda: True)
+    assert job(tiny_folder, promot / "preempted", promot / "stage2", STEPS="(0, 6)") == main.PREEMPTED
+    assert not (promot / "preempted" / "results.json").exists()
 
 
 @pytest.mark.parametrize(
