@@ -57,6 +57,7 @@ def write(
     samples = _samples(results)
     if samples:
         parts += ["## Sample outputs", *samples]
+    parts += ["## Settings", _settings(results)]
     page.write({"": results}, folder, title=title)
     return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 
@@ -84,7 +85,7 @@ def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
 
 
 def _header(results: Json) -> str:
-    """What was run: model, task, seeds, settings, commit, versions."""
+    """What was run: model, task, seeds, commit, versions."""
     runs = [run for members in results["methods"].values() for run in members]
     versions = [f"{name} {value}" for run in runs for name, value in (run.get("versions") or {}).items() if value]
     items = {
@@ -94,22 +95,36 @@ def _header(results: Json) -> str:
         "Commit": [run.get("commit") for run in runs],
         "Versions": versions,
     }
-    lines = [f"- {name}: {_listed(values)}" for name, values in items.items()]
-    rows = [["", *(escape(tables.label(method)) for method in results["methods"])]]
-    members = results["methods"].values()
-    rows.append(["seeds", *(_listed(run["seed"] for run in runs) for runs in members)])
-    stages = dict.fromkeys(stage for run in runs for stage in run["steps"])
-    rows += [
-        [f"steps, {escape(stage)}", *(_listed(run["steps"].get(stage) for run in runs) for runs in members)]
-        for stage in stages
-    ]
-    rows.append(["seconds", *(_listed(_whole(run.get("seconds")) for run in runs) for runs in members)])
-    settings = dict.fromkeys(name for run in runs for name in run.get("settings") or {})
-    for name in settings:
-        rows.append(
-            [escape(name), *(_listed((run.get("settings") or {}).get(name) for run in runs) for runs in members)]
-        )
-    return "\n".join(lines) + "\n\n" + markdown(rows)
+    return "\n".join(f"- {name}: {_listed(values)}" for name, values in items.items())
+
+
+def _settings(results: Json) -> str:
+    """Methods side by side: a row per setting, with the value of each stage where they differ.
+
+    What is off in every run is left out.
+    """
+    methods = results["methods"]
+    rows = [["", *(escape(tables.label(method)) for method in methods)]]
+    rows.append(["seeds", *(_listed(run["seed"] for run in runs) for runs in methods.values())])
+    rows.append(["seconds", *(_listed(_whole(run.get("seconds")) for run in runs) for runs in methods.values())])
+    found: dict[str, dict[str, dict[str, list[Any]]]] = {}  # setting, method, stage
+    for method, runs in methods.items():
+        for run in runs:
+            for key, value in (run.get("settings") or {}).items():
+                stage = next((stage for stage in run["steps"] if key.startswith(f"{stage}/")), "")
+                by_stage = found.setdefault(key.removeprefix(f"{stage}/"), {}).setdefault(method, {})
+                by_stage.setdefault(stage, []).append(value)
+    for name, by_method in found.items():
+        if any(value for stages in by_method.values() for values in stages.values() for value in values):
+            rows.append([escape(name), *(_by_stage(by_method.get(method, {})) for method in methods)])
+    return markdown(rows)
+
+
+def _by_stage(values: dict[str, list[Any]]) -> str:
+    listed = {stage: _listed(members) for stage, members in values.items()}
+    if len(set(listed.values())) < 2:
+        return next(iter(listed.values()), tables.ABSENT)
+    return "; ".join(f"{escape(stage)}: {text}" for stage, text in listed.items())
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -279,3 +279,15 @@ def test_models_between_two_are_in_the_trade_off_but_on_no_axis_of_steps():
     assert [one.method for one in figures.series(data, "icl")] == ["finetune"]
     (panel,) = next(chart for chart in figures.charts(data) if chart.name == "tradeoff").panels
     assert {line.label for line in panel.lines} >= {"fine-tuning", tables.label("wise_ft")}
+
+
+def test_settings_are_told_once_and_by_stage_where_stages_differ(tmp_path):
+    data = random_results(seeds=1, methods=("pretrained", "promot"))
+    (run,) = data["methods"]["promot"]
+    run["steps"] = {"stage1": 200, "stage2": 60}
+    run["settings"] = {"dtype": "float32", "stage1/rate": 0.3, "stage2/rate": 0.1, "stage1/kl": 0.0, "stage2/kl": 0.0}
+    run["settings"] |= {"stage1/batch_size": 8, "stage2/batch_size": 8}
+    text = report.write(data, tmp_path).read_text("utf-8").partition("## Settings")[2]
+    assert "| rate | - | stage1: 0.3; stage2: 0.1 |" in text
+    assert re.search(r"\| batch_?size \| - \| 8 \|", text.replace("\\", ""))
+    assert "kl" not in text  # off
