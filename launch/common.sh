@@ -6,6 +6,8 @@
 # option in `more`.
 # shellcheck shell=bash disable=SC2034  # what is assigned here is for the launchers
 
+# shellcheck disable=SC2034 # gke.sh reads it
+LOST=76 # the exit status of a host that ends because another one is gone
 PREEMPTED=75 # the exit status of a run that was told to stop, has saved its step, and goes on when started again
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 declare -A option=()

@@ -35,10 +35,11 @@ need_passed --gin_file= "a gin file that says what to run"
 need_passed --workdir= "a folder on a volume that every pod mounts"
 [[ ${passed[*]} != *$'\n'* ]] || die "xpk takes no value with a line break; put it into a gin file of the image."
 
-# Only 75 besides xpk's own statuses (a lost pod): a typo must not restart. With exec, SIGTERM reaches Python itself.
+# Besides xpk's own statuses only 75 and that of the hosts whose peer was lost: a typo must not restart. With exec, SIGTERM
+# reaches Python itself.
 run xpk workload create "--workload=${option[name]}" "--cluster=${option[cluster]}" \
   ${option[zone]:+"--zone=${option[zone]}"} ${option[project]:+"--project=${option[project]}"} \
   "--tpu-type=${option[tpu_type]}" "--num-slices=${option[slices]}" "--docker-image=${option[image]}" \
-  "--max-restarts=${option[restarts]}" "--restart-on-exit-codes=$PREEMPTED" \
+  "--max-restarts=${option[restarts]}" "--restart-on-exit-codes=$PREEMPTED,$LOST" \
   "--termination-grace-period-seconds=${option[grace]}" ${more[@]+"${more[@]}"} \
   "--command=exec $(quoted python -m promot_jax.main "${passed[@]}")"

@@ -41,11 +41,12 @@ everywhere() {
 }
 
 if [[ ${option[setup]} == yes ]]; then
-  archive=${TMPDIR:-/tmp}/promot_jax.tar.gz
+  # Of this user alone: others may do the same at the same time.
+  archive=${TMPDIR:-/tmp}/promot_jax-$(id -u).tar.gz
   run git -C "$ROOT" archive --format=tar.gz --prefix=promot_jax/ "--output=$archive" HEAD
   run gcloud compute tpus "$kind" scp "$archive" "$target:promot_jax.tar.gz" "${where[@]}"
   # The system's Python may be older than 3.11: uv brings one.
-  everywhere "tar -xzf promot_jax.tar.gz && cd promot_jax && python3 -m pip install --user --upgrade uv && \
+  everywhere "rm -rf promot_jax/promot_jax promot_jax/tasks promot_jax/gin && tar -xzf promot_jax.tar.gz && cd promot_jax && python3 -m pip install --user --upgrade uv && \
 ~/.local/bin/uv venv --clear --python 3.12 .venv && ~/.local/bin/uv pip install --python .venv/bin/python -e '.[tpu]'"
 fi
 

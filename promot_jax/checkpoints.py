@@ -68,8 +68,11 @@ class Saved:
         for path, leaf in trees.flatten(like).items():
             with self._reading(step) as folder:
                 store = _array(folder, f"params/{path}")
-                if not np.can_cast(store.dtype.numpy_dtype, leaf.dtype):  # without loss, as bfloat16 to float32
-                    raise ValueError(f"{path} is stored as {store.dtype.name}, not {leaf.dtype}")
+            if not np.can_cast(store.dtype.numpy_dtype, leaf.dtype):  # without loss, as bfloat16 to float32
+                raise UserError(
+                    f"The checkpoint {self.folder}/{step} holds {path} as {store.dtype.name}, this run as {leaf.dtype}."
+                )
+            with self._reading(step):
                 part = functools.partial(_read, store, leaf.dtype)
                 found[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
         return trees.unflatten(found)

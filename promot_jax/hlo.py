@@ -185,6 +185,8 @@ class Program:
             return _main(results) + (read if shapes[0][0].is_main else 0)
         if one.opcode in _SLICES:
             return _main(one.shapes) + (_size(one.shapes) if shapes and shapes[0][0].is_main else 0)
+        if one.opcode == "send":  # its result names its operand
+            return _main(shapes[0])
         if one.opcode == "dynamic-update-slice":
             return _main(shapes[1]) + (_size(shapes[1]) if one.shapes[0].is_main else 0)
         return _main(one.shapes) + sum(map(_main, shapes))

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from promot_jax.lifeline import Lifeline
 
 T = TypeVar("T")
 
+LOST = 76  # exit status of a host that ends because another one is gone: started again, the run goes on
 _VISIBLE = 30.0  # seconds until what host 0 writes to shared storage is seen by all
 _GRACE = 5.0  # seconds in which hosts that fail alike end by themselves, each with its own message
 
@@ -219,6 +220,28 @@ def whole(array: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def timely(items: Iterable[T], what: str) -> Iterator[T]:
+    """Yields the items; a host that waits for one longer than `barrier_timeout` ends, and the others by its name.
+
+    They would wait in the step's collective, which has no timeout.
+    """
+    if _run is None:
+        yield from items
+        return
+    iterator = iter(items)
+    while True:
+        timer = threading.Timer(_run.barrier_timeout, _stuck, (_run, what))
+        timer.daemon = True
+        timer.start()
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            timer.cancel()
+        yield item
+
+
 def posted(key: str) -> str | None:
     """What `post` has left under a key, if anything yet."""
     found = _client().key_value_dir_get(f"promot_jax/{key}/")
@@ -308,6 +331,13 @@ def _lost(host: int, text: str | None) -> None:
     message = (
         f"Lost {run.lifeline.describe(host)}: {how.rstrip('.')}. So this one ends; the same command resumes the run."
     )
+    _end(run, f"[host {run.index}] {message}", 1 if text else LOST)
+
+
+def _stuck(run: _Run, what: str) -> None:
+    """Ends this process, in a timer's thread, because it does not get on."""
+    message = f"Waited {run.barrier_timeout:g} s for {what}, which another --barrier_timeout would allow for."
+    run.lifeline.fail(message)
     _end(run, f"[host {run.index}] {message}", 1)
 
 

@@ -314,7 +314,8 @@ def _mesh(wanted: tuple[int, ...], devices: tuple[Any, ...], slices: int, slice_
     if slices not in (0, found) or sizes[AXES.index(slice_axis)] % found:
         raise UserError(
             f"A mesh of {named} does not lie over {found} slices by its axis {slice_axis!r}: make {slice_axis} a "
-            f"multiple of {found}, or choose another Partitioner.slice_axis; Partitioner.slices is {slices}."
+            f"multiple of {found} (meshes/slices.gin does), or choose another Partitioner.slice_axis; "
+            f"Partitioner.slices is {slices}."
         )
     # Where a topology lists a chip's cores one by one, they become neighbours on the last axis that they divide.
     cores = sorted({getattr(device, "core_on_chip", 0) for device in devices})

@@ -6,6 +6,7 @@ training step with its optimizer, the loss, beam search), on the real mesh, from
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from promot_jax import decoding, freezing, hlo, optim, preemption, results, roofline, stages, train, trees
+from promot_jax import decoding, freezing, hlo, hosts, optim, preemption, results, roofline, stages, train, trees
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiment import Experiment
 from promot_jax.losses import chunked_cross_entropy
@@ -33,6 +34,7 @@ from promot_jax.tuning import Tuning
 Json = dict[str, Any]
 STAGES = {"stage1": stages.STAGE1, "stage2": stages.STAGE2, "finetune": stages.FINETUNE}
 PROGRAMS = (*STAGES, "gradient", "score", "decode")
+_FIGURES = 2  # counts up when figures are made otherwise, so that earlier ones are not taken for them
 # How often a training step may compute what the model asks for: layers a second time where they are recomputed.
 _RECOMPUTED = {"none": 0.0, "dots": 0.15, "full": 1.0}
 
@@ -64,6 +66,8 @@ def precompile(
         UserError: no model, no libtpu, an unknown topology or program, or a mesh that does not fit.
         PreemptedError: between two programs.
     """
+    if hosts.count() > 1:
+        raise UserError("Compiling for TPUs that are not there takes one process: give the command on one host alone.")
     if experiment.model is None:
         raise UserError("Which model? Give its gin file as well, --gin_file=models/mt5_xxl.gin.")
     for program in programs:
@@ -91,7 +95,9 @@ def precompile(
                 results.write(done, path)
             print(f"[{program}] {sentence(done[key])}", flush=True)
             wanted.append(done[key])
-    results.write_text(workdir / "precompile.md", markdown(wanted))
+    text = markdown(wanted) + "\n" + sent(wanted)
+    print(f"\n{text}", flush=True)
+    results.write_text(workdir / "precompile.md", text)
 
 
 def _earlier(path: Path) -> Json:
@@ -158,7 +164,9 @@ class Room:
         """Of all that the figures depend on."""
         partitioner = dataclasses.replace(self.partitioner, devices=())
         said = dataclasses.asdict(self.experiment) | {"partitioner": None, "checkpoint": "", "modules": ""}
-        settings = [said, dataclasses.asdict(partitioner), dataclasses.asdict(self.tuning), jax.__version__]
+        found = importlib.util.find_spec("libtpu") and importlib.metadata.version("libtpu")
+        compilers = [jax.__version__, found, _FIGURES]
+        settings = [said, dataclasses.asdict(partitioner), dataclasses.asdict(self.tuning), compilers]
         return hashlib.sha256(json.dumps(results.plain(settings), sort_keys=True).encode()).hexdigest()[:16]
 
     # ---- programs ----------------------------------------------------------------------------------------------------
@@ -323,7 +331,15 @@ class Room:
         cost, once = hlo.Program(text, steps).cost, hlo.Program(text, once=True).cost
         asked, share = self.flops(program)
         entry["failed_checks"] = roofline.checks(
-            cost, once, compiled.cost_analysis(), sizes.argument_size_in_bytes, asked, devices, share
+            cost,
+            once,
+            compiled.cost_analysis(),
+            sizes.argument_size_in_bytes,
+            asked,
+            devices,
+            share,
+            slices=len({getattr(device, "slice_index", 0) for device in self.partitioner.mesh().devices.flat}),
+            trains=program in ("stage2", "finetune", "gradient"),
         )
         if entry["failed_checks"]:
             return entry
@@ -415,3 +431,19 @@ def markdown(entries: Sequence[Json]) -> str:
             row += [""] * 7
         lines.append(tuple(row))
     return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+
+
+def sent(entries: Sequence[Json]) -> str:
+    """The second table of `precompile.md`: GB that a chip sends by kind, and what the bound leaves of its peak."""
+    kinds = [kind for kind in hlo.COLLECTIVES if any(entry.get("collectives", {}).get(kind) for entry in entries)]
+    rows = [["program", "chips", *kinds, "between slices", "of the chip's peak at the bound"]]
+    rows.append(["---"] * len(rows[0]))
+    for entry in entries:
+        if "step_seconds" not in entry:
+            continue
+        network = f"{entry['network'] / 1e9:.3g}" if entry["network"] else "-"
+        bound = "" if not entry["network"] or "network" in entry["seconds"] else " (time unknown)"
+        row = [entry["program"], f"{entry['slices']} x {entry['topology']}"]
+        row += [f"{entry['collectives'].get(kind, 0.0) / 1e9:.3g}" for kind in kinds]
+        rows.append([*row, network + bound, f"{100 * entry['utilization']:.0f} %"])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

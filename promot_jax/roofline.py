@@ -110,6 +110,8 @@ def checks(
     model: float,
     devices: int,
     share: tuple[float, float],
+    slices: int = 1,
+    trains: bool = False,
 ) -> list[str]:
     """What is wrong with a count, as sentences; nothing that a count says is shown before this list is empty.
 
@@ -123,6 +125,8 @@ def checks(
         model: FLOPs that the model asks for, of all devices.
         devices: that share the work.
         share: how often the model's FLOPs may be computed: at least, at most.
+        slices: that the devices are of.
+        trains: whether weights are trained on all of them.
     """
     found = []
     flops, traffic = compiler["flops"], compiler["bytes accessed"]
@@ -132,6 +136,8 @@ def checks(
         found.append(f"the compiler counts {traffic:.3g} bytes with every loop run once, and we {once.bytes:.3g}")
     if cost.bytes < held / 2:
         found.append(f"the arguments have {held:.3g} bytes, and we count {cost.bytes:.3g} that are read or written")
+    if slices > 1 and trains and not cost.network:
+        found.append("nothing is seen to cross between the slices, though gradients have to")
     ratio = cost.flops * devices / model
     if not share[0] <= ratio <= share[1]:
         found.append(

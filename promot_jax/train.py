@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from promot_jax import freezing, lora, optim, preemption, prompts, trees
+from promot_jax import freezing, hosts, lora, optim, preemption, prompts, trees
 from promot_jax.checkpoints import Checkpoints, existing
 from promot_jax.errors import PreemptedError, TrainingError, UserError, nearest
 from promot_jax.lora import Lora
@@ -187,10 +187,15 @@ def make_step(
 
 
 def held(trained: Tree, training: Training) -> Tree:
-    """Trained parameters as they are held between updates: the model's in `Training.weight_dtype`."""
+    """Trained parameters as they are held between updates: the model's in `Training.weight_dtype`.
+
+    A stack that is frozen in part stays as it is: rounded, its frozen layers would not be bitwise what they were.
+    """
     if "model" not in trained:
         return trained
-    return trained | {"model": cast_weights(trained["model"], training.weight_dtype)}
+    flat = trees.flatten(trained)
+    cast = trees.flatten(trained | {"model": cast_weights(trained["model"], training.weight_dtype)})
+    return trees.unflatten(cast | {path: flat[path] for path in freezing.layer_masks(trained, training.freeze)})
 
 
 def train(
@@ -332,7 +337,7 @@ def train(
     if newest is preempted and losses and (done % training.eval_period == 0 or done == training.steps):
         evaluate_and_save(done)  # where it was preempted
     ticked = time.monotonic()
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(hosts.timely(batches, "the next batch")):
         if index < done:
             continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
         if index >= training.steps:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import hosts_worker
@@ -142,6 +143,23 @@ def test_alone_everything_is_trivial() -> None:
     hosts.barrier("nothing")
     hosts.fail(ValueError("x"), "x", 1)
     hosts.leave()
+
+
+def test_a_host_that_waits_too_long_for_a_batch_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(hosts.timely(range(3), "the next batch")) == [0, 1, 2]
+    ended, said = threading.Event(), []
+    lifeline = SimpleNamespace(fail=said.append)
+    monkeypatch.setattr(hosts, "_run", SimpleNamespace(barrier_timeout=0.2, lifeline=lifeline, index=1))
+    monkeypatch.setattr(hosts, "_end", lambda run, message, status: (said.append((message, status)), ended.set()))
+
+    def slow() -> Iterator[int]:
+        yield 0
+        assert ended.wait(30)
+        yield 1
+
+    assert list(hosts.timely(slow(), "the next batch")) == [0, 1]
+    message = "Waited 0.2 s for the next batch, which another --barrier_timeout would allow for."
+    assert said == [message, (f"[host 1] {message}", 1)]
 
 
 @pytest.mark.parametrize(
@@ -443,7 +461,7 @@ def test_a_killed_host_ends_the_others(folder: Path, two: Path, victim: int) -> 
     assert time.monotonic() - begin < 60
     assert run.end()[victim] == -signal.SIGKILL
     message = rf"Lost host {victim} \({socket.gethostname()}\): its process ended, .*the same command resumes"
-    assert status == 1 and re.search(message, run.errors[other].read_text()), run.complaints()
+    assert status == hosts.LOST and re.search(message, run.errors[other].read_text()), run.complaints()
     finish(folder, workdir, TWO)
     check_same(workdir, two)
 

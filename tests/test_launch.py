@@ -55,11 +55,12 @@ gcloud compute tpus tpu-vm ssh pod --worker=all --zone=us-east5-a '--command=cd 
 > >(trap "" TERM; exec tee -a host.log) 2>&1'
 """,
     "tpu_vm --queued_resource=q --zone=z --project=p --setup --gcloud=--internal-ip": f"""\
-git -C {ROOT} archive --format=tar.gz --prefix=promot_jax/ --output=/tmp/promot_jax.tar.gz HEAD
-gcloud compute tpus queued-resources scp /tmp/promot_jax.tar.gz q:promot_jax.tar.gz --node=all --worker=all \
---zone=z --project=p --internal-ip
+git -C {ROOT} archive --format=tar.gz --prefix=promot_jax/ --output=/tmp/promot_jax-{os.getuid()}.tar.gz HEAD
+gcloud compute tpus queued-resources scp /tmp/promot_jax-{os.getuid()}.tar.gz q:promot_jax.tar.gz --node=all \
+--worker=all --zone=z --project=p --internal-ip
 gcloud compute tpus queued-resources ssh q --node=all --worker=all --zone=z --project=p --internal-ip \
-'--command=tar -xzf promot_jax.tar.gz && cd promot_jax && python3 -m pip install --user --upgrade uv && \
+'--command=rm -rf promot_jax/promot_jax promot_jax/tasks promot_jax/gin && tar -xzf promot_jax.tar.gz && \
+cd promot_jax && python3 -m pip install --user --upgrade uv && \
 ~/.local/bin/uv venv --clear --python 3.12 .venv && \
 ~/.local/bin/uv pip install --python .venv/bin/python -e '\\''.[tpu]'\\'''
 gcloud compute tpus queued-resources ssh q --node=all --worker=all --zone=z --project=p --internal-ip \
@@ -70,7 +71,7 @@ gcloud compute tpus queued-resources ssh q --node=all --worker=all --zone=z --pr
 """,
     "gke --name=first --cluster=c --tpu_type=v5litepod-64 --image=i --slices=2 --zone=z --xpk=--spot": """\
 xpk workload create --workload=first --cluster=c --zone=z --tpu-type=v5litepod-64 --num-slices=2 --docker-image=i \
---max-restarts=10 --restart-on-exit-codes=75 --termination-grace-period-seconds=300 --spot \
+--max-restarts=10 --restart-on-exit-codes=75,76 --termination-grace-period-seconds=300 --spot \
 '--command=exec python -m promot_jax.main --gin_file=promot.gin '\\''--workdir=/mnt/a b'\\'' \
 '\\''--gin.TASK_FEATURE_LENGTHS={"inputs": 512}'\\'' '\\''--gin.TASK=it'\\''\\'\\'''\\''s $5'\\'''
 """,

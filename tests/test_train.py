@@ -219,6 +219,17 @@ def test_trained_weights_may_be_held_in_bfloat16(whole):
     assert losses == pytest.approx(exact, rel=0.02) and losses != exact
 
 
+def test_layers_frozen_in_part_stay_bitwise_beside_weights_in_bfloat16(run, tmp_path):
+    training = dataclasses.replace(ADAMW, steps=2, weight_dtype="bfloat16", freeze=("model/decoder/layers_0/.*",))
+    before, record = host(PARAMS), run(tmp_path, FINETUNE, training, params={"model": PARAMS["model"]})
+    after = host(record.result.params)
+    stacks = [path for path in after if "/layers/" in path]
+
+    assert stacks and all(np.array_equal(after[path][0], before[path][0]) for path in stacks)
+    assert not any(np.array_equal(after[path][1], before[path][1]) for path in stacks)
+    assert record.seen[2]["model/token_embedder/embedding"].dtype == jnp.bfloat16
+
+
 def test_a_stage_that_trains_nothing_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="Stage stage1 trains nothing: every leaf of 'prompt' is frozen"):
         run(tmp_path, STAGE1, dataclasses.replace(ADAFACTOR, freeze=("prompt/.*",)))

@@ -160,7 +160,7 @@ class Embed(nn.Module):
         scale = jnp.asarray(self.scale, dtype)
 
         def look_up(ids: Array) -> Array:
-            rows = self.embedding[constrain(ids, "looked_up", "length")].astype(dtype)
+            rows = _rows(self.embedding, constrain(ids, "looked_up", "length")).astype(dtype)
             return constrain(constrain(rows, "looked_up", "length", "embed"), *STREAM) * scale
 
         if prompt is None:
@@ -172,6 +172,28 @@ class Embed(nn.Module):
     def attend(self, x: Array) -> Array:
         """Scores `[..., embed]` against every row of the table (tied head): `[..., vocab]`."""
         return matmul(x, self.embedding.T)
+
+
+def _rows(table: Array, ids: Array) -> Array:
+    return table[ids] if table.dtype == jnp.float32 else _rows_summed_in_float32(table, ids)
+
+
+@jax.custom_vjp
+def _rows_summed_in_float32(table: Array, ids: Array) -> Array:
+    """Rows of a table in bfloat16; in it, the gradient of a frequent token would stop growing."""
+    return table[ids]
+
+
+def _rows_forward(table: Array, ids: Array) -> tuple[Array, tuple[Array, Array]]:
+    return table[ids], (table, ids)
+
+
+def _rows_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    table, ids = kept
+    return jnp.zeros(table.shape, jnp.float32).at[ids].add(gradient.astype(jnp.float32)).astype(table.dtype), None
+
+
+_rows_summed_in_float32.defvjp(_rows_forward, _rows_backward)
 
 
 def rotary_frequencies(

@@ -10,6 +10,7 @@ import pytest
 from promot_jax import decoding, trees
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build, layouts
+from promot_jax.models.layers import Embed
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIGS = {
@@ -63,6 +64,21 @@ def test_decoding_with_a_prompt_equals_teacher_forcing(case):
     for row, tokens in zip(rows, out, strict=True):
         logits = model.logits(params, prompt, _batch([[*row, *tokens.tolist()]], 40, targets=10))
         assert jnp.argmax(logits[0], -1).tolist() == tokens.tolist()
+
+
+def test_the_gradient_of_a_table_in_bfloat16_is_summed_in_float32():
+    """In bfloat16, a sum of ones stops at 256."""
+    layer = Embed(8, 2)
+    ids = jnp.zeros((16, 256), jnp.int32).at[0, 0].set(3)
+
+    def total(dtype):
+        variables = {"params": {"embedding": jnp.ones((8, 2), dtype)}}
+        return jax.grad(lambda tree: layer.apply(tree, ids, None, jnp.bfloat16).astype(jnp.float32).sum())(variables)
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        gradient = total(dtype)["params"]["embedding"]
+        assert gradient.dtype == dtype
+        assert gradient[:, 0].tolist() == [4096 if dtype == jnp.bfloat16 else 4095, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_mixed_batch_gives_each_row_its_logits_alone(case):
