@@ -416,6 +416,16 @@ def test_two_hosts_equal_one(folder: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
+def test_hosts_as_slices_change_nothing(folder: Path, two: Path) -> None:
+    workdir = folder / "slices"
+    files = [f"--gin_file={folder}/hosts_{TWO}.gin", "--gin_file=meshes/slices.gin"]
+    run = Run(folder, workdir, TWO, [*tiny.command(folder, "demo.gin", workdir), *files])
+    assert run.end() == [0, 0], run.complaints()
+    assert "slices = 2" in (workdir / "operative_config.gin").read_text()
+    check_close(workdir, two)
+
+
+@pytest.mark.slow
 def test_a_run_moves_between_meshes(folder: Path, two: Path) -> None:
     """Preempted on one mesh, resumed on the next, in both stages."""
     workdir = folder / "moved"
