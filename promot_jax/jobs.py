@@ -129,16 +129,37 @@ def compare(
     comparison.run(grid, wait, stale, serve)
 
 
-def icl_eval(workdir: Path, experiment: Experiment) -> None:
-    """Job: evaluates a model on the fine-tuning task and on in-context learning, behind a prompt where one is given."""
+def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = None) -> None:
+    """Job: evaluates a model on the fine-tuning task and on in-context learning, behind prompts where they are given.
+
+    Args:
+        workdir: of the evaluation.
+        experiment: model, data and prompts. A single prompt stands in front of everything; of several by name each
+            stands in front of its own task of the training mixture, as in the closing evaluation of a run.
+        icl_prompt: name of the prompt that the ICL tasks stand behind, "" for none; None for the only one there is.
+
+    Raises:
+        UserError: of several prompts none is chosen for the ICL tasks, or one that is not there.
+    """
+    given = experiment.prompt_path
+    names = () if isinstance(given, str) else tuple(given)
+    if icl_prompt is None and len(names) > 1 and experiment.icl_mixture:
+        raise UserError(
+            f"PROMPT_PATH names several prompts ({', '.join(names)}): set ICL_PROMPT to the one that the ICL tasks "
+            'stand behind, or to "" for none.'
+        )
     hosts.decide(lambda: _earlier(workdir, "icl_eval"), "an earlier run")
     session = runs.open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
-    name = ""
-    if experiment.prompt_path:
-        params["prompt"] = runs.saved_prompts(session)
+    name, asked = "", {}
+    if given:
+        params["prompt"] = runs.task_prompts(session) if names and experiment.task else runs.saved_prompts(session)
         name = next(iter(params["prompt"]))
-    run = runs.evaluate(session, workdir, "icl_eval", params, target_prompt=name, icl_prompt=name, stages={})
+        asked = runs.prompts_of_tasks(experiment, params["prompt"]) if names and experiment.task else {}
+    if icl_prompt and icl_prompt not in params.get("prompt", {}):
+        raise UserError(f"ICL_PROMPT is {icl_prompt!r}, which is none of the prompts in PROMPT_PATH.")
+    chosen = name if icl_prompt is None else icl_prompt
+    run = runs.evaluate(session, workdir, "icl_eval", params, target_prompt=asked or name, icl_prompt=chosen, stages={})
     _print_table([run])
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "load_base",
     "load_prompts",
     "open_session",
+    "prompts_of_tasks",
     "run_method",
     "run_stage",
     "saved_prompts",

@@ -329,6 +329,26 @@ def _two_prompts(tiny_folder: Path, stage1: Run) -> dict[str, str]:
     return {"first": str(stage1.workdir), "second": str(tiny_folder / "second")}
 
 
+def test_icl_evaluation_behind_several_prompts(
+    tiny_folder: Path, two_prompts: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"tiny_review": two_prompts["first"], "tiny_size": two_prompts["second"]}
+    pair = {"MIXTURE_OR_TASK_NAME": "tiny_pair", "PROMPT_PATH": paths}
+    message = refusal(capsys, tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair)
+    assert "several prompts (tiny_review, tiny_size): set ICL_PROMPT" in message
+    message = refusal(capsys, tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair, ICL_PROMPT="tiny")
+    assert "ICL_PROMPT is 'tiny', which is none of the prompts" in message
+    several = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair, ICL_PROMPT="tiny_size").workdir
+    found = rows(several / "outputs" / "target.jsonl")
+    for task, path in paths.items():
+        one = {"MIXTURE_OR_TASK_NAME": task, "PROMPT_PATH": path}
+        alone = run(tiny_folder, "icl_eval.gin", tiny_folder / f"icl_{task}", **one).workdir
+        assert [row for row in found if row["task"] == task] == rows(alone / "outputs" / "target.jsonl")
+    assert digests(several / "outputs", "icl_*") == digests(tiny_folder / "icl_tiny_size" / "outputs", "icl_*")
+    other = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_wrong", **one | {"PROMPT_PATH": two_prompts["first"]})
+    assert rows(other.workdir / "outputs" / "target.jsonl") != rows(alone / "outputs" / "target.jsonl")
+
+
 def infer(folder: Path, name: str, inputs: object, **macros: object) -> list[dict[str, Any]]:
     return rows(run(folder, "infer.gin", folder / name, INPUTS=inputs, **macros).workdir / "outputs.jsonl")
 
