@@ -31,7 +31,8 @@ class Evaluation:
         max_input_length: tokens of a prompt; whole exemplars are dropped until it fits.
         decoding: how outputs are chosen.
         sentinel: for a T5 or mT5 that knows span corruption only: inputs end with `<extra_id_0>`, and the answer is
-            what the output says between it and `<extra_id_1>`. Training inputs stay as they are.
+            what the output says between it and `<extra_id_1>`. Training inputs stay as they are, and so does the
+            fine-tuning task where a prompt or the model has been trained; in context the sentinel stays.
     """
 
     shots: tuple[int, ...] = (1, 4)

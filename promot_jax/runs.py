@@ -249,7 +249,7 @@ def _interpolate(session: Session, folder: Path, training: Training, params: tre
         raise UserError(f"Tuning.alphas differ by at least 0.01, unlike {training.alphas}.")
     curve: list[Json] = []
     for step, alpha in mixed.items():
-        point = measure({"model": trees.interpolate(base, params["model"], alpha)}, step)
+        point = measure({"model": trees.interpolate(base, params["model"], alpha) if alpha else base}, step)
         curve.append({"step": step, "stage": stages.WISE_FT.name, "loss": None, "alpha": alpha, **point})
         print(f"[{stages.WISE_FT.name}] alpha {alpha}: target {point['target']:.1f}", flush=True)
     best = max((point for point in curve if point["step"]), key=lambda point: (point["target"], -point["step"]))["step"]
