@@ -49,7 +49,8 @@ class Scored:
 
     Attributes:
         entry: the `results.json` entry: metric, score, ci95, n, format_share, and all metrics.
-        rows: one dict per example: task, id, input, target, raw and post-processed output.
+        rows: one dict per example: task, id, input, where in it the query begins, target, raw and post-processed
+            output, and its own score (None where the metric is one of all examples together).
         sample: what the bootstrap resamples.
     """
 
@@ -287,13 +288,16 @@ class Evaluator:
 
     def _score(self, name: str, answers: Sequence[tuple[text.Example, Request, int, str]], intervals: bool) -> Scored:
         task = text.get(name)
+        each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
         rows, targets, answered = [], [], []
         for example, request, dropped, raw in answers:
             features = {**example.features, **dataclasses.asdict(example)}
             targets.append(task.postprocess_fn(example.targets, example=features, is_target=True))
             answered.append(task.postprocess_fn(self.answer(raw), example=features, is_target=False))
             row = {"task": text.base_task(name), "id": example.id, "shots": example.shots, "dropped_shots": dropped}
-            rows.append(row | {"input": request.text, "target": targets[-1], "raw": raw, "output": answered[-1]})
+            query = len(request.text) - len(example.inputs) if dropped < example.shots else 0
+            row |= {"input": request.text, "query": query, "target": targets[-1], "raw": raw, "output": answered[-1]}
+            rows.append(row | {"score": None if each is None else each(targets[-1], answered[-1])})
         metrics: dict[str, float] = {}
         for metric_fn in task.metric_fns:
             # SeqIO's own metrics wrap their numbers.

@@ -56,7 +56,7 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
         shape, keeps = training.lora, chosen.keeps_lora
         run = runs.close(session, workdir, method, params, {stage: workdir}, shape=shape, keeps_lora=keeps)
     for key, value in runs.settings_of(experiment).items():
-        if (was := run["settings"].get(key)) != value:
+        if (was := run["settings"].get(key, runs.YOUNGER.get(key))) != value:
             raise UserError(
                 f"{workdir} was evaluated with {key} = {was}, now it is {value}: give another --workdir, or delete its "
                 "results.json to evaluate it again."
@@ -114,11 +114,11 @@ def compare(
         methods: keys of `stages.METHODS`; with `_1shot` behind, trained with one exemplar in front of every input, in
             inputs twice as long.
         seeds: one or several.
-        learning_rates: to try, by kind of stage: `{"prompt": (0.1, 0.2), "model": (1e-4, 1e-3)}`. A method with both
-            kinds runs with every pair. Of each method the rates that are best on the target's validation split are
-            reported; all are written down.
+        learning_rates: to try, by kind of stage: `{"prompt": (0.1, 0.2), "model": (1e-4, 1e-3)}`; further kinds are
+            "lora_optimizer" and, where `tuning` has it, "joint_prompt". A method with both kinds runs with every pair.
+            Of each method the rates that are best on the target's validation split are reported; all are written down.
         tasks: to fine-tune on, each with its `feature_lengths` (`{}` for the experiment's); None for the experiment's.
-        wait: at the end for cells that run elsewhere; otherwise they are reported as missing.
+        wait: at the end for cells that run elsewhere; otherwise they are reported as running.
         stale: seconds without a sign of life after which the cell of another machine is taken over.
         report: folder in `workdir` for results and report, "" for `workdir` itself: comparisons of other methods or
             seeds over the same cells each have their own.
@@ -151,15 +151,18 @@ def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = Non
     hosts.decide(lambda: _earlier(workdir, "icl_eval"), "an earlier run")
     session = runs.open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
-    name, asked = "", {}
+    name = ""
+    target: str | Mapping[str, str] = ""
     if given:
-        params["prompt"] = runs.task_prompts(session) if names and experiment.task else runs.saved_prompts(session)
-        name = next(iter(params["prompt"]))
-        asked = runs.prompts_of_tasks(experiment, params["prompt"]) if names and experiment.task else {}
+        by_task = names and experiment.task
+        params["prompt"] = runs.task_prompts(session) if by_task else runs.saved_prompts(session)
+        target = name = next(iter(params["prompt"]))
+        if by_task:
+            target = runs.prompts_of_tasks(experiment, params["prompt"])
     if icl_prompt and icl_prompt not in params.get("prompt", {}):
         raise UserError(f"ICL_PROMPT is {icl_prompt!r}, which is none of the prompts in PROMPT_PATH.")
     chosen = name if icl_prompt is None else icl_prompt
-    run = runs.evaluate(session, workdir, "icl_eval", params, target_prompt=asked or name, icl_prompt=chosen, stages={})
+    run = runs.evaluate(session, workdir, "icl_eval", params, target_prompt=target, icl_prompt=chosen, stages={})
     _print_table([run])
 
 

@@ -1,5 +1,6 @@
 """Every run that comes with the package, from gin file to results, on a model of 28 thousand weights."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,9 +16,13 @@ import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import evaluation, main, pretrained, prompts, results, runs, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.data import batches
+from promot_jax.errors import UserError
+from promot_jax.experiment import Experiment
 from promot_jax.models import layouts
+from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import Pretrained
+from promot_jax.train import Training
 
 
 class Run(NamedTuple):
@@ -474,6 +479,34 @@ def test_a_run_keeps_its_settings(
     assert "was evaluated with shots = [1, 3], now it is [1, 2]" in message and "results.json" in message
     message = refusal(capsys, tiny_folder, "promot_stage1.gin", stage1.workdir, SEED=1)
     assert "seed = 0, now it is 1" in message
+
+
+@pytest.mark.parametrize("key", runs.YOUNGER)
+def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
+    experiment = Experiment("none", "tiny_review", "tiny_tasks", {"inputs": 32, "targets": 3}, "tiny_icl")
+    now = {
+        "tuning": {"finetune": dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1)))},
+        **runs._shared(experiment),
+    }
+    runs.keep_settings(tmp_path, now)
+    path = tmp_path / "settings.json"
+    before = trees.flatten(json.loads(path.read_text()))
+    older = {place: value for place, value in before.items() if place.rpartition("/")[2] != key}
+    assert len(older) < len(before)
+    results.write(trees.unflatten(older), path)
+    runs.keep_settings(tmp_path, now)
+    results.write(trees.unflatten(older | {next(iter(older)): "other"}), path)
+    with pytest.raises(UserError, match="was started with"):
+        runs.keep_settings(tmp_path, now)
+
+
+def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tmp_path: Path) -> None:
+    shutil.copytree(finetune.workdir, tmp_path / "run")
+    found = results.read(tmp_path / "run")
+    del found["settings"]["samples"], found["settings"]["exemplar_draws"]
+    results.write(found, tmp_path / "run" / "results.json")
+    run(tiny_folder, "finetune.gin", tmp_path / "run")
+    assert results.read(tmp_path / "run") == found
 
 
 def test_stage2_notices_another_prompt_in_the_same_file(
