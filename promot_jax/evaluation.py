@@ -166,6 +166,26 @@ class Evaluator:
         """What a raw output says: all of it, or the first span where sentinels ask for one."""
         return decoding.first_span(raw) if self._settings.sentinel else raw
 
+    def check_queries(self) -> None:
+        """Raises UserError for a query longer than inputs may be: before training, not in the evaluation after it.
+
+        Articles, which are cut, are left out.
+        """
+        settings = self._settings
+        wanted = [(self._task, settings.split, settings.target_examples)]
+        wanted.append((self._task, settings.curve_split, settings.curve_target_examples))
+        if self._icl:
+            wanted += [(f"{self._icl}_{shots}shot", settings.split, settings.examples) for shots in settings.shots[:1]]
+            wanted.append((f"{self._icl}_{settings.curve_shots}shot", settings.curve_split, settings.curve_examples))
+        for task, split, limit in wanted:
+            for name in text.task_names(task) if task and limit else ():
+                for example in _read(name, split, limit):
+                    if not example.suffix:
+                        fewshot.compose(example, [], self._count, settings.max_input_length)
+
+    def _count(self, value: str) -> int:
+        return len(self._vocabulary.encode(value))
+
     def target(self, params: Params, split: str, limit: int, prompt: str | Mapping[str, str] = "") -> Scored:
         """Scores the fine-tuning task as it is trained on, behind its prompt if one is named.
 
@@ -280,9 +300,7 @@ class Evaluator:
         asked = []
         for example in examples:
             chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
-            composed, dropped = fewshot.compose(
-                example, chosen, lambda value: len(self._vocabulary.encode(value)), settings.max_input_length
-            )
+            composed, dropped = fewshot.compose(example, chosen, self._count, settings.max_input_length)
             asked.append((name, example, Request(composed, prompt, steps, sentinel), dropped))
         return asked
 

@@ -46,6 +46,7 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
     if chosen is stages.STAGE2 and not experiment.prompt_path:
         raise UserError("Stage 2 needs a trained prompt: set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
     session = runs.open_session(experiment)
+    session.evaluator.check_queries()
     if chosen is stages.STAGE2:
         params = {"model": session.base.params, "prompt": runs.task_prompts(session)}
     else:

@@ -302,6 +302,8 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> J
     if done:
         print(f"[{method}] is finished in {folder}.", flush=True)
         return done
+    if plan:
+        session.evaluator.check_queries()
     shape = next((tuning.of(stage).lora for stage in plan if stage.lora), None)
     params = start(session, [] if any(stage.per_task for stage in plan) else plan, shape)
     folders: dict[str, Path] = {}

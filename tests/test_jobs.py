@@ -456,6 +456,8 @@ def test_training_with_one_exemplar_in_front(
         ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 32}}, ["TASK_FEATURE_LENGTHS", "'targets'"]),
         ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 3, "targets": 3}}, ["longer than TASK_FEATURE_LENGTHS"]),
         ("icl_eval.gin", {"Evaluation.split": "tset"}, ["no split 'tset'"]),
+        ("finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
+        ("methods/finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
     ],
 )
 def test_wrong_name_is_one_sentence(
@@ -465,7 +467,8 @@ def test_wrong_name_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     message = refusal(capsys, tiny_folder, gin_file, tmp_path / "run", **macros)
     assert all(part in message for part in parts), message
-    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list(tmp_path.glob("run/**/results.json"))
+    assert not list(tmp_path.glob("run/**/checkpoints")) or "TASK_FEATURE_LENGTHS" in macros
 
 
 def test_a_run_keeps_its_settings(
