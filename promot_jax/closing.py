@@ -13,8 +13,6 @@ from promot_jax.session import Session, prompts_of_tasks
 
 Json = dict[str, Any]
 
-SAMPLES = 5  # outputs per task and number of shots that a run's results hold
-
 
 def close(
     session: Session,
@@ -82,7 +80,7 @@ def evaluate(
         scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
         target = {"task": experiment.task, **scored.entry}
         write_rows(folder / "outputs" / "target.jsonl", scored.rows)
-        samples += _first(scored.rows)
+        samples += _first(scored.rows, settings.samples)
     icl = {}
     asked = params if icl_params is None else icl_params
     for shots in settings.shots if experiment.icl_mixture else ():
@@ -90,7 +88,7 @@ def evaluate(
             asked, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
         )
         write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
-        samples += _first(rows)
+        samples += _first(rows, settings.samples)
     run = results.run_result(
         method,
         experiment.seed,
@@ -104,7 +102,8 @@ def evaluate(
         best_step={name: stage["best_step"] for name, stage in stages.items()},
         leaves=session.base.leaves,
         samples=[
-            {"shots": row["shots"]} | {key: _as_text(row[key]) for key in ("task", "input", "target", "output")}
+            {key: row[key] for key in ("shots", "query", "score")}
+            | {key: _as_text(row[key]) for key in ("task", "input", "target", "output")}
             for row in samples
         ],
         settings=hosts.decide(lambda: _summary(folder, stages), "the summary of settings")
@@ -116,16 +115,16 @@ def evaluate(
 
 def settings_of(experiment: Experiment) -> Json:
     """The settings of the closing evaluation alone."""
-    names = ("split", "shots", "examples", "target_examples", "exemplar_draws")
+    names = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
     return {name: results.plain(getattr(experiment.evaluation, name)) for name in names}
 
 
-def _first(rows: Sequence[Json]) -> list[Json]:
+def _first(rows: Sequence[Json], count: int) -> list[Json]:
     """The first few rows of each task, for the report."""
     by_task: dict[str, list[Json]] = {}
     for row in rows:
         by_task.setdefault(row["task"], []).append(row)
-    return [row for members in by_task.values() for row in members[:SAMPLES]]
+    return [row for members in by_task.values() for row in members[:count]]
 
 
 def _as_text(value: Any) -> str:

@@ -28,6 +28,7 @@ from promot_jax.runs import Session
 Json = dict[str, Any]
 
 FAILED = "failed.json"
+STALE = 600.0  # seconds without a sign of life after which nobody runs a cell any more, where nothing else is said
 NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
 
 
@@ -36,7 +37,7 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
 
     Args:
         grid: the cells.
-        wait: at the end for cells that run elsewhere; otherwise they are reported as missing.
+        wait: at the end for cells that run elsewhere; otherwise they are reported as running.
         stale: seconds without a sign of life after which the cell of another machine is taken over.
         serve: port of this machine on which the report is served meanwhile; None serves nothing.
 
@@ -55,9 +56,9 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
     session = runs.open_session(grid.experiment_of(cells[0]), experiments)
     with _served(grid, serve if hosts.is_writer() else None):
         _Process(grid, session, stale).run(cells, wait)
-        publish(grid)
+        publish(grid, stale)
         if hosts.is_writer():
-            _report(grid)
+            _report(grid, stale)
     failed = hosts.decide(
         lambda: [f"{cell}: {one['message']}" for cell in cells if (one := _failure(grid, cell))], "failures"
     )
@@ -86,7 +87,7 @@ def _served(grid: Grid, port: int | None) -> Iterator[None]:
         return
     from promot_jax.page import serve
 
-    with serve.serving(grid.workdir / grid.report, port) as address:
+    with serve.serving(grid.workdir / grid.report, port, [grid.workdir]) as address:
         print(f"The report, as it grows: {address}", flush=True)
         yield
 
@@ -133,7 +134,7 @@ class _Process:
             if verdict == "run":
                 self._attempt(cell)
         if verdict == "run":
-            publish(self._grid)
+            publish(self._grid, self._stale)
         return verdict != "wait"
 
     def _take(self, cell: Cell, held: contextlib.ExitStack) -> str:
@@ -293,34 +294,35 @@ def _digest(grid: Grid, cell: Cell) -> str:
 # ---- what is there ---------------------------------------------------------------------------------------------------
 
 
-def publish(grid: Grid) -> None:
+def publish(grid: Grid, stale: float = STALE) -> None:
     """Writes the comparison of every task, of the cells that are finished so far, to its `results.json`.
 
     What shows a comparison while it runs (`promot_jax.report`) reads these files.
     """
-    for found in _latest(grid) if hosts.is_writer() else ():
+    for found in _latest(grid, stale) if hosts.is_writer() else ():
         for task, comparison in found.items():
             results.write(comparison, grid.report_folder(task) / "results.json")
 
 
-def _latest(grid: Grid) -> Iterator[dict[str, Json]]:
+def _latest(grid: Grid, stale: float) -> Iterator[dict[str, Json]]:
     """Yields what is there to be written, and again while that is no more what was yielded last.
 
     So of several processes that write the same files, the one that writes last has seen all that was there then.
     """
     before: Json | None = None
-    while (found := results.plain(collect(grid))) != before:
+    while (found := results.plain(collect(grid, stale))) != before:
         yield found
         before = found
 
 
-def collect(grid: Grid) -> dict[str, Json]:
+def collect(grid: Grid, stale: float = STALE) -> dict[str, Json]:
     """Reads what is there: by task a comparison in the layout of `promot_jax.results`.
 
     Of every method it holds the runs at the learning rates that are best on the validation split. Further keys: `cells`
-    (each with its state: finished, failed with a message, or missing), `spread` (`analysis.spread`, of best and of
-    matched checkpoints), and with a grid of learning rates `selection`: by method all candidates and the chosen rates,
-    and `others`: the finished runs at rates that were not chosen, each with its `rates`.
+    (each with its state: finished, failed with a message, running in another process, or missing), `spread`
+    (`analysis.spread`, of best and of matched checkpoints), and with a grid of learning rates `selection`: by method
+    all candidates and the chosen rates, and `others`: the finished runs at rates that were not chosen, each with its
+    `rates`.
     """
     found: dict[str, Json] = {}
     for task in grid.tasks or [grid.experiment.task]:
@@ -344,7 +346,7 @@ def collect(grid: Grid) -> dict[str, Json]:
             if described[best]["rates"]:
                 selection[label] = {"chosen": described[best]["rates"], "candidates": described}
         comparison = results.comparison(kept)
-        comparison["cells"] = [_state(grid, cell) for cell in cells]
+        comparison["cells"] = [_state(grid, cell, stale) for cell in cells]
         comparison["spread"] = {
             "best": spread.of_comparison(comparison),
             "matched": spread.of_comparison(comparison, key="matched"),
@@ -384,20 +386,26 @@ def _as_labelled(cell: Cell) -> Json:
     return run
 
 
-def _state(grid: Grid, cell: Cell) -> Json:
+def _state(grid: Grid, cell: Cell, stale: float) -> Json:
     failure = _failure(grid, cell)
     state: Json = {"method": cell.label, "seed": cell.seed, "rates": dict(cell.rates)}
     state["folder"] = cell.folder.relative_to(grid.workdir).as_posix()
     state["state"] = "finished" if _finished(cell) else "failed" if failure else "missing"
+    if state["state"] == "missing" and claims.owner(cell.folder, stale):
+        state["state"] = "running"
     return state | ({"message": failure["message"]} if failure else {})
 
 
-def _report(grid: Grid) -> None:
+def _report(grid: Grid, stale: float) -> None:
     from promot_jax import page, report
 
-    for found in _latest(grid):
-        reports = {task: report.write(comparison, grid.report_folder(task)) for task, comparison in found.items()}
-        whole = page.write(found, grid.workdir / grid.report) if grid.tasks else None
+    for found in _latest(grid, stale):
+        # Under REPORT, a comparison has the analyses of its cells too, which lie beside them.
+        reports = {
+            task: report.write(comparison, grid.report_folder(task), analysed=[grid.cells_folder(task)])
+            for task, comparison in found.items()
+        }
+        whole = page.write(found, grid.workdir / grid.report, analysed=[grid.workdir]) if grid.tasks else None
     for task, comparison in found.items():
         if grid.tasks:
             print(f"\n{task}", flush=True)

@@ -34,11 +34,13 @@ class Request:
         text: the whole input.
         prompt: name of the soft prompt to put in front; "" for none.
         limit: longest output in tokens, at most `Decoding.max_tokens`; 0 for that.
+        sentinel: whether it ends with a sentinel where `Evaluation.sentinel` asks for them.
     """
 
     text: str
     prompt: str = ""
     limit: int = 0
+    sentinel: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Scored:
 
     Attributes:
         entry: the `results.json` entry: metric, score, ci95, n, format_share, and all metrics.
-        rows: one dict per example: task, id, input, target, raw and post-processed output.
+        rows: one dict per example: task, id, input, where in it the query begins, target, raw and post-processed
+            output, and its own score (None where the metric is one of all examples together).
         sample: what the bootstrap resamples.
     """
 
@@ -77,6 +80,7 @@ class Evaluator:
         self._settings, self._partitioner = settings, partitioner
         self._task, self._icl = task, icl
         self._base = trees.flatten(base.params)
+        self._tuned = base.fingerprint != base.base  # by the run that it is loaded from
         self._base_icl: dict[tuple[int, str, int, bool, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         stops = decoding.stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
         self._sentinels = base.vocabulary.sentinels if settings.sentinel else {}
@@ -119,12 +123,13 @@ class Evaluator:
             raise UserError(f"There is no soft prompt called {min(used - set(table))!r} here.")
         # Where no request names a prompt, the model runs without a table: the plain model, bit for bit.
         table = {name: table[name] for name in used}
-        binding = dataclasses.replace(self.binding(table), sentinel_id=self._sentinels.get(decoding.SENTINELS[0]))
+        binding = self.binding(table)
+        spans = dataclasses.replace(binding, sentinel_id=self._sentinels.get(decoding.SENTINELS[0]))
         rows = prompts.table(table)
         # Cast once here, not at every decoding step.
         weights = cast_weights(params["model"], self._model.config.dtype)
         settings, ways = self._settings.decoding, self._partitioner.rows()
-        inputs = [binding.inputs(request.text, request.prompt) for request in requests]
+        inputs = [(spans if one.sentinel else binding).inputs(one.text, one.prompt) for one in requests]
         limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
         self._check_lengths(inputs, limits)
         outputs = [""] * len(requests)
@@ -161,14 +166,36 @@ class Evaluator:
         """What a raw output says: all of it, or the first span where sentinels ask for one."""
         return decoding.first_span(raw) if self._settings.sentinel else raw
 
+    def check_queries(self) -> None:
+        """Raises UserError for a query longer than inputs may be: before training, not in the evaluation after it.
+
+        Articles, which are cut, are left out.
+        """
+        settings = self._settings
+        wanted = [(self._task, settings.split, settings.target_examples)]
+        wanted.append((self._task, settings.curve_split, settings.curve_target_examples))
+        if self._icl:
+            wanted += [(f"{self._icl}_{shots}shot", settings.split, settings.examples) for shots in settings.shots[:1]]
+            wanted.append((f"{self._icl}_{settings.curve_shots}shot", settings.curve_split, settings.curve_examples))
+        for task, split, limit in wanted:
+            for name in text.task_names(task) if task and limit else ():
+                for example in _read(name, split, limit):
+                    if not example.suffix:
+                        fewshot.compose(example, [], self._count, settings.max_input_length)
+
+    def _count(self, value: str) -> int:
+        return len(self._vocabulary.encode(value))
+
     def target(self, params: Params, split: str, limit: int, prompt: str | Mapping[str, str] = "") -> Scored:
         """Scores the fine-tuning task as it is trained on, behind its prompt if one is named.
 
         So with no exemplar, or with as many as a k-shot task asks for. A mixture scores its tasks' mean, with the entry
-        of each under `tasks`, and its tasks may each name a prompt of their own.
+        of each under `tasks`, and its tasks may each name a prompt of their own. Training inputs have no sentinel: only
+        the model that no stage has trained, behind no prompt, is asked with one.
         """
         names = text.task_names(self._task)
-        scored = self._run(params, names, split, limit, prompt=prompt)
+        untrained = self._is_base(params) and not self._tuned
+        scored = self._run(params, names, split, limit, prompt=prompt, sentinel=untrained)
         if len(names) == 1:
             return scored[names[0]]
         parts = list(scored.values())
@@ -214,8 +241,7 @@ class Evaluator:
         self, params: Params, shots: int, split: str, limit: int, prompt: str, intervals: bool, draw: int
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         # Every method starts at the base model: its scores are computed once.
-        model = trees.flatten(params["model"])
-        is_base = not prompt and all(model[path] is leaf for path, leaf in self._base.items())
+        is_base = not prompt and self._is_base(params)
         asked = (shots, split, limit, intervals, draw)
         if is_base and asked in self._base_icl:
             return self._base_icl[asked]
@@ -231,6 +257,10 @@ class Evaluator:
             self._base_icl[asked] = found
         return found
 
+    def _is_base(self, params: Params) -> bool:
+        model = trees.flatten(params["model"])
+        return all(model[path] is leaf for path, leaf in self._base.items())
+
     def _run(
         self,
         params: Params,
@@ -241,12 +271,16 @@ class Evaluator:
         prompt: str | Mapping[str, str],
         intervals: bool = True,
         draw: int = 0,
+        sentinel: bool | None = None,
     ) -> dict[str, Scored]:
-        """Asks all tasks at once, so that their prompts share batches, and scores each; `draw` chooses exemplars."""
+        """Asks all tasks at once, so that their prompts share batches, and scores each; `draw` chooses exemplars.
+
+        `sentinel` says whether tasks without a prompt end with one, the others not; None: all do.
+        """
         asked: list[tuple[str, text.Example, Request, int]] = []
         for name in names:
             own = prompt if isinstance(prompt, str) else prompt.get(name, "")
-            asked += self._requests(name, split, limit, own, draw)
+            asked += self._requests(name, split, limit, own, draw, sentinel is None or (sentinel and not own))
         outputs = self.ask(params, [request for _, _, request, _ in asked])
         answers: dict[str, list[tuple[text.Example, Request, int, str]]] = {name: [] for name in names}
         for (name, example, request, dropped), raw in zip(asked, outputs, strict=True):
@@ -254,7 +288,7 @@ class Evaluator:
         return {name: self._score(name, answers[name], intervals) for name in names}
 
     def _requests(
-        self, name: str, split: str, limit: int, prompt: str, draw: int
+        self, name: str, split: str, limit: int, prompt: str, draw: int, sentinel: bool
     ) -> list[tuple[str, text.Example, Request, int]]:
         settings = self._settings
         seed = settings.exemplar_seed + draw * DRAW_STRIDE
@@ -266,21 +300,22 @@ class Evaluator:
         asked = []
         for example in examples:
             chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
-            composed, dropped = fewshot.compose(
-                example, chosen, lambda value: len(self._vocabulary.encode(value)), settings.max_input_length
-            )
-            asked.append((name, example, Request(composed, prompt, steps), dropped))
+            composed, dropped = fewshot.compose(example, chosen, self._count, settings.max_input_length)
+            asked.append((name, example, Request(composed, prompt, steps, sentinel), dropped))
         return asked
 
     def _score(self, name: str, answers: Sequence[tuple[text.Example, Request, int, str]], intervals: bool) -> Scored:
         task = text.get(name)
+        each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
         rows, targets, answered = [], [], []
         for example, request, dropped, raw in answers:
             features = {**example.features, **dataclasses.asdict(example)}
             targets.append(task.postprocess_fn(example.targets, example=features, is_target=True))
             answered.append(task.postprocess_fn(self.answer(raw), example=features, is_target=False))
             row = {"task": text.base_task(name), "id": example.id, "shots": example.shots, "dropped_shots": dropped}
-            rows.append(row | {"input": request.text, "target": targets[-1], "raw": raw, "output": answered[-1]})
+            query = len(request.text) - len(example.inputs) if dropped < example.shots else 0
+            row |= {"input": request.text, "query": query, "target": targets[-1], "raw": raw, "output": answered[-1]}
+            rows.append(row | {"score": None if each is None else each(targets[-1], answered[-1])})
         metrics: dict[str, float] = {}
         for metric_fn in task.metric_fns:
             # SeqIO's own metrics wrap their numbers.

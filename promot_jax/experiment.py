@@ -27,11 +27,13 @@ class Evaluation:
         exemplar_seed: chooses the exemplars, with the task and the example.
         exemplar_draws: of the closing evaluation, each with other exemplars. Scores are those of the first draw; the
             others say how far the exemplars move them.
+        samples: outputs per task and number of shots that the results hold, for the report.
         tokens_per_batch: of prompts decoded together, each as often as it has beams.
         max_input_length: tokens of a prompt; whole exemplars are dropped until it fits.
         decoding: how outputs are chosen.
         sentinel: for a T5 or mT5 that knows span corruption only: inputs end with `<extra_id_0>`, and the answer is
-            what the output says between it and `<extra_id_1>`. Training inputs stay as they are.
+            what the output says between it and `<extra_id_1>`. Training inputs stay as they are, and so does the
+            fine-tuning task where a prompt or the model has been trained; in context the sentinel stays.
     """
 
     shots: tuple[int, ...] = (1, 4)
@@ -45,6 +47,7 @@ class Evaluation:
     curve_split: str = "validation"
     exemplar_seed: int = 0
     exemplar_draws: int = 1
+    samples: int = 5
     tokens_per_batch: int = 4096
     max_input_length: int = 1024
     decoding: Decoding = Decoding()
@@ -55,7 +58,8 @@ class Evaluation:
         least = (self.examples, self.target_examples, self.curve_target_examples, self.exemplar_draws, self.curve_draws)
         if min(*least, self.max_input_length) < 1:
             raise UserError("Evaluation needs at least one example and draw, and room for one input token.")
-        if min(self.curve_examples, self.curve_shots, self.exemplar_seed, self.tokens_per_batch, *self.shots, 0) < 0:
+        counts = (self.curve_examples, self.curve_shots, self.exemplar_seed, self.samples, self.tokens_per_batch)
+        if min(*counts, *self.shots, 0) < 0:
             raise UserError("Evaluation's counts and seeds are not negative.")
 
 

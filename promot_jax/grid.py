@@ -64,7 +64,8 @@ class Grid:
         tuning: settings of the stages, the same for every method; each cell replaces the learning rates.
         methods: keys of `stages.METHODS`, with `_1shot` for one exemplar in front of every training input.
         seeds: each once.
-        rates: learning rates by field of `tuning`, "prompt" and "model" for the two kinds of stage; a field that is not
+        rates: learning rates by field of `tuning`: "prompt" and "model" for the two kinds of stage, "lora_optimizer"
+            for LoRA's own, and "joint_prompt" where joint tuning has an optimizer for its prompt; a field that is not
             named keeps its one rate.
         tasks: fine-tuning tasks, each with its `feature_lengths`; none for the experiment's own.
         report: folder in `workdir` for results and report, "" for `workdir` itself: comparisons of other methods or
@@ -100,6 +101,10 @@ class Grid:
             _check_folder("A name in TASKS", task)
         if self.report:
             _check_folder("REPORT", self.report, self.tasks)
+
+    def cells_folder(self, task: str) -> Path:
+        """Where a task's cells lie."""
+        return self.workdir / (task if self.tasks else "")
 
     def report_folder(self, task: str) -> Path:
         """Where a task's results and report lie: a folder of its own where tasks are named."""

@@ -46,6 +46,7 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
     if chosen is stages.STAGE2 and not experiment.prompt_path:
         raise UserError("Stage 2 needs a trained prompt: set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
     session = runs.open_session(experiment)
+    session.evaluator.check_queries()
     if chosen is stages.STAGE2:
         params = {"model": session.base.params, "prompt": runs.task_prompts(session)}
     else:
@@ -56,7 +57,7 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
         shape, keeps = training.lora, chosen.keeps_lora
         run = runs.close(session, workdir, method, params, {stage: workdir}, shape=shape, keeps_lora=keeps)
     for key, value in runs.settings_of(experiment).items():
-        if (was := run["settings"].get(key)) != value:
+        if (was := run["settings"].get(key, runs.YOUNGER.get(key))) != value:
             raise UserError(
                 f"{workdir} was evaluated with {key} = {was}, now it is {value}: give another --workdir, or delete its "
                 "results.json to evaluate it again."
@@ -114,11 +115,11 @@ def compare(
         methods: keys of `stages.METHODS`; with `_1shot` behind, trained with one exemplar in front of every input, in
             inputs twice as long.
         seeds: one or several.
-        learning_rates: to try, by kind of stage: `{"prompt": (0.1, 0.2), "model": (1e-4, 1e-3)}`. A method with both
-            kinds runs with every pair. Of each method the rates that are best on the target's validation split are
-            reported; all are written down.
+        learning_rates: to try, by kind of stage: `{"prompt": (0.1, 0.2), "model": (1e-4, 1e-3)}`; further kinds are
+            "lora_optimizer" and, where `tuning` has it, "joint_prompt". A method with both kinds runs with every pair.
+            Of each method the rates that are best on the target's validation split are reported; all are written down.
         tasks: to fine-tune on, each with its `feature_lengths` (`{}` for the experiment's); None for the experiment's.
-        wait: at the end for cells that run elsewhere; otherwise they are reported as missing.
+        wait: at the end for cells that run elsewhere; otherwise they are reported as running.
         stale: seconds without a sign of life after which the cell of another machine is taken over.
         report: folder in `workdir` for results and report, "" for `workdir` itself: comparisons of other methods or
             seeds over the same cells each have their own.
@@ -129,16 +130,40 @@ def compare(
     comparison.run(grid, wait, stale, serve)
 
 
-def icl_eval(workdir: Path, experiment: Experiment) -> None:
-    """Job: evaluates a model on the fine-tuning task and on in-context learning, behind a prompt where one is given."""
+def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = None) -> None:
+    """Job: evaluates a model on the fine-tuning task and on in-context learning, behind prompts where they are given.
+
+    Args:
+        workdir: of the evaluation.
+        experiment: model, data and prompts. A single prompt stands in front of everything; of several by name each
+            stands in front of its own task of the training mixture, as in the closing evaluation of a run.
+        icl_prompt: name of the prompt that the ICL tasks stand behind, "" for none; None for the only one there is.
+
+    Raises:
+        UserError: of several prompts none is chosen for the ICL tasks, or one that is not there.
+    """
+    given = experiment.prompt_path
+    names = () if isinstance(given, str) else tuple(given)
+    if icl_prompt is None and len(names) > 1 and experiment.icl_mixture:
+        raise UserError(
+            f"PROMPT_PATH names several prompts ({', '.join(names)}): set ICL_PROMPT to the one that the ICL tasks "
+            'stand behind, or to "" for none.'
+        )
     hosts.decide(lambda: _earlier(workdir, "icl_eval"), "an earlier run")
     session = runs.open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
     name = ""
-    if experiment.prompt_path:
-        params["prompt"] = runs.saved_prompts(session)
-        name = next(iter(params["prompt"]))
-    run = runs.evaluate(session, workdir, "icl_eval", params, target_prompt=name, icl_prompt=name, stages={})
+    target: str | Mapping[str, str] = ""
+    if given:
+        by_task = names and experiment.task
+        params["prompt"] = runs.task_prompts(session) if by_task else runs.saved_prompts(session)
+        target = name = next(iter(params["prompt"]))
+        if by_task:
+            target = runs.prompts_of_tasks(experiment, params["prompt"])
+    if icl_prompt and icl_prompt not in params.get("prompt", {}):
+        raise UserError(f"ICL_PROMPT is {icl_prompt!r}, which is none of the prompts in PROMPT_PATH.")
+    chosen = name if icl_prompt is None else icl_prompt
+    run = runs.evaluate(session, workdir, "icl_eval", params, target_prompt=target, icl_prompt=chosen, stages={})
     _print_table([run])
 
 

@@ -4,7 +4,8 @@ Besides the layout of `promot_jax.results`, these keys of a run are shown where 
 
 - `model`: name of the base model;
 - `settings`: flat object of what the run was done with; its `curve_shots` says at how many shots curves were evaluated;
-- `samples`: list of `{"task", "input", "target", "output"}`, all text, with `shots` if wanted;
+- `samples`: list of `{"task", "input", "target", "output"}`, all text; if wanted with `shots`, `query` (where in the
+  input the query begins) and `score` (of this output alone);
 - `matched`: `{"step", "target", "icl"}`, the scores of the checkpoint at matched target score, laid out as in the run.
 """
 
@@ -29,7 +30,12 @@ _SPECIAL = re.compile(r"[&<>`*\[\]\\|~!#$^{}@\"]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-
 
 
 def write(
-    results: Json, folder: str | os.PathLike[str], *, title: str = "ProMoT report", tolerance: float = 0.0
+    results: Json,
+    folder: str | os.PathLike[str],
+    *,
+    title: str = "ProMoT report",
+    tolerance: float = 0.0,
+    analysed: Sequence[Path] = (),
 ) -> Path:
     """Writes `report.md` with its figures (`figures/*.svg`), and `report.html`, into a folder.
 
@@ -38,6 +44,7 @@ def write(
         folder: created if need be.
         title: first line of the report.
         tolerance: of the matched target score, in points (`promot_jax.analysis.tradeoff`).
+        analysed: further folders whose gradient alignments `report.html` shows.
 
     Returns:
         Path of `report.md`.
@@ -58,7 +65,7 @@ def write(
     if samples:
         parts += ["## Sample outputs", *samples]
     parts += ["## Settings", _settings(results)]
-    page.write({"": results}, folder, title=title)
+    page.write({"": results}, folder, title=title, analysed=analysed)
     return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 
 

@@ -265,6 +265,8 @@ def check_run(run: Any, origin: str, place: str = "") -> None:
         where = f"{place}samples[{index}]"
         for key in ("task", "input", "target", "output"):
             _typed(_object(sample, origin, where).get(key), str, origin, f"{where}.{key}")
+        _score(sample.get("score"), origin, f"{where}.score")
+        _count(sample.get("query", 0), origin, f"{where}.query")
 
 
 def _check_scores(run: Json, origin: str, place: str) -> None:

@@ -144,5 +144,7 @@ def _prompts(experiment: Experiment, folder: Path) -> list[str | dict[str, str]]
         str(beside) if pretrained.describe(beside) else "",
         several,
     ]
+    if several and not isinstance(given, str):  # some taken from there, the others trained here
+        paths.append(several | dict(given))
     paths.append(str(folder) if (folder / "prompt").is_dir() else "")  # a fixed one is the run's own
     return [path for path in paths if path]

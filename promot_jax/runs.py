@@ -49,6 +49,7 @@ __all__ = [
     "load_base",
     "load_prompts",
     "open_session",
+    "prompts_of_tasks",
     "run_method",
     "run_stage",
     "saved_prompts",
@@ -248,7 +249,7 @@ def _interpolate(session: Session, folder: Path, training: Training, params: tre
         raise UserError(f"Tuning.alphas differ by at least 0.01, unlike {training.alphas}.")
     curve: list[Json] = []
     for step, alpha in mixed.items():
-        point = measure({"model": trees.interpolate(base, params["model"], alpha)}, step)
+        point = measure({"model": trees.interpolate(base, params["model"], alpha) if alpha else base}, step)
         curve.append({"step": step, "stage": stages.WISE_FT.name, "loss": None, "alpha": alpha, **point})
         print(f"[{stages.WISE_FT.name}] alpha {alpha}: target {point['target']:.1f}", flush=True)
     best = max((point for point in curve if point["step"]), key=lambda point: (point["target"], -point["step"]))["step"]
@@ -301,6 +302,8 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> J
     if done:
         print(f"[{method}] is finished in {folder}.", flush=True)
         return done
+    if plan:
+        session.evaluator.check_queries()
     shape = next((tuning.of(stage).lora for stage in plan if stage.lora), None)
     params = start(session, [] if any(stage.per_task for stage in plan) else plan, shape)
     folders: dict[str, Path] = {}
@@ -370,6 +373,7 @@ def _shared(experiment: Experiment) -> Json:
 # Settings younger than some runs, with the value that those were done with.
 YOUNGER = {"alphas": [], "kl": 0.0, "l2sp": 0.0, "data_shards": 1, "curve_draws": 1, "exemplar_draws": 1}
 YOUNGER |= {"weight_dtype": "float32"}
+YOUNGER |= {"samples": 5}
 
 
 def keep_settings(folder: Path, settings: Json) -> None:

@@ -37,7 +37,7 @@ AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
 READING = (
     "With a sign: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
     "several, otherwise the 95 % bootstrap interval over examples. Format share: ICL outputs that lie in the "
-    "fine-tuned task's label set."
+    "fine-tuned task's label set. Where examples were asked behind several draws of exemplars, scores are of the first."
 )
 MATCHED = (
     "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "

@@ -13,7 +13,7 @@ from promot_jax.train import Training
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """Settings of every stage; whatever tunes the model shares one budget and learning rate.
+    """Settings of every stage; whatever tunes the model's own weights shares one budget and learning rate.
 
     Attributes:
         prompt: of stage 1, whether it trains a prompt or LoRA.

@@ -95,4 +95,5 @@ def bleu(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, flo
     # sacreBLEU wants one list per reference position; examples with fewer references are filled with None.
     most = max(map(len, answers))
     streams: list[Any] = [[a[i] if i < len(a) else None for a in answers] for i in range(most)]
-    return {"bleu": sacrebleu.corpus_bleu(list(predictions), streams).score}
+    # A perfect corpus comes out as 100.00000000000004, through logarithms.
+    return {"bleu": min(sacrebleu.corpus_bleu(list(predictions), streams).score, 100.0)}

@@ -242,6 +242,15 @@ def test_other_comparisons_of_the_same_cells(fake: Fake, tmp_path: Path) -> None
     assert list(results.read(tmp_path / "other")["methods"]) == ["promot", "prompt_tuning"]
 
 
+def test_analyses_of_the_cells_are_in_every_report_of_them(fake: Fake, tmp_path: Path) -> None:
+    found = {"job": "gradient_alignment", "stage": "finetune", "seed": 0, "changed": 0.5, "batches": 1, "points": []}
+    for folder in ("", "rte"):
+        results.write(found, tmp_path / folder / "analyses" / "one" / "results.json")
+    fake.run(grid(tmp_path, ("finetune",), tasks={"rte": {}}, report="other"))
+    for page in ("other/report.html", "other/rte/report.html"):
+        assert (tmp_path / page).read_text("utf-8").count('id="alignment"') == 1
+
+
 def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None:
     one = grid(tmp_path, ("finetune", "promot"), rates={"model": (1e-3, 1e-2)})
     fake.broken = {"finetune/lr_0.01/seed_0": TrainingError("the loss is not finite at step 3")}
@@ -338,8 +347,10 @@ def test_cells_of_other_machines_are_left_to_them(
     shown = capsys.readouterr().out
     assert "Left to other processes: prompt_tuning, review, seed 0 (elsewhere, process 1), promot" in shown
     found = results.read(tmp_path)
-    assert [cell["state"] for cell in found["cells"]] == ["missing", "missing", "finished"]
+    assert [cell["state"] for cell in found["cells"]] == ["running", "missing", "finished"]
     assert list(found["methods"]) == ["finetune"]
+    assert "1 of 3 cells are finished, 1 running." in (tmp_path / "report.html").read_text("utf-8")
+    assert "prompt_tuning/seed_0 is running" in (tmp_path / "report.md").read_text("utf-8")
 
 
 def test_a_dead_machines_cell_is_taken_over(fake: Fake, tmp_path: Path) -> None:

@@ -165,8 +165,25 @@ def test_dropped_shots_are_counted(base: Pretrained, oracle: Any) -> None:
     for row, whole in zip(rows, full, strict=True):
         assert len(encode(row["input"])) <= 80
         assert row["input"].split("\n\n") == whole["input"].split("\n\n")[row["dropped_shots"] :]
+        assert row["input"][row["query"] :] == whole["input"][whole["query"] :] == row["input"].split("\n\n")[-1]
     with pytest.raises(UserError, match="without any exemplar"):
         evaluator(base, max_input_length=8).icl(plain(base), 4, "test", 6)
+
+
+def test_each_row_says_what_its_output_scores(base: Pretrained, oracle: Any) -> None:
+    oracle(lambda prompt: right(prompt) + "!" if "Colour:" in prompt else " big")  # exact match forgives the mark
+    _, rows = evaluator(base).icl(plain(base), 0, "test", 6)
+    scores = {task: [row["score"] for row in rows if row["task"] == task] for task in ("tiny_colour", "tiny_size")}
+    assert scores["tiny_colour"] == [100] * 6 and set(scores["tiny_size"]) == {0, 100}
+    assert all(row["query"] == 0 and (row["score"] == 100) == row["output"].startswith(row["target"]) for row in rows)
+    known = set(seqio.TaskRegistry.names())
+    register.register("tiny_corpus", tiny_tasks.reviews, tiny_tasks.REVIEW, [metrics.bleu])
+    try:
+        rows = evaluator(base, task="tiny_corpus").target(plain(base), "test", 2).rows
+    finally:
+        for name in set(seqio.TaskRegistry.names()) - known:
+            seqio.TaskRegistry.remove(name)
+    assert [row["score"] for row in rows] == [None, None]
 
 
 def test_format_share_is_that_of_the_fine_tuned_task(base: Pretrained, oracle: Any) -> None:

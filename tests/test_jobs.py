@@ -1,5 +1,6 @@
 """Every run that comes with the package, from gin file to results, on a model of 28 thousand weights."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,9 +16,13 @@ import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import evaluation, main, pretrained, prompts, results, runs, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.data import batches
+from promot_jax.errors import UserError
+from promot_jax.experiment import Experiment
 from promot_jax.models import layouts
+from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
 from promot_jax.pretrained import Pretrained
+from promot_jax.train import Training
 
 
 class Run(NamedTuple):
@@ -329,6 +334,26 @@ def _two_prompts(tiny_folder: Path, stage1: Run) -> dict[str, str]:
     return {"first": str(stage1.workdir), "second": str(tiny_folder / "second")}
 
 
+def test_icl_evaluation_behind_several_prompts(
+    tiny_folder: Path, two_prompts: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"tiny_review": two_prompts["first"], "tiny_size": two_prompts["second"]}
+    pair = {"MIXTURE_OR_TASK_NAME": "tiny_pair", "PROMPT_PATH": paths}
+    message = refusal(capsys, tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair)
+    assert "several prompts (tiny_review, tiny_size): set ICL_PROMPT" in message
+    message = refusal(capsys, tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair, ICL_PROMPT="tiny")
+    assert "ICL_PROMPT is 'tiny', which is none of the prompts" in message
+    several = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair, ICL_PROMPT="tiny_size").workdir
+    found = rows(several / "outputs" / "target.jsonl")
+    for task, path in paths.items():
+        one = {"MIXTURE_OR_TASK_NAME": task, "PROMPT_PATH": path}
+        alone = run(tiny_folder, "icl_eval.gin", tiny_folder / f"icl_{task}", **one).workdir
+        assert [row for row in found if row["task"] == task] == rows(alone / "outputs" / "target.jsonl")
+    assert digests(several / "outputs", "icl_*") == digests(tiny_folder / "icl_tiny_size" / "outputs", "icl_*")
+    other = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_wrong", **one | {"PROMPT_PATH": two_prompts["first"]})
+    assert rows(other.workdir / "outputs" / "target.jsonl") != rows(alone / "outputs" / "target.jsonl")
+
+
 def infer(folder: Path, name: str, inputs: object, **macros: object) -> list[dict[str, Any]]:
     return rows(run(folder, "infer.gin", folder / name, INPUTS=inputs, **macros).workdir / "outputs.jsonl")
 
@@ -431,6 +456,8 @@ def test_training_with_one_exemplar_in_front(
         ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 32}}, ["TASK_FEATURE_LENGTHS", "'targets'"]),
         ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 3, "targets": 3}}, ["longer than TASK_FEATURE_LENGTHS"]),
         ("icl_eval.gin", {"Evaluation.split": "tset"}, ["no split 'tset'"]),
+        ("finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
+        ("methods/finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
     ],
 )
 def test_wrong_name_is_one_sentence(
@@ -440,7 +467,8 @@ def test_wrong_name_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     message = refusal(capsys, tiny_folder, gin_file, tmp_path / "run", **macros)
     assert all(part in message for part in parts), message
-    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list(tmp_path.glob("run/**/results.json"))
+    assert not list(tmp_path.glob("run/**/checkpoints")) or "TASK_FEATURE_LENGTHS" in macros
 
 
 def test_a_run_keeps_its_settings(
@@ -454,6 +482,34 @@ def test_a_run_keeps_its_settings(
     assert "was evaluated with shots = [1, 3], now it is [1, 2]" in message and "results.json" in message
     message = refusal(capsys, tiny_folder, "promot_stage1.gin", stage1.workdir, SEED=1)
     assert "seed = 0, now it is 1" in message
+
+
+@pytest.mark.parametrize("key", runs.YOUNGER)
+def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
+    experiment = Experiment("none", "tiny_review", "tiny_tasks", {"inputs": 32, "targets": 3}, "tiny_icl")
+    now = {
+        "tuning": {"finetune": dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1)))},
+        **runs._shared(experiment),
+    }
+    runs.keep_settings(tmp_path, now)
+    path = tmp_path / "settings.json"
+    before = trees.flatten(json.loads(path.read_text()))
+    older = {place: value for place, value in before.items() if place.rpartition("/")[2] != key}
+    assert len(older) < len(before)
+    results.write(trees.unflatten(older), path)
+    runs.keep_settings(tmp_path, now)
+    results.write(trees.unflatten(older | {next(iter(older)): "other"}), path)
+    with pytest.raises(UserError, match="was started with"):
+        runs.keep_settings(tmp_path, now)
+
+
+def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tmp_path: Path) -> None:
+    shutil.copytree(finetune.workdir, tmp_path / "run")
+    found = results.read(tmp_path / "run")
+    del found["settings"]["samples"], found["settings"]["exemplar_draws"]
+    results.write(found, tmp_path / "run" / "results.json")
+    run(tiny_folder, "finetune.gin", tmp_path / "run")
+    assert results.read(tmp_path / "run") == found
 
 
 def test_stage2_notices_another_prompt_in_the_same_file(

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
-from promot_jax import main, pretrained, prompts, results, runs, session, stages, trees
+from promot_jax import main, pretrained, prompts, results, revisit, runs, session, stages, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.data import text
 from promot_jax.errors import UserError
@@ -270,6 +270,20 @@ def test_stage2_takes_prompts_that_are_there(
     wrong = dataclasses.replace(arguments["experiment"], prompt_path={"tiny_sise": paths["tiny_size"]})
     with pytest.raises(UserError, match=r"'tiny_sise', which is no task of 'tiny_pair' \(did you mean 'tiny_size'\?\)"):
         runs.task_prompts(session.with_experiment(opened, wrong))
+
+
+def test_a_stage_behind_given_and_trained_prompts_is_opened_again(
+    tiny_folder: Path, tmp_path: Path, finished: Any, opened: runs.Session
+) -> None:
+    done = finished("multitask_promot")
+    arguments = bound(
+        tiny_folder, "multitask_promot", PROMPT_PATH={"tiny_size": str(done.folder / "stage1" / "tiny_size")}
+    )
+    own = session.with_experiment(opened, arguments["experiment"])
+    run = runs.run_method(own, tmp_path / "run", "multitask_promot", arguments["tuning"])
+    assert list(run["steps"]) == ["stage1/tiny_review", "stage2"]
+    start = revisit.open_stage(tmp_path / "run" / "stage2", arguments["experiment"]).start
+    assert set(start["prompt"]) == {"tiny_review", "tiny_size"}
 
 
 def test_stage2_batch_mixes_tasks_and_unprompted_rows(tiny_folder: Path, finished: Any, opened: runs.Session) -> None:

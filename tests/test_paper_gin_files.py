@@ -17,6 +17,7 @@ from promot_jax.models import T5Config, build
 
 FOLDER = main.gin_folder() / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem != "common")
+LENGTHS = {"rte": (512, 8), "wmt14_enfr": (256, 256), "rte_enfr": (512, 256), "snli": (256, 8), "openbookqa": (256, 8)}
 COMPARISONS = [name for name in FILES if "gradients" not in name]
 SIZES = {"vocab_size": 384, "emb_dim": 16, "num_heads": 2, "num_encoder_layers": 2, "num_decoder_layers": 1}
 SIZES |= {"head_dim": 8, "mlp_dim": 24}
@@ -64,6 +65,16 @@ def test_each_file_has_the_papers_settings(name: str) -> None:
     assert (experiment.prompt_length, tuning.prompt.optimizer.learning_rate) == ((50, 0.3) if decoder else (100, 0.2))
     assert experiment.evaluation.decoding.beams == 4 and experiment.evaluation.sentinel != decoder
     assert experiment.modules == "promot_jax.tasks.paper"
+    for training in (tuning.prompt, tuning.model):
+        assert (training.optimizer.name, training.batch_size, training.pack) == ("adafactor", 64, False)
+        assert (training.dropout_rate, training.label_smoothing) == (0.1, 0.1)
+    assert (tuning.prompt.eval_period, tuning.model.eval_period) == (1000, 1000 if "tradeoff" in name else 100)
+    assert (experiment.prompt_init.method, experiment.prompt_init.scale) == ("uniform", 0.5)
+    assert experiment.evaluation.shots == ((1,) if name == "table1_samples" else (1, 4))
+    assert experiment.evaluation.max_input_length == 1024  # of articles; other inputs are shorter
+    for task, lengths in (arguments["tasks"] or {experiment.task: experiment.feature_lengths}).items():
+        assert (lengths["inputs"], lengths["targets"]) == LENGTHS[task]
+        assert experiment.evaluation.decoding.max_tokens >= lengths["targets"]  # the paper cuts no translation
     for method in arguments["methods"]:
         assert method.removesuffix("_1shot") in stages.METHODS
 

@@ -22,13 +22,20 @@ from promot_jax.results import as_comparison, write_text
 Json = dict[str, Any]
 
 
-def write(comparisons: Mapping[str, Json], folder: str | os.PathLike[str], *, title: str = "ProMoT report") -> Path:
+def write(
+    comparisons: Mapping[str, Json],
+    folder: str | os.PathLike[str],
+    *,
+    title: str = "ProMoT report",
+    analysed: Sequence[Path] = (),
+) -> Path:
     """Writes `report.html` into a folder, all or nothing.
 
     Args:
         comparisons: by fine-tuned task, each a comparison (or a single run) in the layout of `promot_jax.results`.
         folder: created if need be; gradient alignments in `analyses/*/results.json` below it are shown too.
         title: of the page.
+        analysed: further folders whose gradient alignments are shown.
 
     Returns:
         Path of `report.html`.
@@ -37,13 +44,18 @@ def write(comparisons: Mapping[str, Json], folder: str | os.PathLike[str], *, ti
         UserError: results that are not in their layout.
     """
     folder = Path(folder)
-    return write_text(folder / "report.html", render(comparisons, alignments(folder), title=title))
+    return write_text(folder / "report.html", render(comparisons, alignments(folder, *analysed), title=title))
 
 
-def alignments(folder: Path) -> list[Json]:
-    """What the job `gradient_alignment` left in `analyses/*/` below a comparison's folder."""
+def analyses(*folders: Path) -> list[Path]:
+    """The results in `analyses/*/` below folders, each once."""
+    return [path for folder in dict.fromkeys(folders) for path in sorted(folder.glob("analyses/*/results.json"))]
+
+
+def alignments(*folders: Path) -> list[Json]:
+    """What the job `gradient_alignment` left in `analyses/*/` below a comparison's folder, or several."""
     found = []
-    for path in sorted(folder.glob("analyses/*/results.json")):
+    for path in analyses(*folders):
         try:
             found.append(json.loads(path.read_text("utf-8")))
             if found[-1]["job"] != "gradient_alignment":

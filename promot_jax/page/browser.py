@@ -17,14 +17,14 @@ PER_PAGE = 20  # items shown at once, more on demand
 
 def samples(tasks: Mapping[str, Json]) -> Markup | None:
     """What the models wrote for the same input, method beside method (paper, table 1 and appendix C.9)."""
-    found: dict[tuple[str, str, int, str, str, str], dict[str, str]] = {}
+    found: dict[tuple[str, str, int, str, str, str], dict[str, Json]] = {}
     for name, one in tasks.items():
         for method in tables.ordered(one["methods"]):
             for run in one["methods"][method]:
                 for sample in run.get("samples") or []:
                     shots = str(sample.get("shots", ""))
                     key = (name, sample["task"], run["seed"], shots, sample["input"], sample["target"])
-                    found.setdefault(key, {})[method] = sample["output"]
+                    found.setdefault(key, {})[method] = sample
     if not found:
         return None
     ranks: dict[Any, int] = {}
@@ -35,33 +35,43 @@ def samples(tasks: Mapping[str, Json]) -> Markup | None:
     # The first of every task before the second of any: so the first page shows what all tasks look like.
     found = {key: found[key] for key in sorted(found, key=lambda key: (key[2], ranks[key]))}
     labels = {method: tables.label(method) for one in tasks.values() for method in tables.ordered(one["methods"])}
-    items = [_sample(key, {labels[method]: text for method, text in by.items()}) for key, by in found.items()]
+    items = [_sample(key, {labels[method]: sample for method, sample in by.items()}) for key, by in found.items()]
     names = ("tuned on", "task", "seed", "shots")
     columns = {name: [str(key[index]) for key in found] for index, name in enumerate(names)}
     controls = [_select(name, values) for name, values in columns.items()]
     differ = tag("label", tag("input", type="checkbox", name="differ"), " only where methods differ")
-    note = tag("p", "What the models wrote after post-processing, as it is. ✓ marks an output equal to the target.")
+    note = tag("p", "What the models wrote after post-processing, as it is. ✓ marks a right one.")
     return section("samples", "Sample outputs", note, _browser([*controls, differ], items))
 
 
-def _sample(key: tuple[str, str, int, str, str, str], outputs: Mapping[str, str]) -> Markup:
+def _sample(key: tuple[str, str, int, str, str, str], found: Mapping[str, Json]) -> Markup:
     tuned, task, seed, shots, source, target = key
-    *before, query = source.rsplit("\n\n", 1)  # exemplars come before it
+    outputs = {label: sample["output"] for label, sample in found.items()}
+    before, query = _split(source, next(iter(found.values())))
     head = [tag("span", task, class_="name"), tag("span", f"seed {seed}", class_="badge")]
     head += [tag("span", f"{shots}-shot", class_="badge")] if shots else []
     exemplars = None
     if before:
-        exemplars = tag("details", tag("summary", "Exemplars"), tag("pre", before[0]))
+        exemplars = tag("details", tag("summary", "Exemplars"), tag("pre", before))
     cells = []
     for label, text in outputs.items():
-        right = text == target
-        mark = tag("span", " ✓", aria_label="equal to the target") if right else None
+        score = found[label].get("score")  # none in older results, nor where a metric has none of one example
+        right = text == target if score is None else score == 100
+        mark = tag("span", " ✓", aria_label="right") if right else None
         cells.append(tag("div", tag("dt", label, mark), tag("dd", text or tag("em", "nothing")), class_="hit" * right))
     cells.insert(0, tag("div", tag("dt", "target"), tag("dd", target), class_="target"))
     marks = {"data_tuned_on": tuned, "data_task": task, "data_seed": seed, "data_shots": shots}
     marks["data_differ"] = "1" if len(set(outputs.values())) > 1 else "0"
     body = [tag("h3", Markup(" ".join(head))), exemplars, tag("pre", query), tag("dl", *cells, class_="outputs")]
     return tag("article", *body, class_="item", **marks)
+
+
+def _split(source: str, sample: Json) -> tuple[str, str]:
+    """Exemplars and query of an input."""
+    if "query" in sample:
+        return source[: sample["query"]].removesuffix("\n\n"), source[sample["query"] :]
+    before, _, query = source.rpartition("\n\n") if sample.get("shots") else ("", "", source)  # older results
+    return before, query
 
 
 def runs(tasks: Mapping[str, Json]) -> Markup:

@@ -88,5 +88,22 @@
     more.addEventListener("click", () => { limit += page; apply(); });
     form.hidden = false;
     apply();
+    let kept = limit;  // paper has no button for more
+    addEventListener("beforeprint", () => {
+      if (limit !== Infinity) kept = limit;
+      limit = Infinity;
+      apply();
+    });
+    addEventListener("afterprint", () => { limit = kept; apply(); });
   });
+
+  // ---- print: what a click would open is open on paper
+  const opened = [];
+  addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details:not([open])")) {
+      one.open = true;
+      opened.push(one);
+    }
+  });
+  addEventListener("afterprint", () => { for (const one of opened.splice(0)) one.open = false; });
 })();

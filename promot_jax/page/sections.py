@@ -84,8 +84,9 @@ def progress(cells: Sequence[Json]) -> Markup | None:
     names = ("method", "seed", "rates", "state", "message")
     rows = [[_words(cell.get(name)) for name in names] for cell in missing]
     done = len(cells) - len(missing)
+    running = sum(cell.get("state") == "running" for cell in missing)
     bar = tag("progress", value=done, max=len(cells), aria_label="Finished cells")
-    told = tag("p", bar, f" {done} of {len(cells)} cells are finished.")
+    told = tag("p", bar, f" {done} of {len(cells)} cells are finished" + f", {running} running" * bool(running) + ".")
     table = _plain([list(names), *rows], "Cells that are not")
     return tag("div", told, tag("details", tag("summary", "What is missing"), table), class_="progress")
 

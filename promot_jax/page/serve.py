@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,14 +18,16 @@ REFRESH = 30  # seconds after which a browser asks again
 
 
 @contextlib.contextmanager
-def serving(folder: Path, port: int) -> Iterator[str]:
+def serving(folder: Path, port: int, analysed: Sequence[Path] = ()) -> Iterator[str]:
     """Serves the report of a comparison's folder until the block ends.
 
-    The page is made from `results.json`, or of several tasks from `<task>/results.json`, whenever one of them changes.
+    The page is made from `results.json`, or of several tasks from `<task>/results.json`, and from the gradient
+    alignments in `analyses/*/`, whenever one of them changes.
 
     Args:
         folder: of the comparison.
         port: of 127.0.0.1; 0 takes a free one.
+        analysed: further folders whose gradient alignments are shown.
 
     Yields:
         The address.
@@ -33,7 +35,7 @@ def serving(folder: Path, port: int) -> Iterator[str]:
     Raises:
         UserError: the port is taken.
     """
-    live = _Live(folder)
+    live = _Live(folder, analysed)
     try:
         server = ThreadingHTTPServer((ADDRESS, port), type("Handler", (_Handler,), {"live": live}))
     except (OSError, OverflowError) as error:
@@ -58,8 +60,8 @@ def find(folder: Path) -> list[Path]:
 class _Live:
     """The page of the newest results."""
 
-    def __init__(self, folder: Path):
-        self._folder, self._lock = folder, threading.Lock()
+    def __init__(self, folder: Path, analysed: Sequence[Path]):
+        self._folder, self._analysed, self._lock = folder, (folder, *analysed), threading.Lock()
         self._seen: Any = None
         self._page = ""
 
@@ -67,13 +69,13 @@ class _Live:
         """The page; rendered only if a file has changed."""
         with self._lock:
             paths = find(self._folder)
-            seen = [(path, path.stat().st_mtime_ns) for path in paths]
+            seen = [(path, path.stat().st_mtime_ns) for path in paths + page.analyses(*self._analysed)]
             if not paths:
                 return tag("p", "No run is finished yet. This page looks again by itself.")
             if seen != self._seen:
                 names = [path.parent.name if len(paths) > 1 else "" for path in paths]
                 found = {name: results.read(path) for name, path in zip(names, paths, strict=True)}
-                self._page = page.render(found, page.alignments(self._folder))
+                self._page = page.render(found, page.alignments(*self._analysed))
                 self._seen = seen
             return self._page
 

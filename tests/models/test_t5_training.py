@@ -127,6 +127,34 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
     assert plain.ask(params, [Request("a b")]) == ["goodfilm"]
 
 
+def test_a_task_that_was_trained_is_asked_as_it_was_trained(base, monkeypatch):
+    ends = []
+
+    def answer(model, settings, weights, table, inputs, *rest):
+        ends.extend(row[length - 2] for row, length in zip(*map(np.asarray, inputs.values()), strict=True) if length)
+        return np.full((len(inputs["tokens"]), settings.max_tokens), -1)
+
+    def asked(ask, *arguments):
+        ends.clear()
+        ask(*arguments)
+        return {end == 258 for end in ends}
+
+    monkeypatch.setattr(decoding, "generate", answer)
+    judge = evaluator(base, sentinel=True)
+    prompt = Partitioner().place({"prompt": {"tiny_review": np.zeros((2, 16), np.float32)}})
+    untouched = {"model": base.params, **prompt}
+    tuned = {"model": jax.tree.map(lambda leaf: leaf + 0, base.params)}
+    assert asked(judge.target, untouched, "test", 2) == {True}  # nothing in front of it
+    assert asked(judge.target, untouched, "test", 2, "tiny_review") == {False}
+    assert asked(judge.target, tuned, "test", 2) == {False}
+    loaded = Evaluator(
+        dataclasses.replace(base, base="of its run"), judge._settings, Partitioner(), task="tiny_review", icl="tiny_icl"
+    )
+    assert asked(loaded.target, untouched, "test", 2) == {False}
+    for params in (untouched, tuned):
+        assert asked(judge.icl, params, 1, "test", 2) == asked(loaded.icl, params, 1, "test", 2) == {True}
+
+
 def test_a_tokenizer_without_sentinels_is_refused(base, tiny_folder):
     from promot_jax import pretrained
 

@@ -224,6 +224,19 @@ def test_page_prints(opened, tmp_path):
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
+def test_paper_has_all_that_a_click_would_show(opened):
+    tab = opened()
+    tab.select_option("#samples [name=seed]", "1")
+    shown = "#samples .item:not([hidden])", "details[open]"
+    before = [tab.locator(one).count() for one in shown]
+    assert before[0] == 20
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.locator(shown[0]).count() == tab.locator("#samples .item[data-seed='1']").count() > 20
+    assert tab.locator("details:not([open])").count() == 0
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert [tab.locator(one).count() for one in shown] == before
+
+
 def test_page_without_scripts_shows_everything(chromium, report):
     context = chromium.new_context(java_script_enabled=False, viewport={"width": 360, "height": 800})
     tab = context.new_page()

@@ -204,6 +204,33 @@ def test_runs_at_rates_that_were_not_chosen_are_in_the_browser_of_runs_only():
     assert text.count('<article class="item"') == before.count('<article class="item"') + 1
 
 
+def test_right_outputs_are_marked_by_their_score():
+    data = random_results(seeds=1, methods=("pretrained", "finetune", "promot"))
+    same = {"task": "capital", "shots": 0, "input": "Q:\n\nwhere?", "target": "Rome | Roma", "query": 0}
+    for method, more in {
+        "pretrained": {"output": "roma.", "score": 100.0},
+        "finetune": {"output": "Rome | Roma", "score": 0.0},
+        "promot": {"output": "Rome | Roma", "score": None},  # of a metric that has none: equal or not
+    }.items():
+        data["methods"][method][0]["samples"] = [same | more]
+    text = page.render({"": data})
+    assert re.findall(r'<div class="hit"><dt>(.*?)<span', text) == ["pretrained", "ProMoT"]
+    assert "Q:\n\nwhere?</pre>" in text and "Exemplars" not in text
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_exemplars_stand_apart_from_the_query(shots):
+    data = random_results(seeds=1, methods=("pretrained",))
+    sample = {"task": "capital", "shots": shots, "input": "one A\n\nQ:\n\ntwo", "target": "B", "output": "B"}
+    run = data["methods"]["pretrained"][0]
+    run["samples"] = [sample | {"query": 7 * shots}]
+    text = page.render({"": data})
+    assert ("<pre>one A</pre>" in text, "<pre>Q:\n\ntwo</pre>" in text) == (bool(shots), bool(shots))
+    run["samples"] = [sample]  # older results do not say where the query begins
+    text = page.render({"": data})
+    assert ("<pre>two</pre>" in text, "Exemplars" in text) == (bool(shots), bool(shots))
+
+
 def test_cells_that_are_not_finished_are_told():
     data = random_results(seeds=1)
     data["cells"] = [

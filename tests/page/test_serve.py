@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from random_results import random_results
+from test_page import alignment
 
 from promot_jax import results
 from promot_jax.errors import UserError
@@ -48,6 +49,16 @@ def test_page_of_several_tasks(tmp_path):
     with serve.serving(tmp_path, 0) as address:
         text = ask(address)[2]
     assert "Fine-tuned on rte" in text and "Fine-tuned on en_fr" in text
+
+
+def test_page_follows_the_analyses_too(tmp_path):
+    results.write(random_results(seeds=1), tmp_path / "report" / "results.json")
+    with serve.serving(tmp_path / "report", 0, [tmp_path]) as address:
+        assert 'id="alignment"' not in ask(address)[2]
+        for folder, stage in (("", "stage2"), ("report", "finetune")):
+            results.write(alignment(stage=stage), tmp_path / folder / "analyses" / "one" / "results.json")
+            text = ask(address)[2]
+            assert 'id="alignment"' in text and f"({stage}, seed 0)" in text
 
 
 def test_only_the_report_is_served_and_only_to_this_machine(tmp_path):

@@ -89,6 +89,11 @@ def test_bleu_is_sacrebleus() -> None:
     assert not hasattr(metrics.bleu, "per_example")
 
 
+def test_a_perfect_corpus_has_bleu_100_and_no_more() -> None:
+    assert sacrebleu.corpus_bleu(SENTENCES, [SENTENCES]).score > 100  # by rounding, where scores may be at most 100
+    assert metrics.bleu(SENTENCES, SENTENCES) == {"bleu": 100.0}
+
+
 def test_bleu_takes_unequal_numbers_of_references() -> None:
     many: list[metrics.Target] = [[SENTENCES[0], OUTPUTS[0]], SENTENCES[1], [SENTENCES[2]]]
     expected = sacrebleu.corpus_bleu(OUTPUTS, [SENTENCES, [OUTPUTS[0], None, None]]).score
