@@ -371,9 +371,16 @@ def _shared(experiment: Experiment) -> Json:
 
 
 # Settings younger than some runs, with the value that those were done with.
-YOUNGER = {"alphas": [], "kl": 0.0, "l2sp": 0.0, "data_shards": 1, "curve_draws": 1, "exemplar_draws": 1}
-YOUNGER |= {"weight_dtype": "float32"}
-YOUNGER |= {"samples": 5}
+YOUNGER = {
+    "alphas": [],
+    "kl": 0.0,
+    "l2sp": 0.0,
+    "data_shards": 1,
+    "curve_draws": 1,
+    "exemplar_draws": 1,
+    "weight_dtype": "float32",
+    "samples": 5,
+}
 
 
 def keep_settings(folder: Path, settings: Json) -> None:
