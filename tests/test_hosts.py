@@ -421,7 +421,7 @@ def test_hosts_as_slices_change_nothing(folder: Path, two: Path) -> None:
     files = [f"--gin_file={folder}/hosts_{TWO}.gin", "--gin_file=meshes/slices.gin"]
     run = Run(folder, workdir, TWO, [*tiny.command(folder, "demo.gin", workdir), *files])
     assert run.end() == [0, 0], run.complaints()
-    assert "slices = 2" in (workdir / "operative_config.gin").read_text()
+    assert "SLICES = 2" in (workdir / "operative_config.gin").read_text()
     check_close(workdir, two)
 
 
