@@ -28,7 +28,6 @@ from promot_jax.runs import Session
 Json = dict[str, Any]
 
 FAILED = "failed.json"
-STALE = 600.0  # seconds without a sign of life after which nobody runs a cell any more, where nothing else is said
 NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
 
 
@@ -294,7 +293,7 @@ def _digest(grid: Grid, cell: Cell) -> str:
 # ---- what is there ---------------------------------------------------------------------------------------------------
 
 
-def publish(grid: Grid, stale: float = STALE) -> None:
+def publish(grid: Grid, stale: float) -> None:
     """Writes the comparison of every task, of the cells that are finished so far, to its `results.json`.
 
     What shows a comparison while it runs (`promot_jax.report`) reads these files.
@@ -315,7 +314,7 @@ def _latest(grid: Grid, stale: float) -> Iterator[dict[str, Json]]:
         before = found
 
 
-def collect(grid: Grid, stale: float = STALE) -> dict[str, Json]:
+def collect(grid: Grid, stale: float) -> dict[str, Json]:
     """Reads what is there: by task a comparison in the layout of `promot_jax.results`.
 
     Of every method it holds the runs at the learning rates that are best on the validation split. Further keys: `cells`

@@ -13,7 +13,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from promot_jax import decoding, freezing, hlo, hosts, optim, preemption, results, roofline, stages, train, trees
+from promot_jax import (
+    decoding,
+    freezing,
+    hlo,
+    hosts,
+    optim,
+    preemption,
+    report,
+    results,
+    roofline,
+    stages,
+    train,
+    trees,
+)
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiment import Experiment
 from promot_jax.losses import chunked_cross_entropy
@@ -212,9 +225,9 @@ class Room:
             return self._decode(model)
         params = self.params()
         if program == "gradient":
-            params = _like(jax.eval_shape(lambda tree: train.held(tree, training), params), params)
+            params = _changed(lambda tree: train.held(tree, training), params)
         if program == "score":
-            params = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), params), params)
+            params = _changed(lambda tree: cast_weights(tree, model.config.dtype), params)
         batch = self.batch(model, training.batch_size, prompt)
 
         def loss(trained: Any, table: Any, batch: Any) -> jax.Array:
@@ -237,10 +250,10 @@ class Room:
         params = self.params(stage.prompt)
         trained, frozen = freezing.split(params, stage.trains, training.freeze)
         if "model" not in trained:
-            frozen = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), frozen), frozen)
+            frozen = _changed(lambda tree: cast_weights(tree, model.config.dtype), frozen)
         if training.l2sp or training.kl:
             frozen = frozen | {"start": trained.get("model", {})}
-        trained = _like(jax.eval_shape(lambda tree: train.held(tree, training), trained), trained)
+        trained = _changed(lambda tree: train.held(tree, training), trained)
         transform = optim.build(training.steps, training.optimizer, prompt=training.prompt_optimizer)
         abstract = jax.eval_shape(transform.init, trained)
         optimizer = jax.tree.map(_placed, abstract, self.partitioner.like(abstract, trained))
@@ -257,7 +270,7 @@ class Room:
     def _decode(self, model: Model) -> tuple[Any, Json]:
         """Beam search of the plain model, as `Evaluator.ask` calls it."""
         params = self.params(with_prompt=False)
-        params = _like(jax.eval_shape(lambda tree: cast_weights(tree, model.config.dtype), params), params)
+        params = _changed(lambda tree: cast_weights(tree, model.config.dtype), params)
         rows, length = self.tuning.model.batch_size, self.experiment.feature_lengths["inputs"]
         split, replicated = self.partitioner.row_sharding(), self.partitioner.replicated()
         inputs = {
@@ -369,9 +382,9 @@ def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _like(shapes: Any, placed: Any) -> Any:
-    """Shapes where those of another tree lie."""
-    return jax.tree.map(lambda leaf, other: _placed(leaf, other.sharding), shapes, placed)
+def _changed(change: Callable[[Any], Any], placed: Any) -> Any:
+    """Shapes of what a function makes of a tree, leaf by leaf, where the tree's own lie."""
+    return jax.tree.map(lambda leaf, own: _placed(leaf, own.sharding), jax.eval_shape(change, placed), placed)
 
 
 def _bytes_per_device(tree: Any) -> float:
@@ -395,20 +408,9 @@ def sentence(entry: Json) -> str:
 
 def markdown(entries: Sequence[Json]) -> str:
     """The table of `precompile.md`: GiB, FLOPs and seconds, all per chip."""
-    titles: tuple[str, ...] = (
-        "program",
-        "chips",
-        "mesh",
-        "batch",
-        "parameters",
-        "optimizer",
-        "temporaries",
-        "base model",
-        "total",
-        "of HBM",
-    )
-    titles += ("TFLOP", "model's share", "HBM traffic", "sent", "step at least", "bound by", "CPU to compile")
-    lines = [titles, ("---",) * len(titles)]
+    titles = ["program", "chips", "mesh", "batch", "parameters", "optimizer", "temporaries", "base model", "total"]
+    titles += ["of HBM", "TFLOP", "model's share", "HBM traffic", "sent", "step at least", "bound by", "CPU to compile"]
+    lines = [titles]
     for entry in entries:
         chip = roofline.CHIPS[entry["topology"].partition(":")[0]]
         memory = {name: value / roofline.GIB for name, value in entry["memory"].items()}
@@ -421,23 +423,22 @@ def markdown(entries: Sequence[Json]) -> str:
         share = memory["total"] * roofline.GIB / chip.memory
         row += [f"{memory['total']:.2f}", f"{100 * share:.0f} %" + " **too much**" * (share > 1)]
         if "step_seconds" in entry:
-            sent = sum(entry["collectives"].values())
+            links = sum(entry["collectives"].values())
             row += [f"{entry['flops'] / 1e12:.3g}", f"{100 * entry['model_share']:.0f} %"]
-            between = f" + {entry['network'] / 1e9:.3g} GB between slices" * bool(entry.get("network"))
-            row += [f"{entry['bytes'] / 1e9:.3g} GB", f"{sent / 1e9:.3g} GB{between}"]
+            between = f" + {entry['network'] / 1e9:.3g} GB between slices" * bool(entry["network"])
+            row += [f"{entry['bytes'] / 1e9:.3g} GB", f"{links / 1e9:.3g} GB{between}"]
             row += [f"{entry['step_seconds']:.3g} s"]
             row += [entry["bound"], f"{entry['compile_cpu_seconds']:.0f} s"]
         else:
             row += [""] * 7
-        lines.append(tuple(row))
-    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+        lines.append(row)
+    return report.markdown(lines) + "\n"
 
 
 def sent(entries: Sequence[Json]) -> str:
     """The second table of `precompile.md`: GB that a chip sends by kind, and what the bound leaves of its peak."""
     kinds = [kind for kind in hlo.COLLECTIVES if any(entry.get("collectives", {}).get(kind) for entry in entries)]
     rows = [["program", "chips", *kinds, "between slices", "of the chip's peak at the bound"]]
-    rows.append(["---"] * len(rows[0]))
     for entry in entries:
         if "step_seconds" not in entry:
             continue
@@ -446,4 +447,4 @@ def sent(entries: Sequence[Json]) -> str:
         row = [entry["program"], f"{entry['slices']} x {entry['topology']}"]
         row += [f"{entry['collectives'].get(kind, 0.0) / 1e9:.3g}" for kind in kinds]
         rows.append([*row, network + bound, f"{100 * entry['utilization']:.0f} %"])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return report.markdown(rows) + "\n"

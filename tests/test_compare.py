@@ -175,7 +175,7 @@ def test_rates_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path) ->
     one = grid(tmp_path, ("pretrained", "finetune", "promot"), seeds=(0, 1), rates=RATES)
     fake.run(one)
     found = results.read(tmp_path)
-    assert found == compare.collect(one)["review"]
+    assert found == compare.collect(one, 600.0)["review"]
     chosen = {method: choice["chosen"] for method, choice in found["selection"].items()}
     assert chosen == {"finetune": {"model": 1e-2}, "promot": {"prompt": 0.1, "model": 1e-2}}  # the gentler of equals
     tried = found["selection"]["finetune"]["candidates"]
@@ -310,12 +310,12 @@ def test_what_is_written_last_is_all_that_is_there(fake: Fake, tmp_path: Path, m
     def slow(found: Any, path: Path) -> Path:
         for method in [others.pop()] if others else []:
             fake.run_method(EXPERIMENT, tmp_path / method / "seed_0", method, TUNING)
-            compare.publish(one)
+            compare.publish(one, 600.0)
         return write(found, path)
 
     fake.run_method(EXPERIMENT, tmp_path / "finetune/seed_0", "finetune", TUNING)
     monkeypatch.setattr(results, "write", slow)
-    compare.publish(one)
+    compare.publish(one, 600.0)
     assert list(results.read(tmp_path)["methods"]) == ["finetune", "promot"]
 
 

@@ -196,6 +196,17 @@ def test_libtpu_is_asked_for(monkeypatch):
 
 # ---- with libtpu -----------------------------------------------------------------------------------------------------
 
+# Of which the chip's tiles, 8 by 128, are not mostly padding.
+TPU_SIZES = [
+    "--gin.T5Config.emb_dim=512",
+    "--gin.T5Config.num_heads=8",
+    "--gin.T5Config.head_dim=64",
+    "--gin.T5Config.mlp_dim=1024",
+    "--gin.T5Config.vocab_size=2048",
+    '--gin.TASK_FEATURE_LENGTHS={"inputs": 124, "targets": 128}',
+    "--gin.BATCH_SIZE=16",
+]
+
 
 @pytest.mark.libtpu
 def test_topologies():
@@ -210,10 +221,7 @@ def test_topologies():
 def test_the_command_compiles_for_a_tpu(files, tmp_path, capsys):
     arguments = [f"--gin_file={name}" for name in (*files, "meshes/2d.gin")]
     arguments += ['--gin.PROGRAMS=("stage1","decode")', "--gin.Partitioner.model=2", f"--workdir={tmp_path}"]
-    # Sizes of which the chip's tiles, 8 by 128, are not mostly padding.
-    sizes = {"emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024, "vocab_size": 2048}
-    arguments += [f"--gin.T5Config.{name}={size}" for name, size in sizes.items()]
-    arguments += ['--gin.TASK_FEATURE_LENGTHS={"inputs": 124, "targets": 128}', "--gin.BATCH_SIZE=16"]
+    arguments += TPU_SIZES
     assert main.main([*arguments, "--gin.TOPOLOGY=v4:2x1x1"]) == 0
     found = json.loads((tmp_path / "precompile.json").read_text()).values()
     assert [entry["chips"] for entry in found] == [2, 2] and [entry["devices"] for entry in found] == [4, 4]
@@ -226,9 +234,7 @@ def test_the_command_compiles_for_a_tpu(files, tmp_path, capsys):
 def test_between_slices_go_the_gradients_and_little_else(files, tmp_path):
     arguments = [f"--gin_file={name}" for name in (*files, "meshes/slices.gin")]
     arguments += ['--gin.PROGRAMS=("stage2",)', "--gin.SLICES=2", f"--workdir={tmp_path}"]
-    sizes = {"emb_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024, "vocab_size": 2048}
-    arguments += [f"--gin.T5Config.{name}={size}" for name, size in sizes.items()]
-    arguments += ['--gin.TASK_FEATURE_LENGTHS={"inputs": 124, "targets": 128}', "--gin.BATCH_SIZE=16"]
+    arguments += TPU_SIZES
     assert main.main([*arguments, "--gin.TOPOLOGY=v5e:2x2"]) == 0
     (entry,) = json.loads((tmp_path / "precompile.json").read_text()).values()
     assert entry["failed_checks"] == [] and entry["slices"] == 2 and entry["chips"] == 8

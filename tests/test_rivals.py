@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiled_once import compiled_once
 
 from promot_jax import freezing, optim, stages, train, trees
 from promot_jax.checkpoints import Checkpoints
@@ -61,22 +62,7 @@ OPENED = []
 
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_once():
-    """The step of equal settings is compiled once: a process that goes on compiles the same."""
-    compiled, make_step = {}, train.make_step
-
-    def cached(model, transform, training, shardings):
-        key = (model, training, jax.tree.structure(shardings))
-        if key not in compiled:
-            compiled[key] = make_step(model, transform, training, shardings)
-        return compiled[key]
-
-    def remembered(folder, **options):
-        OPENED.append(Checkpoints(folder, **options))
-        return OPENED[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_step", cached)
-        patch.setattr(train, "Checkpoints", remembered)
+    with compiled_once(OPENED):
         yield
 
 

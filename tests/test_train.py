@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from compiled_once import compiled_once
 
 from promot_jax import prompts, stages, train, trees
 from promot_jax.checkpoints import Checkpoints, Saved
@@ -87,17 +88,7 @@ class Record:
 @pytest.fixture(name="run", scope="module")
 def _run():
     """Trains in a folder. The step of equal settings is compiled once: a process that goes on compiles the same."""
-    compiled, opened, make_step = {}, [], train.make_step
-
-    def cached(model, transform, training, shardings):
-        key = (model, training, jax.tree.structure(shardings))
-        if key not in compiled:
-            compiled[key] = make_step(model, transform, training, shardings)
-        return compiled[key]
-
-    def remembered(folder, **options):
-        opened.append(Checkpoints(folder, **options))
-        return opened[-1]
+    opened = []
 
     def run(folder, stage, training, *, params=PARAMS, scores=None, config=CONFIG, seed=0, **source):
         model = build(dataclasses.replace(config, dropout_rate=training.dropout_rate))
@@ -124,9 +115,7 @@ def _run():
             opened[-1].close()  # a save that was under way: a process that is killed later
         return record
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_step", cached)
-        patch.setattr(train, "Checkpoints", remembered)
+    with compiled_once(opened):
         yield run
 
 

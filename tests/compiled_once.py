@@ -1,0 +1,33 @@
+"""Training in one process as if in several: the step of equal settings is compiled once."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+
+from promot_jax import train
+from promot_jax.checkpoints import Checkpoints
+
+
+@contextlib.contextmanager
+def compiled_once(opened: list[Checkpoints]) -> Iterator[None]:
+    """Compiles each step once, as a process that goes on would compile the same; lists the checkpoints opened."""
+    compiled: dict[Any, Any] = {}
+    make_step = train.make_step
+
+    def cached(model: Any, transform: Any, training: Any, shardings: Any) -> Any:
+        key = (model, training, jax.tree.structure(shardings))
+        if key not in compiled:
+            compiled[key] = make_step(model, transform, training, shardings)
+        return compiled[key]
+
+    def remembered(folder: Any, **options: Any) -> Checkpoints:
+        opened.append(Checkpoints(folder, **options))
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_step", cached)
+        patch.setattr(train, "Checkpoints", remembered)
+        yield
