@@ -317,11 +317,11 @@ def _latest(grid: Grid, stale: float) -> Iterator[dict[str, Json]]:
 def collect(grid: Grid, stale: float) -> dict[str, Json]:
     """Reads what is there: by task a comparison in the layout of `promot_jax.results`.
 
-    Of every method it holds the runs at the learning rates that are best on the validation split. Further keys: `cells`
-    (each with its state: finished, failed with a message, running in another process, or missing), `spread`
-    (`analysis.spread`, of best and of matched checkpoints), and with a grid of learning rates `selection`: by method
-    all candidates and the chosen rates, and `others`: the finished runs at rates that were not chosen, each with its
-    `rates`.
+    Of every method it holds the runs with the settings that are best on the validation split (`_best`). Further keys:
+    `cells` (each with its state: finished, failed with a message, running in another process, or missing), `spread`
+    (`analysis.spread`, of best and of matched checkpoints), and where settings are varied `selection`: by
+    method all candidates and the chosen ones, `margin`, and `others`: the finished runs with settings that were not
+    chosen, each with what is `varied`.
     """
     found: dict[str, Json] = {}
     for task in grid.tasks or [grid.experiment.task]:
@@ -333,17 +333,17 @@ def collect(grid: Grid, stale: float) -> dict[str, Json]:
             candidates: dict[tuple[tuple[str, float], ...], list[Cell]] = {}
             for cell in cells:
                 if cell.label == label:
-                    candidates.setdefault(cell.rates, []).append(cell)
+                    candidates.setdefault(cell.varied, []).append(cell)
             described = [_candidate(members) for members in candidates.values()]
-            best = max(range(len(described)), key=lambda i: _rank(described[i]))
+            best = _best(described, grid.margin)
             for index, members in enumerate(candidates.values()):
                 finished = [cell for cell in members if _finished(cell)]
                 if index == best:
                     kept += map(_as_labelled, finished)
                 else:
-                    others += [_as_labelled(cell) | {"rates": dict(cell.rates)} for cell in finished]
-            if described[best]["rates"]:
-                selection[label] = {"chosen": described[best]["rates"], "candidates": described}
+                    others += [_as_labelled(cell) | {"varied": dict(cell.varied)} for cell in finished]
+            if described[best]["varied"]:
+                selection[label] = {"chosen": described[best]["varied"], "candidates": described}
         comparison = results.comparison(kept)
         comparison["cells"] = [_state(grid, cell, stale) for cell in cells]
         comparison["spread"] = {
@@ -351,30 +351,45 @@ def collect(grid: Grid, stale: float) -> dict[str, Json]:
             "matched": spread.of_comparison(comparison, key="matched"),
         }
         if selection:
-            comparison |= {"selection": selection, "others": others}
+            comparison |= {"selection": selection, "margin": grid.margin, "others": others}
         found[task] = comparison
     return found
 
 
-def validation_score(run: Json) -> float | None:
-    """Target score on the validation split of the checkpoint that a run ends with, None for an untrained model."""
+def validation_point(run: Json) -> Json:
+    """The point of the curve, on the validation split, of the checkpoint that a run ends with; {} where none is."""
     last = next(reversed(run["steps"]), None)
-    scores = [point["target"] for point in run["curve"] if point["stage"] == last and point["step"] > 0]
-    return max((score for score in scores if score is not None), default=None)
+    points = [point for point in run["curve"] if point["stage"] == last and point["step"] > 0]
+    return max((point for point in points if point["target"] is not None), key=lambda p: p["target"], default={})
 
 
 def _candidate(cells: Sequence[Cell]) -> Json:
-    """Learning rates of a method with their validation scores: of each seed, and the mean."""
-    scores = {str(cell.seed): validation_score(results.read(cell.folder)) for cell in cells if _finished(cell)}
-    known = [score for score in scores.values() if score is not None]
-    return {"rates": dict(cells[0].rates), "validation": statistics.fmean(known) if known else None, "seeds": scores}
+    """Settings of a method with their validation scores: the target's of each seed, and the means, of ICL too."""
+    points = {str(cell.seed): validation_point(results.read(cell.folder)) for cell in cells if _finished(cell)}
+    means: dict[str, float | None] = {}
+    for key in ("target", "icl"):
+        known = [point[key] for point in points.values() if point.get(key) is not None]
+        means[key] = statistics.fmean(known) if known else None
+    scores = {seed: point.get("target") for seed, point in points.items()}
+    return {"varied": dict(cells[0].varied), "validation": means["target"], "icl": means["icl"], "seeds": scores}
 
 
-def _rank(candidate: Json) -> tuple[int, float, float]:
-    """Order of candidates: a rate that fails on a seed is behind one that does not; of equals the gentler one."""
-    rates = candidate["rates"].values()
-    score = -1.0 if candidate["validation"] is None else candidate["validation"]
-    return len(candidate["seeds"]), score, -sum(rates)
+def _best(candidates: Sequence[Json], margin: float) -> int:
+    """Which candidate is chosen, on the validation split.
+
+    Settings that fail on a seed are behind those that do not. Of the others the one with the highest target score or,
+    of those that are at most `margin` points below it, the one with the highest ICL; of equals the smallest values.
+    """
+    whole = max(len(one["seeds"]) for one in candidates)
+    left = [index for index, one in enumerate(candidates) if len(one["seeds"]) == whole]
+    scores = {index: -1.0 if (score := candidates[index]["validation"]) is None else score for index in left}
+    highest = max(scores.values())
+
+    def rank(index: int) -> tuple[float, float, float]:
+        icl = candidates[index]["icl"] if margin else None
+        return -1.0 if icl is None else icl, scores[index], -sum(candidates[index]["varied"].values())
+
+    return max((index for index in left if highest - scores[index] <= margin), key=rank)
 
 
 def _as_labelled(cell: Cell) -> Json:
@@ -387,7 +402,7 @@ def _as_labelled(cell: Cell) -> Json:
 
 def _state(grid: Grid, cell: Cell, stale: float) -> Json:
     failure = _failure(grid, cell)
-    state: Json = {"method": cell.label, "seed": cell.seed, "rates": dict(cell.rates)}
+    state: Json = {"method": cell.label, "seed": cell.seed, "varied": dict(cell.varied)}
     state["folder"] = cell.folder.relative_to(grid.workdir).as_posix()
     state["state"] = "finished" if _finished(cell) else "failed" if failure else "missing"
     if state["state"] == "missing" and claims.owner(cell.folder, stale):

@@ -17,6 +17,11 @@ from promot_jax import trees
 _STACK = "/layers/"
 
 
+def lower_layers(count: int) -> tuple[str, ...]:
+    """Patterns of the token embedder and of as many of the lowest layers, of an encoder too."""
+    return ("model/token_embedder/.*", *(f"model/(encoder|decoder)/layers_{i}/.*" for i in range(count)))
+
+
 def split(params: Mapping[str, Any], rooms: Sequence[str], freeze: Sequence[str]) -> tuple[trees.Tree, trees.Tree]:
     """Returns the trees of trained and of frozen leaves.
 

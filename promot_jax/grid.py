@@ -1,4 +1,4 @@
-"""The cells of a comparison, tasks x seeds x methods x learning rates: where each lies and what it runs with."""
+"""The cells of a comparison, tasks x seeds x methods x settings: where each lies and what it runs with."""
 
 import dataclasses
 import itertools
@@ -16,6 +16,7 @@ from promot_jax.stages import Stage
 from promot_jax.train import Training
 from promot_jax.tuning import Tuning
 
+_PLAIN = ("l2sp", "kl", "freeze")  # settings that are one number; of the others an optimizer's learning rate is varied
 _WITH_SHOTS = re.compile(r"(?P<method>.+)_(?P<shots>\d+)shot")
 
 
@@ -28,7 +29,7 @@ class Cell:
         seed: of the run.
         method: a key of `stages.METHODS`.
         shots: exemplars in front of every training input (the paper's "+ 1-shot").
-        rates: the learning rates that the grid sets, as (field of the settings, rate).
+        varied: what the grid sets of the settings, as (field of `Tuning`, value).
         folder: of the run.
     """
 
@@ -36,7 +37,7 @@ class Cell:
     seed: int
     method: str
     shots: int
-    rates: tuple[tuple[str, float], ...]
+    varied: tuple[tuple[str, float], ...]
     folder: Path
 
     @property
@@ -50,8 +51,8 @@ class Cell:
         return f"{self.task}_{self.shots}shot" if self.shots else self.task
 
     def __str__(self) -> str:
-        rates = [f"{kind} rate {rate}" for kind, rate in self.rates]
-        return ", ".join([self.label, self.task, *rates, f"seed {self.seed}"])
+        varied = [f"{name} {value}" for name, value in self.varied]
+        return ", ".join([self.label, self.task, *varied, f"seed {self.seed}"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +62,16 @@ class Grid:
     Attributes:
         workdir: of the comparison.
         experiment: model and data; each cell replaces the task, its lengths and the seeds.
-        tuning: settings of the stages, the same for every method; each cell replaces the learning rates.
+        tuning: settings of the stages, the same for every method; each cell replaces what is varied.
         methods: keys of `stages.METHODS`, with `_1shot` for one exemplar in front of every training input.
         seeds: each once.
-        rates: learning rates by field of `tuning`: "prompt" and "model" for the two kinds of stage, "lora_optimizer"
-            for LoRA's own, and "joint_prompt" where joint tuning has an optimizer for its prompt; a field that is not
-            named keeps its one rate.
+        varied: values by field of `tuning`. Of "prompt" and "model", the two kinds of stage, of "lora_optimizer" and,
+            where joint tuning has an optimizer for its prompt, of "joint_prompt" they are learning rates; "l2sp", "kl"
+            and "freeze" (a number of layers) are tried as they are. What is not named keeps its one value.
         tasks: fine-tuning tasks, each with its `feature_lengths`; none for the experiment's own.
         report: folder in `workdir` for results and report, "" for `workdir` itself: comparisons of other methods or
             seeds over the same cells each have their own.
+        margin: points of target score on the validation split that are given up for ICL where settings are chosen.
     """
 
     workdir: Path
@@ -77,24 +79,30 @@ class Grid:
     tuning: Tuning
     methods: Sequence[str]
     seeds: Sequence[int]
-    rates: Mapping[str, Sequence[float]]
+    varied: Mapping[str, Sequence[float]]
     tasks: Mapping[str, Mapping[str, int]]
     report: str = ""
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises UserError for a grid that cannot be run."""
         for method in self.methods:
             stages.method(_parse(method)[0])
-        kinds = [field.name for field in dataclasses.fields(self.tuning) if _optimizer(self.tuning, field.name)]
-        for kind, rates in self.rates.items():
-            if kind not in kinds:
-                raise UserError(f"Unknown kind of stage {kind!r} in the learning rates{nearest(kind, kinds)}.")
-            if not all(isinstance(rate, int | float) and 0 < rate < math.inf for rate in rates):
-                raise UserError(f"Learning rates are positive numbers, not {list(rates)}.")
-        axes = {"method": self.methods, "seed": self.seeds, **{f"{kind} rate": v for kind, v in self.rates.items()}}
+        fields = [field.name for field in dataclasses.fields(self.tuning)]
+        known = [name for name in fields if name in _PLAIN or _optimizer(self.tuning, name)]
+        for name, tried in self.varied.items():
+            if name not in known:
+                raise UserError(f"No setting {name!r} can be varied{nearest(name, known)}.")
+            kind = int if name == "freeze" else int | float
+            if not all(isinstance(value, kind) and 0 < value < math.inf for value in tried):
+                wanted = "whole numbers of layers" if name == "freeze" else "positive numbers"
+                raise UserError(f"Values to try of {name!r} are {wanted}, not {list(tried)}.")
+        axes = {"method": self.methods, "seed": self.seeds, **{f"value of {k!r}": v for k, v in self.varied.items()}}
         for name, values in axes.items():
             if len(set(values)) < len(values) or not values:
                 raise UserError(f"A comparison needs at least one {name}, and each only once, not {list(values)}.")
+        if not self.margin >= 0:
+            raise UserError(f"MARGIN is not negative: {self.margin}.")
         if min(self.seeds) < 0:
             raise UserError(f"Seeds are not negative: {list(self.seeds)}.")
         for task in self.tasks:
@@ -114,20 +122,19 @@ class Grid:
         """Yields all cells in the order they are run in: a seed of all methods before the next one."""
         for task, seed, label in itertools.product(self.tasks or [self.experiment.task], self.seeds, self.methods):
             method, shots = _parse(label)
-            for rates in itertools.product(*self._rates_of(method)):
-                names = [f"lr_{rate}" if kind == "model" else f"{kind}_lr_{rate}" for kind, rate in rates]
+            for varied in itertools.product(*self._varied_of(method)):
+                names = [_folder(name, value) for name, value in varied]
                 parts = [task] * bool(self.tasks) + [label] + ["_".join(names)] * bool(names) + [f"seed_{seed}"]
-                yield Cell(task, seed, method, shots, rates, self.workdir.joinpath(*parts))
+                yield Cell(task, seed, method, shots, varied, self.workdir.joinpath(*parts))
 
-    def _rates_of(self, method: str) -> list[list[tuple[str, float]]]:
-        """(kind, rate) of the kinds of stage that a method has: of those whose rate makes a difference to it."""
+    def _varied_of(self, method: str) -> list[list[tuple[str, float]]]:
+        """(field, value) of what is varied of a method: of the fields that make a difference to its stages."""
         plan, found = stages.method(method), []
-        for kind, rates in self.rates.items():
-            optimizer = _optimizer(self.tuning, kind)
-            assert optimizer is not None  # checked above
-            changed = with_rates(self.tuning, {kind: 2 * optimizer.learning_rate + 1})
-            if any(changed.of(stage) != self.tuning.of(stage) for stage in plan):
-                found.append([(kind, float(rate)) for rate in rates])
+        firsts = {name: values[0] for name, values in self.varied.items()}
+        for name, values in self.varied.items():
+            one, other = (with_settings(self.tuning, firsts | {name: value}) for value in (1, 2))
+            if any(one.of(stage) != other.of(stage) for stage in plan):
+                found.append([(name, value if name == "freeze" else float(value)) for value in values])
         return found
 
     def experiment_of(self, cell: Cell) -> Experiment:
@@ -143,7 +150,7 @@ class Grid:
 
     def tuning_of(self, cell: Cell) -> Tuning:
         """The settings of a cell's stages."""
-        return with_rates(self.tuning, dict(cell.rates))
+        return with_settings(self.tuning, dict(cell.varied))
 
     def first_stage(self, cell: Cell) -> tuple[Any, ...] | None:
         """What decides the outcome of a cell's first stage, equal for cells that can share it; None without stages."""
@@ -151,15 +158,22 @@ class Grid:
         return (cell.trained_task, cell.seed, plan[0], self.tuning_of(cell).of(plan[0])) if plan else None
 
 
-def with_rates(tuning: Tuning, rates: Mapping[str, float]) -> Tuning:
-    """The settings with other learning rates, by field: one that says how a stage trains, or an optimizer."""
+def with_settings(tuning: Tuning, values: Mapping[str, float]) -> Tuning:
+    """The settings with other values by field: a learning rate where the field is or has an optimizer."""
     changed: dict[str, Any] = {}
-    for kind, rate in rates.items():
-        settings, optimizer = getattr(tuning, kind), _optimizer(tuning, kind)
-        assert optimizer is not None
-        other = dataclasses.replace(optimizer, learning_rate=rate)
-        changed[kind] = other if settings is optimizer else dataclasses.replace(settings, optimizer=other)
+    for name, value in values.items():
+        settings, optimizer = getattr(tuning, name), _optimizer(tuning, name)
+        changed[name] = value
+        if optimizer is not None:
+            other = dataclasses.replace(optimizer, learning_rate=value)
+            changed[name] = other if settings is optimizer else dataclasses.replace(settings, optimizer=other)
     return dataclasses.replace(tuning, **changed)
+
+
+def _folder(name: str, value: float) -> str:
+    """What a cell's folder says of a setting: `lr_0.1`, `prompt_lr_0.1`, `l2sp_0.1`."""
+    kind = f"{name}_" if name in _PLAIN else "" if name == "model" else f"{name}_lr_"
+    return f"{kind or 'lr_'}{value}"
 
 
 def _optimizer(tuning: Tuning, kind: str) -> Optimizer | None:

@@ -83,7 +83,7 @@ def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
     results = as_comparison(results)
     main = tables.scores(results)
     parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
-    for title, rows in (("Learning rates", tables.learning_rates(results)), (tables.SPREAD, tables.spreads(results))):
+    for title, rows in ((tables.TRIED, tables.tried_settings(results)), (tables.SPREAD, tables.spreads(results))):
         parts += [title, aligned(rows)] if rows else []
     rows, notes = tables.matched(results, tolerance=tolerance)
     if rows:
@@ -151,11 +151,11 @@ def _scores(scores: tables.Table) -> str:
 
 
 def _sections(results: Json) -> list[str]:
-    """What only a comparison over learning rates, seeds or exemplars has, and what is missing from it."""
+    """What only a comparison over settings, seeds or exemplars has, and what is missing from it."""
     parts: list[str] = []
-    if rates := tables.learning_rates(results):
-        chosen = "Of each method the learning rates that are best on the target's validation split are reported."
-        parts += ["## Learning rates", markdown([[escape(cell) for cell in row] for row in rates]), chosen]
+    if rows := tables.tried_settings(results):
+        table = markdown([[escape(cell) for cell in row] for row in rows])
+        parts += [f"## {tables.TRIED}", table, tables.tried_reading(results)]
     if spreads := tables.spreads(results):
         parts += [
             f"## {tables.SPREAD}",

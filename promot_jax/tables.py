@@ -1,7 +1,7 @@
 """The paper's tables as cells, from results. `promot_jax.report` renders them."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,18 +211,33 @@ SPREAD_READING = (
 )
 
 
-def learning_rates(results: Json) -> list[list[str]]:
-    """Every learning rate that a comparison tried, with its score on the validation split; the header first.
+def varied(settings: Mapping[str, float]) -> str:
+    """What a comparison varied of a run: `model 0.001, l2sp 0.1`."""
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
+
+
+TRIED = "Settings tried"
+
+
+def tried_reading(results: Json) -> str:
+    """How a comparison chose between settings."""
+    reading = "Validation split, best checkpoint of each run, mean over seeds. The highest target score is chosen"
+    if margin := results.get("margin"):
+        reading += f", or the highest ICL of those at most {margin:g} points below it"
+    return f"{reading}. A kind of stage goes by its learning rate."
+
+
+def tried_settings(results: Json) -> list[list[str]]:
+    """All settings that a comparison tried, with their scores on the validation split; the header first.
 
     No rows where there was no choice.
     """
-    rows = [["method", "learning rate", "target score, validation", "seeds", "chosen"]]
+    rows = [["method", "setting", "target score", "ICL", "seeds", "chosen"]]
     for method, choice in results.get("selection", {}).items():
         for tried in choice["candidates"]:
-            rates = ", ".join(f"{kind} {rate:g}" for kind, rate in tried["rates"].items())
-            score = ABSENT if tried["validation"] is None else f"{tried['validation']:.1f}"
-            chosen = "yes" if tried["rates"] == choice["chosen"] else ""
-            rows.append([label(method), rates, score, str(len(tried["seeds"])), chosen])
+            scores = [ABSENT if tried[key] is None else f"{tried[key]:.1f}" for key in ("validation", "icl")]
+            chosen = "yes" if tried["varied"] == choice["chosen"] else ""
+            rows.append([label(method), varied(tried["varied"]), *scores, str(len(tried["seeds"])), chosen])
     return rows if len(rows) > 1 else []
 
 

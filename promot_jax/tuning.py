@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from promot_jax import freezing
 from promot_jax.errors import UserError
 from promot_jax.lora import Lora
 from promot_jax.optim import Optimizer
@@ -24,7 +25,8 @@ class Tuning:
         l2sp: weight of L2-SP.
         kl: weight of the divergence from the base model.
         replay: generic text, for the rival that replays some.
-        freeze: path patterns, for the rival that freezes layers; in the place of `model.freeze`.
+        freeze: for the rival that freezes layers, in the place of `model.freeze`: path patterns, or how many of the
+            lowest layers stay as they are, with the token embedder.
         alphas: of WiSE-FT; 0 is the base model, 1 the fine-tuned one.
     """
 
@@ -36,7 +38,7 @@ class Tuning:
     l2sp: float = 0.01
     kl: float = 0.1
     replay: Replay | None = None
-    freeze: tuple[str, ...] = ()
+    freeze: int | tuple[str, ...] = ()
     alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
     def of(self, stage: Stage) -> Training:
@@ -48,6 +50,8 @@ class Tuning:
         require(stage, self)
         training = self.model if stage.tunes_model else self.prompt
         changes: dict[str, Any] = {name: getattr(self, name) for name in stage.uses}
+        if isinstance(frozen := changes.get("freeze"), int):
+            changes["freeze"] = freezing.lower_layers(frozen)
         if stage.rank:
             changes["lora"] = dataclasses.replace(self.lora, rank=stage.rank)
         if "lora" in stage.trains:

@@ -1,5 +1,6 @@
 """The comparison: which cells run, what they share, what is chosen and what is said when some are missing."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,16 +45,19 @@ class Fake:
             raise self.broken[place]
         curve: list[dict[str, Any]] = []
         for stage in stages.method(method):
-            name, rate = stage.name, tuning.of(stage).optimizer.learning_rate
+            training = tuning.of(stage)
+            name, rate = stage.name, training.optimizer.learning_rate
             for part in ("tiny_review", "tiny_size") if stage.per_task else ("",):
                 if not pretrained.describe(folder / name / part):
                     self.trained.append((Path(place) / name / part).as_posix())
                     stage_file = {"trains": stage.trains, "checkpoint": "", "base": "", "curve": []}
                     pretrained.record(folder / name / part, {"stage": name, "best_step": 4, **stage_file})
             # Best at a rate of 0.01 for the model and 0.2 for the prompt; the last step is worse than the best one.
-            best = 90.0 - 10 * abs(rate - (0.2 if "prompt" in stage.trains else 0.01)) + session.seed
+            # L2-SP costs a point of target score per unit, and gives ten of ICL.
+            best = 90.0 - 10 * abs(rate - (0.2 if "prompt" in stage.trains else 0.01)) + session.seed - training.l2sp
+            icl = 50.0 - session.seed + 10 * training.l2sp
             for step, score in ((0, 99.0), (2, best), (4, best - 5)):
-                curve.append(results.curve_point(step, name, target=score, icl=50.0 - session.seed))
+                curve.append(results.curve_point(step, name, target=score, icl=icl - step))
         steps = {stage.name: 4 for stage in stages.method(method)}
         icl = {"1": results.icl_result({"a": results.task_result("accuracy", 40.0 + session.seed, ci95=None, n=2)})}
         icl["1"]["draws"] = [{"norm_avg": 40.0 + session.seed + draw} for draw in (-1, 0, 1)]
@@ -82,7 +86,7 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def test_equal_stages_are_trained_once(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = grid(tmp_path, ("pretrained", "promot", "prompt_tuning", "promot_1shot"), rates={"model": (1e-3, 1e-2)})
+    one = grid(tmp_path, ("pretrained", "promot", "prompt_tuning", "promot_1shot"), varied={"model": (1e-3, 1e-2)})
     fake.run(one)
     assert fake.trained == [
         "promot/lr_0.001/seed_0/stage1",
@@ -98,7 +102,7 @@ def test_equal_stages_are_trained_once(fake: Fake, tmp_path: Path, capsys: pytes
     assert second.read_bytes() == first.read_bytes()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("====")]
     assert lines[0] == "==== 1 of 6: pretrained, review, seed 0 ===="
-    assert lines[2] == "==== 3 of 6: promot, review, model rate 0.01, seed 0; about 4 min left ===="
+    assert lines[2] == "==== 3 of 6: promot, review, model 0.01, seed 0; about 4 min left ===="
     fake.run(one)
     assert fake.trained == []
 
@@ -134,7 +138,7 @@ def on_tiny(one: Grid, task: str) -> Grid:
 
 
 def test_prompts_of_several_tasks_are_trained_once(fake: Fake, tmp_path: Path) -> None:
-    one = on_tiny(grid(tmp_path, ("multitask_promot",), rates={"model": (1e-3, 1e-2)}), "tiny_pair")
+    one = on_tiny(grid(tmp_path, ("multitask_promot",), varied={"model": (1e-3, 1e-2)}), "tiny_pair")
     fake.run(one)
     assert fake.trained == [
         "multitask_promot/lr_0.001/seed_0/stage1/tiny_review",
@@ -146,7 +150,7 @@ def test_prompts_of_several_tasks_are_trained_once(fake: Fake, tmp_path: Path) -
 
 @pytest.mark.parametrize("trained", [(), ("tiny_review",), ("tiny_review", "tiny_size")])
 def test_prompts_of_several_tasks_are_waited_for(fake: Fake, tmp_path: Path, trained: tuple[str, ...]) -> None:
-    one = on_tiny(grid(tmp_path, ("multitask_promot",), rates={"model": (1e-3, 1e-2)}), "tiny_pair")
+    one = on_tiny(grid(tmp_path, ("multitask_promot",), varied={"model": (1e-3, 1e-2)}), "tiny_pair")
     elsewhere(tmp_path / "multitask_promot/lr_0.001/seed_0")
     for task in trained:
         described = {"trains": ["prompt"], "checkpoint": "", "base": "", "curve": []}
@@ -171,8 +175,8 @@ def test_rivals_that_begin_alike_share_it(fake: Fake, tmp_path: Path) -> None:
     assert fake.trained == ["finetune/seed_0/finetune", "wise_ft/seed_0/wise_ft", "l2sp/seed_0/l2sp"]
 
 
-def test_rates_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path) -> None:
-    one = grid(tmp_path, ("pretrained", "finetune", "promot"), seeds=(0, 1), rates=RATES)
+def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path) -> None:
+    one = grid(tmp_path, ("pretrained", "finetune", "promot"), seeds=(0, 1), varied=RATES)
     fake.run(one)
     found = results.read(tmp_path)
     assert found == compare.collect(one, 600.0)["review"]
@@ -187,17 +191,32 @@ def test_rates_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path) ->
     assert {name: len(members) for name, members in found["methods"].items()} == {
         "pretrained": 2, "finetune": 2, "promot": 2,
     }  # fmt: skip
-    others = [(run["method"], run["rates"], run["seed"]) for run in found["others"]]
+    others = [(run["method"], run["varied"], run["seed"]) for run in found["others"]]
     assert others[:2] == [("finetune", {"model": 1e-3}, 0), ("finetune", {"model": 1e-3}, 1)]
-    assert len(others) == 2 * (1 + 3) and all(rates != chosen[method] for method, rates, _ in others)
+    assert len(others) == 2 * (1 + 3) and all(varied != chosen[method] for method, varied, _ in others)
     assert len(found["cells"]) == 2 * (1 + 2 + 4) and {cell["state"] for cell in found["cells"]} == {"finished"}
     spread = found["spread"]["best"]["finetune"]["1"]
     assert (spread["mean"], spread["low"], spread["high"], spread["seeds"], spread["draws"]) == (40.5, 40, 41, 2, 3)
     assert spread["sd_draws"] == pytest.approx(1.0) and spread["sd_seeds"] == pytest.approx(0.5**0.5)
     report = (tmp_path / "report.md").read_text("utf-8")
     page = (tmp_path / "report.html").read_text("utf-8")
-    for words in ("Learning rates", "Seeds and exemplars"):
+    for words in ("Settings tried", "Seeds and exemplars"):
         assert f"## {words}" in report and words in page
+
+
+@pytest.mark.parametrize(("margin", "chosen"), [(0.0, 0.5), (0.5, 1.0), (2.0, 2.0)])
+def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path, margin: float, chosen: float) -> None:
+    one = grid(tmp_path, ("finetune", "l2sp"), seeds=(0, 1), varied={"l2sp": (0.5, 1.0, 2.0, 4.0)}, margin=margin)
+    fake.broken = {"l2sp/l2sp_2.0/seed_1": TrainingError("not finite")} if margin == 0.5 else {}
+    with pytest.raises(TrainingError) if fake.broken else contextlib.nullcontext():
+        fake.run(one)
+    found = results.read(tmp_path)
+    assert found["selection"].keys() == {"l2sp"} and found["selection"]["l2sp"]["chosen"] == {"l2sp": chosen}
+    first = found["selection"]["l2sp"]["candidates"][0]
+    assert (first["validation"], first["icl"]) == (pytest.approx(89.901), 52.5)
+    report = (tmp_path / "report.md").read_text("utf-8")
+    assert f"| L2-SP | l2sp {chosen:g} | {90.401 - chosen:.1f} | {47.5 + 10 * chosen:.1f} | 2 | yes |" in report
+    assert (f"those at most {margin:g} points below it" in report) == (margin > 0)
 
 
 def test_every_task_has_a_report(fake: Fake, tmp_path: Path) -> None:
@@ -252,16 +271,16 @@ def test_analyses_of_the_cells_are_in_every_report_of_them(fake: Fake, tmp_path:
 
 
 def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None:
-    one = grid(tmp_path, ("finetune", "promot"), rates={"model": (1e-3, 1e-2)})
+    one = grid(tmp_path, ("finetune", "promot"), varied={"model": (1e-3, 1e-2)})
     fake.broken = {"finetune/lr_0.01/seed_0": TrainingError("the loss is not finite at step 3")}
-    with pytest.raises(TrainingError, match=r"1 of 4 cells failed.*model rate 0.01, seed 0: the loss"):
+    with pytest.raises(TrainingError, match=r"1 of 4 cells failed.*model 0.01, seed 0: the loss"):
         fake.run(one)
     found = results.read(tmp_path)
     states = {cell["folder"]: cell["state"] for cell in found["cells"]}
     assert states.pop("finetune/lr_0.01/seed_0") == "failed" and set(states.values()) == {"finished"}
     assert found["selection"]["finetune"]["chosen"] == {"model": 1e-3}  # although 0.01 would have been better
     assert found["selection"]["finetune"]["candidates"][1] == {
-        "rates": {"model": 0.01}, "validation": None, "seeds": {},
+        "varied": {"model": 0.01}, "validation": None, "icl": None, "seeds": {},
     }  # fmt: skip
     fake.broken.clear()  # the failure lasts: it would end in the same way
     with pytest.raises(TrainingError, match="1 of 4 cells failed"):

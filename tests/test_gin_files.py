@@ -117,7 +117,7 @@ def test_demonstration_compares_three_methods() -> None:
     assert arguments["experiment"].evaluation.shots == (1, 4)
 
 
-def test_comparison_takes_methods_seeds_rates_and_tasks() -> None:
+def test_comparison_takes_methods_seeds_settings_and_tasks() -> None:
     macros = {
         "METHODS": ["promot_1shot"],
         "SEEDS": [4],
@@ -126,12 +126,15 @@ def test_comparison_takes_methods_seeds_rates_and_tasks() -> None:
         "STALE": 9.0,
         "REPORT": "all",
         "SERVE": 0,
+        "MARGIN": 2.0,
+        "STRENGTHS": {"l2sp": [0.1]},
     }
     arguments = bound("compare.gin", **macros, LEARNING_RATES={"model": [0.1]}, EXEMPLAR_DRAWS=5)
     assert arguments["job"] == "compare" and arguments["experiment"].evaluation.exemplar_draws == 5
     assert (arguments["methods"], arguments["seeds"], arguments["tasks"]) == (["promot_1shot"], [4], {"a": {}})
     assert (arguments["learning_rates"], arguments["wait"], arguments["stale"]) == ({"model": [0.1]}, False, 9.0)
     assert arguments["report"] == "all" and arguments["serve"] == 0
+    assert (arguments["margin"], arguments["strengths"]) == (2.0, {"l2sp": [0.1]})
 
 
 def test_demonstration_tasks_are_registered() -> None:

@@ -22,7 +22,7 @@ SHORT |= {"TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8}}
 # Where a method's own settings do not fit the tiny model and tasks.
 OWN = {
     "replay": {"REPLAY_TASK": "tiny_text", "REPLAY_RATE": 0.5, "REPLAY_TARGETS": 5},
-    "freeze": {"FREEZE": "('model/token_embedder/.*', 'model/decoder/layers_0/.*')"},
+    "freeze": {"FREEZE": 1},
     "wise_ft": {"ALPHAS": "(0.0, 0.5, 1.0)"},
     "multitask_finetune": {"MIXTURE_OR_TASK_NAME": "tiny_pair"},
     "multitask_promot": {"MIXTURE_OR_TASK_NAME": "tiny_pair"},

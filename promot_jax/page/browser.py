@@ -75,7 +75,7 @@ def _split(source: str, sample: Json) -> tuple[str, str]:
 
 
 def runs(tasks: Mapping[str, Json]) -> Markup:
-    """Every run: scores, curves, settings; those at learning rates that were not chosen as well."""
+    """Every run: scores, curves, settings; those with settings that were not chosen as well."""
     found = []
     for name, one in tasks.items():
         others = [(run["method"], run) for run in one.get("others", [])]
@@ -96,9 +96,8 @@ def _run(name: str, method: str, run: Json) -> Markup:
     told = [tag("span", label, class_="name"), tag("span", f"seed {run['seed']}", class_="badge")]
     if name:
         told.append(tag("span", name, class_="badge"))
-    if run.get("rates"):
-        rates = ", ".join(f"{kind} rate {rate}" for kind, rate in run["rates"].items())
-        told.append(tag("span", f"{rates}, not chosen", class_="badge"))
+    if run.get("varied"):
+        told.append(tag("span", f"{tables.varied(run['varied'])}, not chosen", class_="badge"))
     if target.get("score") is not None:
         told.append(tag("span", f"target {target['score']:.1f}", class_="number"))
     for shots, entry in (run.get("icl") or {}).items():

@@ -62,7 +62,7 @@ def task(name: str, results: Json, index: int, several: bool) -> Markup:
         parts.append(tag("h3", "Every task at matched target score"))
         parts.append(_scores(tables.scores(results, key="matched"), "Validation split, at those checkpoints"))
     for title, more, told in (
-        ("Learning rates", tables.learning_rates(results), "Target score on the validation split, mean over seeds"),
+        (tables.TRIED, tables.tried_settings(results), tables.tried_reading(results)),
         (tables.SPREAD, tables.spreads(results), tables.SPREAD_READING),
     ):
         parts += [tag("h3", title), _plain(more, told)] if more else []
@@ -81,7 +81,7 @@ def progress(cells: Sequence[Json]) -> Markup | None:
     missing = [cell for cell in cells if cell.get("state") != "finished"]
     if not missing:
         return None
-    names = ("method", "seed", "rates", "state", "message")
+    names = ("method", "seed", "varied", "state", "message")
     rows = [[_words(cell.get(name)) for name in names] for cell in missing]
     done = len(cells) - len(missing)
     running = sum(cell.get("state") == "running" for cell in missing)

@@ -198,9 +198,9 @@ def test_several_tasks_and_many_methods():
 def test_runs_at_rates_that_were_not_chosen_are_in_the_browser_of_runs_only():
     data = sampled(random_results(seeds=1))
     before = page.render({"": data})
-    run = {**data["methods"]["finetune"][0], "rates": {"model": 0.25}}
+    run = {**data["methods"]["finetune"][0], "varied": {"model": 0.25, "l2sp": 0.1}}
     text = page.render({"": data | {"others": [run]}})
-    assert text.count("model rate 0.25, not chosen") == 1 and "not chosen" not in before
+    assert text.count("model 0.25, l2sp 0.1, not chosen") == 1 and "not chosen" not in before
     assert text.count('<article class="item"') == before.count('<article class="item"') + 1
 
 
@@ -235,7 +235,7 @@ def test_cells_that_are_not_finished_are_told():
     data = random_results(seeds=1)
     data["cells"] = [
         {"method": "promot", "seed": 0, "state": "finished"},
-        {"method": "l2sp", "seed": 0, "state": "failed", "message": "not finite", "rates": {"model": 0.1}},
+        {"method": "l2sp", "seed": 0, "state": "failed", "message": "not finite", "varied": {"model": 0.1}},
     ]
     text = page.render({"": data})
     assert "1 of 2 cells are finished" in text and "not finite" in text and "model 0.1" in text
