@@ -5,6 +5,7 @@ Processes on several machines that share the folder deal the cells out by claimi
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -19,10 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promot_jax import claims, hosts, preemption, pretrained, results, runs, stages
+from promot_jax import claims, freezing, hosts, preemption, pretrained, results, runs, stages
 from promot_jax.analysis import spread
 from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
 from promot_jax.grid import Cell, Grid
+from promot_jax.partitioning import Partitioner
 from promot_jax.runs import Session
 
 Json = dict[str, Any]
@@ -53,6 +55,7 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         runs.check_data(experiment)
     _check(grid, cells)
     session = runs.open_session(grid.experiment_of(cells[0]), experiments)
+    _check_frozen(grid, cells, session)
     with _served(grid, serve if hosts.is_writer() else None):
         _Process(grid, session, stale).run(cells, wait)
         publish(grid, stale)
@@ -77,6 +80,14 @@ def _check(grid: Grid, cells: Sequence[Cell]) -> None:
             wrong.append(str(error))
     if wrong:
         raise UserError(" ".join(dict.fromkeys(wrong)))
+
+
+def _check_frozen(grid: Grid, cells: Sequence[Cell], session: Session) -> None:
+    """Raises UserError for layers or patterns to freeze that the model does not have, before anything is trained."""
+    tuned = [(cell, stage) for cell in cells for stage in stages.method(cell.method) if stage.trains == ("model",)]
+    for patterns in dict.fromkeys(grid.tuning_of(cell).of(stage).freeze for cell, stage in tuned):
+        if patterns:
+            freezing.split({"model": session.base.params}, ("model",), patterns)
 
 
 @contextlib.contextmanager
@@ -286,7 +297,8 @@ def _failure(grid: Grid, cell: Cell) -> Json | None:
 
 def _digest(grid: Grid, cell: Cell) -> str:
     """Tells whether a failure belongs to the settings at hand."""
-    settings = repr((grid.experiment_of(cell), grid.tuning_of(cell), cell.method))
+    experiment = dataclasses.replace(grid.experiment_of(cell), partitioner=Partitioner())  # the mesh changes no result
+    settings = repr((experiment, grid.tuning_of(cell), cell.method))
     return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
@@ -359,8 +371,8 @@ def collect(grid: Grid, stale: float) -> dict[str, Json]:
 def validation_point(run: Json) -> Json:
     """The point of the curve, on the validation split, of the checkpoint that a run ends with; {} where none is."""
     last = next(reversed(run["steps"]), None)
-    points = [point for point in run["curve"] if point["stage"] == last and point["step"] > 0]
-    return max((point for point in points if point["target"] is not None), key=lambda p: p["target"], default={})
+    best = run["best_step"].get(last)
+    return next((point for point in run["curve"] if (point["stage"], point["step"]) == (last, best)), {})
 
 
 def _candidate(cells: Sequence[Cell]) -> Json:
@@ -414,12 +426,12 @@ def _report(grid: Grid, stale: float) -> None:
     from promot_jax import page, report
 
     for found in _latest(grid, stale):
-        # Under REPORT, a comparison has the analyses of its cells too, which lie beside them.
+        analysed = [grid.workdir, *map(grid.cells_folder, found)]  # what lies beside the cells belongs to every report
         reports = {
-            task: report.write(comparison, grid.report_folder(task), analysed=[grid.cells_folder(task)])
+            task: report.write(comparison, grid.report_folder(task), analysed=analysed)
             for task, comparison in found.items()
         }
-        whole = page.write(found, grid.workdir / grid.report, analysed=[grid.workdir]) if grid.tasks else None
+        whole = page.write(found, grid.workdir / grid.report, analysed=analysed) if grid.tasks else None
     for task, comparison in found.items():
         if grid.tasks:
             print(f"\n{task}", flush=True)

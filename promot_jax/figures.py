@@ -125,10 +125,13 @@ def _target(results: Json) -> Chart | None:
 
 
 def _forgetting(results: Json) -> Chart | None:
-    """Figure 1: the target score rises while question answering in context falls, a panel per method."""
-    answering = any(_answering(p) is not None for runs in results["methods"].values() for r in runs for p in r["curve"])
-    value: Value = _answering if answering else lambda point: point.get("icl")
-    name = "ICL question answering (exact match)" if answering else "ICL normalised average"
+    """Figure 1: the target score rises while exact match in context falls, a panel per method.
+
+    Of the paper's tasks those scored by exact match are question answering; where there are none, the average counts.
+    """
+    exact = any(_exact_match(p) is not None for runs in results["methods"].values() for r in runs for p in r["curve"])
+    value: Value = _exact_match if exact else lambda point: point.get("icl")
+    name = "ICL tasks scored by exact match" if exact else "ICL normalised average"
     targets = {one.method: one for one in series(results, "target")}
     panels, told = [], []
     for icl in series(results, value):
@@ -140,12 +143,12 @@ def _forgetting(results: Json) -> Chart | None:
             ]
             panels.append(Panel(MODEL_STEP, "Target score", tuple(lines), label, "ICL score"))
             told.append(f"{label}: target {targets[icl.method].ends()}, ICL {icl.ends()}.")
-    title = "Target score and in-context question answering" if answering else "Target score and ICL"
+    title = "Target score and exact match in context" if exact else "Target score and ICL"
     return Chart("forgetting", title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
 
 
-def _answering(point: Json) -> float | None:
-    """Mean score of the ICL tasks that are scored by exact match, which are those of question answering."""
+def _exact_match(point: Json) -> float | None:
+    """Mean score of the ICL tasks that are scored by exact match."""
     tasks = (point.get("tasks") or {}).values()
     scores = [task["score"] for task in tasks if task["metric"] == "exact_match" and task.get("score") is not None]
     return sum(scores) / len(scores) if scores else None

@@ -139,11 +139,13 @@ class Grid:
 
     def experiment_of(self, cell: Cell) -> Experiment:
         """The experiment of a cell: its task with room for its exemplars, its seed, for the evaluation's too."""
-        lengths = self.tasks.get(cell.task) or self.experiment.feature_lengths
+        lengths = dict(self.tasks.get(cell.task) or self.experiment.feature_lengths)
+        if cell.shots:
+            lengths["inputs"] = lengths.get("inputs", 0) * (1 + cell.shots) + lengths.get("targets", 0) * cell.shots
         return dataclasses.replace(
             self.experiment,
             task=cell.trained_task,
-            feature_lengths={**lengths, "inputs": lengths.get("inputs", 0) * (1 + cell.shots)},
+            feature_lengths=lengths,
             seed=cell.seed,
             evaluation=dataclasses.replace(self.experiment.evaluation, exemplar_seed=cell.seed),
         )

@@ -115,7 +115,7 @@ def compare(
         experiment: model and data; its seed is replaced by each of `seeds`, the exemplars' seed too.
         tuning: settings of the stages, the same for every method.
         methods: keys of `stages.METHODS`; with `_1shot` behind, trained with one exemplar in front of every input, in
-            inputs twice as long.
+            inputs with room for another input and a target.
         seeds: one or several.
         learning_rates: to try, by kind of stage: `{"prompt": (0.1, 0.2), "model": (1e-4, 1e-3)}`; further kinds are
             "lora_optimizer" and, where `tuning` has it, "joint_prompt". A method with both kinds runs with every pair.

@@ -13,10 +13,12 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from promot_jax import figures, page, tables
+from promot_jax.charts import Chart
 from promot_jax.markup import visible
 from promot_jax.results import as_comparison, write_text
 
@@ -44,7 +46,7 @@ def write(
         folder: created if need be.
         title: first line of the report.
         tolerance: of the matched target score, in points (`promot_jax.analysis.tradeoff`).
-        analysed: further folders whose gradient alignments `report.html` shows.
+        analysed: further folders whose gradient alignments are shown.
 
     Returns:
         Path of `report.md`.
@@ -61,6 +63,8 @@ def write(
     if shares.rows:
         parts += ["## Format share per task (%)", markdown_table(shares)]
     parts += ["## Figures", *_figures(results, folder)]
+    if aligned := page.alignments(folder, *analysed):
+        parts += ["## Gradient alignment", *_alignments(aligned, folder)]
     samples = _samples(results)
     if samples:
         parts += ["## Sample outputs", *samples]
@@ -181,12 +185,21 @@ def _matched(results: Json, tolerance: float) -> list[str]:
 
 
 def _figures(results: Json, folder: Path) -> list[str]:
-    pictures = figures.write(figures.charts(results), folder / "figures")
-    if not pictures:
+    images = _images(figures.charts(results), folder)
+    if not images:
         return ["No run has a curve."]
-    note = "Lines: mean over seeds. Bands: range over seeds. Scores of the validation split."
-    images = [f"### {escape(one.title)}\n\n![{escape(one.alt)}](figures/{one.path.name})" for one in pictures]
-    return [note, *images]
+    return ["Lines: mean over seeds. Bands: range over seeds. Scores of the validation split.", *images]
+
+
+def _alignments(aligned: Sequence[Json], folder: Path) -> list[str]:
+    drawn = [figures.gradient_alignment(found) for found in aligned]
+    named = [replace(one, name=f"{one.name}_{i}") for i, charts in enumerate(drawn) for one in charts]
+    return [tables.aligned_reading(aligned), *_images(named, folder)]
+
+
+def _images(drawn: Sequence[Chart], folder: Path) -> list[str]:
+    pictures = figures.write(drawn, folder / "figures")
+    return [f"### {escape(one.title)}\n\n![{escape(one.alt)}](figures/{one.path.name})" for one in pictures]
 
 
 def _samples(results: Json) -> list[str]:

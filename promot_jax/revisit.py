@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promot_jax import hosts, pretrained, runs, trees
+from promot_jax import hosts, pretrained, runs, stages, trees
 from promot_jax.checkpoints import Saved
 from promot_jax.errors import UserError
 from promot_jax.experiment import Experiment
+from promot_jax.lora import Lora
 from promot_jax.prompts import PromptInit
 
 Json = dict[str, Any]
@@ -28,13 +29,19 @@ class Revisited:
         folder: of the stage.
         session: the base model and the data, with the run's own settings.
         settings: `settings.json` of the stage.
-        start: `{"model": ..., "prompt": {task: rows}}` before the first update; no "prompt" where none was attached.
+        start: `{"model": ..., "prompt": {task: rows}, "lora": ...}` before the first update; without the rooms of what
+            was not attached.
     """
 
     folder: Path
     session: runs.Session
     settings: Json
     start: trees.Tree
+
+    @property
+    def lora(self) -> Lora | None:
+        """Shape of the LoRA that was attached, None for none."""
+        return _lora(self.settings)
 
     @property
     def prompt(self) -> str:
@@ -96,13 +103,12 @@ def open_stage(folder: Path, experiment: Experiment) -> Revisited:
     own = OLDER | settings["experiment"]
     taken = {name: own[name] for name in (*OWN, *OLDER)} | {"prompt_init": PromptInit(**own["prompt_init"])}
     session = runs.open_session(dataclasses.replace(experiment, **taken))
-    for start in _starts(session, folder):
+    for start in _starts(session, folder, settings):
         if trees.fingerprint(start) == settings["start"]:
             return Revisited(folder, session, settings, start)
     raise UserError(
         f"{folder} started from parameters that are no longer there: put back its base model "
-        f"({session.experiment.checkpoint}) and, for a stage behind a trained prompt, stage 1's folder beside it. "
-        "Stages that start from LoRA are not opened."
+        f"({session.experiment.checkpoint}) and, for a stage with a trained prompt or LoRA, stage 1's folder beside it."
     )
 
 
@@ -121,9 +127,21 @@ def _settings(folder: Path) -> Json:
     return settings
 
 
-def _starts(session: runs.Session, folder: Path) -> Iterator[trees.Tree]:
-    """What a stage may have started from: the base model alone, behind a trained prompt, or behind a fresh one."""
+def _lora(settings: Json) -> Lora | None:
+    shape = settings["training"].get("lora")
+    return Lora(**shape | {"targets": tuple(shape["targets"])}) if shape else None
+
+
+def _starts(session: runs.Session, folder: Path, settings: Json) -> Iterator[trees.Tree]:
+    """What a stage may have started from: the base model alone, or with a trained or fresh prompt or LoRA."""
     model, task = session.base.params, session.experiment.task
+    if shape := _lora(settings):
+        fresh = {"model": model, "lora": runs.fresh_lora(session, shape)}
+        yield fresh
+        beside = folder.parent / stages.LORA_STAGE1.name
+        if finished := hosts.decide(partial(pretrained.describe, beside), "a finished stage"):
+            yield pretrained.overlay(beside, finished["best_step"], fresh)
+        return
     yield {"model": model}
     for path in hosts.decide(partial(_prompts, session.experiment, folder), "the prompts of a stage"):
         experiment = dataclasses.replace(session.experiment, prompt_path=path)

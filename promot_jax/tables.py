@@ -149,6 +149,10 @@ def scores(results: Json, *, key: str | None = None) -> Table:
     parts = [item for run in everything if run["target"] for item in (run["target"].get("tasks") or {}).items()]
     for name, metric in dict.fromkeys((name, part["metric"]) for name, part in parts):
         table.rows.append(_row(f"{name} ({_words(metric)}, target)", runs, [None], _part_getter(name, metric)))
+    asked = {label(m): run["target"]["shots"] for m, members in runs.items() for run in members if _shots_of(run)}
+    if asked:
+        told = ", ".join(f"{name} ({shots}-shot)" for name, shots in asked.items())
+        table.notes.append(f"Asked on the target as they were trained, behind exemplars: {told}.")
     for name in names:
         entries = [entry["tasks"].get(name) for run in everything for entry in run["icl"].values()]
         metrics = list(dict.fromkeys(_words(entry["metric"]) for entry in entries if entry))
@@ -201,6 +205,16 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
         left_out = ", ".join(str(seed) for seed in seeds if seed not in used)
         notes.append(f"Left out, as a method has no curve for it: seed {left_out}.")
     return rows, notes
+
+
+def aligned_reading(found: Sequence[Json]) -> str:
+    """How gradient alignments (`analysis.gradient_alignment.along`) are read."""
+    changed = ", ".join(f"{100 * one['changed']:.0f} % ({one['stage']}, seed {one['seed']})" for one in found)
+    return (
+        "Cosine between the gradient on a batch and on the same batch with its targets shuffled among the rows. The "
+        "band is the range over batches, of all parameters. Near 1 the step teaches what all targets share, their "
+        f"format. Targets that changed: {changed}."
+    )
 
 
 SPREAD = "Seeds and exemplars"
@@ -270,6 +284,11 @@ def unfinished(results: Json) -> list[str]:
             message = f": {cell['message']}" if cell.get("message") else ""
             lines.append(f"{cell['folder']} is {cell['state']}{message}")
     return lines
+
+
+def _shots_of(run: Json) -> int:
+    """Exemplars in front of the inputs that a run's target score is of."""
+    return int((run["target"] or {}).get("shots", 0))
 
 
 def _change(curve: Sequence[Json], match: tradeoff.Match) -> float | None:

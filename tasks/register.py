@@ -24,7 +24,7 @@ from . import postprocess
 from .templates import Template
 
 SPLITS = ("train", "validation", "test")
-SHOTS = (1, 4)
+SHOTS = (0, 1, 4)
 Row = Mapping[str, str]
 MetricFn = Callable[..., Mapping[str, float]]
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
@@ -96,7 +96,7 @@ def register(
     splits: Sequence[str] = SPLITS,
     preprocessors: Sequence[Preprocessor] = (),
 ) -> seqio.Task:
-    """Registers the task `name`, and `<name>_1shot` and `<name>_4shot`; any other k is registered when asked for.
+    """Registers the task `name`, and `<name>_0shot`, `_1shot` and `_4shot`; any other k is registered when asked for.
 
     Args:
       name: letters, digits and underscores.
@@ -134,7 +134,7 @@ def register(
 
 
 def register_mixture(name: str, tasks: Sequence[str] | Mapping[str, float]) -> seqio.Mixture:
-    """Registers a mixture of registered tasks, and its 1-shot and 4-shot variants.
+    """Registers a mixture of registered tasks, and its 0-shot, 1-shot and 4-shot variants.
 
     Args:
       name: letters, digits and underscores.

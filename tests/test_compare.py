@@ -56,13 +56,14 @@ class Fake:
             # L2-SP costs a point of target score per unit, and gives ten of ICL.
             best = 90.0 - 10 * abs(rate - (0.2 if "prompt" in stage.trains else 0.01)) + session.seed - training.l2sp
             icl = 50.0 - session.seed + 10 * training.l2sp
-            for step, score in ((0, 99.0), (2, best), (4, best - 5)):
+            for step, score in ((0, 99.0), (1, best), (2, best), (4, best - 5)):
                 curve.append(results.curve_point(step, name, target=score, icl=icl - step))
         steps = {stage.name: 4 for stage in stages.method(method)}
         icl = {"1": results.icl_result({"a": results.task_result("accuracy", 40.0 + session.seed, ci95=None, n=2)})}
         icl["1"]["draws"] = [{"norm_avg": 40.0 + session.seed + draw} for draw in (-1, 0, 1)]
         target = results.target_result(session.task, "accuracy", 80.0 + session.seed, ci95=None, n=2)
-        run = results.run_result(method, session.seed, steps, 60.0, target, icl, curve)
+        best_step = dict.fromkeys(steps, 2)
+        run = results.run_result(method, session.seed, steps, 60.0, target, icl, curve, best_step=best_step)
         results.write(run, folder / "results.json")
 
     def open_session(self, experiment: Experiment, others: list[Experiment]) -> Experiment:
@@ -476,6 +477,16 @@ def test_tasks_and_rates_on_a_model(
     assert [row["id"] for row in first] == [row["id"] for row in second]
     assert all(a["input"] != b["input"] for a, b in zip(first, second, strict=True))  # other exemplars
     assert other["tasks"].keys() == one["tasks"].keys() == {"tiny_colour", "tiny_size"}
+
+
+def test_layers_that_are_not_there_are_said_before_anything_is_trained(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tiny_folder / "frozen"
+    macros: dict[str, object] = {"METHODS": '("finetune", "freeze")', "STRENGTHS": {"freeze": (1, 9)}}
+    assert main.main(tiny.command(tiny_folder, "compare.gin", workdir, **macros)) == 2
+    assert "layers_2/.*' matches no parameter" in capsys.readouterr().err
+    assert not list(workdir.rglob("checkpoints"))
 
 
 def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

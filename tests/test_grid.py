@@ -77,7 +77,7 @@ def test_settings_of_a_cell() -> None:
     cell = list(one.cells())[-1]
     experiment, tuning = one.experiment_of(cell), one.tuning_of(cell)
     assert (experiment.task, experiment.seed, experiment.evaluation.exemplar_seed) == ("rte_1shot", 5, 5)
-    assert experiment.feature_lengths == {"inputs": 20, "targets": 2}  # room for the exemplar
+    assert experiment.feature_lengths == {"inputs": 22, "targets": 2}  # room for the exemplar
     assert (tuning.prompt.optimizer.learning_rate, tuning.model.optimizer.learning_rate) == (0.2, 1e-2)
     assert with_settings(tuning, {"prompt": 0.02, "model": 1e-4}) == TUNING
     plain = grid(Path("w"), ("finetune",))

@@ -287,27 +287,28 @@ def test_a_stage_behind_given_and_trained_prompts_is_opened_again(
 
 
 def test_stage2_batch_mixes_tasks_and_unprompted_rows(tiny_folder: Path, finished: Any, opened: runs.Session) -> None:
-    """Each row behind its own task's prompt, or none: its loss is the one it has alone behind that prompt alone."""
+    """Each row behind its own task's prompt, or none: what the model makes of it is what it makes of it alone."""
     params = trees.unflatten(finished("multitask_promot").stages["stage2"][1])
-    experiment = dataclasses.replace(bound(tiny_folder, "multitask_promot")["experiment"], task="tiny_pair")
+    experiment = dataclasses.replace(bound(tiny_folder, "multitask_promot")["experiment"], task="tiny_trio")
     own = session.with_experiment(opened, experiment)
     prompt, vocab = params["prompt"], opened.base.model.config.vocab_size
-    del prompt["tiny_review"]  # so that its examples have none
     prompt["other"] = np.ones((3, tiny.EMBED), np.float32)  # of no task here; its rows come first
     _, stream = runs.train_batches(own, prompt, batch_size=16, layout=opened.base.model.layout)
     batch = next(iter(stream))
     virtual = [[int(i) - vocab for i in row if i >= vocab] for row in batch["tokens"]]
-    assert {tuple(ids) for ids in virtual} == {(), (3, 4, 5, 6)}  # "other" < "tiny_size": rows 3 to 6 are the latter's
+    of = {"": (), "tiny_review": (3, 4, 5, 6), "tiny_size": (7, 8, 9, 10)}  # in alphabetical order; a third has none
+    assert {tuple(ids) for ids in virtual} == {*of.values()}
     texts = ["".join(tiny.TOKENS[i] for i in row if i < vocab) for row in batch["tokens"]]
-    assert [("Animal" in text) for text in texts] == [bool(ids) for ids in virtual]
+    for said, ids in zip(texts, virtual, strict=True):
+        assert of["tiny_size" if "Animal" in said else "tiny_review" if "Review" in said else ""] == tuple(ids)
 
     model, table = opened.base.model, prompts.table(prompt)
     together = np.asarray(model.hidden(params["model"], table, batch))
-    for ids in ((), (3, 4, 5, 6)):
+    for task, ids in of.items():
         rows = [row for row, found in enumerate(virtual) if tuple(found) == ids][:2]
         alone = {name: array[rows] for name, array in batch.items()}
-        shift = np.where(alone["tokens"] >= vocab, alone["tokens"] - 3, alone["tokens"])
-        own_table = np.asarray(prompt["tiny_size"]) if ids else None
+        shift = np.where(alone["tokens"] >= vocab, alone["tokens"] - (ids[0] if ids else 0), alone["tokens"])
+        own_table = np.asarray(prompt[task]) if ids else None
         want = model.hidden(params["model"], own_table, alone | {"tokens": shift})
         np.testing.assert_allclose(together[rows], want, rtol=1e-4, atol=1e-5)
 

@@ -42,6 +42,7 @@ register.register(
 )
 register.register_mixture("tiny_icl", ["tiny_colour", "tiny_size"])
 register.register_mixture("tiny_pair", {"tiny_review": 2.0, "tiny_size": 1.0})
+register.register_mixture("tiny_trio", ["tiny_review", "tiny_size", "tiny_colour"])
 PASSAGES = [f"{' '.join(NOUNS[i % 8] for i in range(n, n + 6))} number {n}." for n in range(12)]
 register.register(
     "tiny_text", lambda _: [{"text": passage} for passage in PASSAGES], templates.Template("", "{text}"), []

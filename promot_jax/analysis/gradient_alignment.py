@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_jax import preemption, prompts, trees
+from promot_jax import lora, preemption, prompts, trees
 from promot_jax.losses import chunked_cross_entropy
 from promot_jax.models import Model
 from promot_jax.models.layouts import Tokens
@@ -104,7 +104,8 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
     """Gradient alignment of a stage at some of its steps, on its own first batches.
 
-    Behind the prompt where the stage had one, and without it. The shuffles are the same at every step.
+    Behind the prompt where the stage had one, and without it; with its LoRA merged into the kernels, whose gradients
+    are looked at. The shuffles are the same at every step.
 
     Args:
         run: the stage.
@@ -132,7 +133,7 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
     cosines = measure(model, training["label_smoothing"])
     points = []
     for step in steps:
-        params = run.at(step)
+        params = lora.merge(run.at(step), run.lora)
         for name, members in pairs.items():
             table = prompts.table(params["prompt"]) if name else None
             values = []

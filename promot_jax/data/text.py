@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import seqio
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from promot_jax.errors import UserError, nearest
 
@@ -256,9 +257,7 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
     try:
         if from_cache:
             _check_files(task.cache_dir, split)
-        yield from task.get_dataset(
-            sequence_length=None, split=split, use_cached=from_cache, try_in_mem_cache=False, **options
-        ).as_numpy_iterator()
+        yield from _dataset(task, split, use_cached=from_cache, **options).as_numpy_iterator()
     except damage as error:
         if not from_cache:
             raise
@@ -267,6 +266,18 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
             f"the cache of task {task.name!r} in {task.cache_dir} is damaged or out of date ({reason}): delete it and "
             "build it again"
         ) from error
+
+
+def _dataset(task: seqio.Task, split: str, shuffle: bool, **options: Any) -> tf.data.Dataset:
+    """A task's data set; unshuffled in the order that TFDS stores rows in, which does not depend on the files' number.
+
+    TFDS takes rows from several files in turn otherwise, and the first ones would be others.
+    """
+    seqio.set_tfds_read_config_override(None if shuffle else tfds.ReadConfig(interleave_cycle_length=1))
+    try:
+        return task.get_dataset(sequence_length=None, split=split, shuffle=shuffle, try_in_mem_cache=False, **options)
+    finally:
+        seqio.set_tfds_read_config_override(None)
 
 
 def _check_files(folder: str, split: str) -> None:

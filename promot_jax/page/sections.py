@@ -96,13 +96,7 @@ def alignments(found: Sequence[Json]) -> Markup | None:
     if not found:
         return None
     drawn = [figure(chart) for one in found for chart in figures.gradient_alignment(one)]
-    note = (
-        "Cosine between the gradient on a batch and on the same batch with its targets shuffled among the rows. The "
-        "band is the range over batches, of all parameters. Near 1 the step teaches what all targets share, their "
-        "format. Targets that changed: "
-        + ", ".join(f"{100 * one['changed']:.0f} % ({one['stage']}, seed {one['seed']})" for one in found)
-        + "."
-    )
+    note = tables.aligned_reading(found)
     return section("alignment", "Gradient alignment", tag("p", note), tag("div", *drawn, class_="figures"))
 
 

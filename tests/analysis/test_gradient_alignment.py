@@ -105,6 +105,22 @@ def _promot(tiny_folder):
     return workdir
 
 
+@pytest.mark.parametrize("method", ["promot_lora", "lora"])
+def test_along_stages_with_lora(tiny_folder, tmp_path, method):
+    """At step 0 the gradients are those of the model alone while LoRA changes nothing yet."""
+    workdir = tmp_path / "run"
+    short = dict.fromkeys(("TRAIN_STEPS", "PROMPT_TRAIN_STEPS", "EVAL_PERIOD", "PROMPT_EVAL_PERIOD"), 2)
+    assert main.main(tiny.command(tiny_folder, "method.gin", workdir, METHOD=f"'{method}'", **short)) == 0
+    found = {}
+    for stage in ("stage1_lora", "stage2_lora") if method == "promot_lora" else ("lora",):
+        assert job(tiny_folder, tmp_path / stage, workdir / stage, STEPS="(0, 2)") == 0
+        points = json.loads((tmp_path / stage / "results.json").read_text())["points"]
+        found[stage] = [[point["mean"] for point in points if point["step"] == step] for step in (0, 2)]
+        assert {point["prompt"] for point in points} == {""} and found[stage][0] != found[stage][1]
+    if method == "promot_lora":  # stage 2 starts with the LoRA that stage 1 ends with
+        assert found["stage2_lora"][0] == found["stage1_lora"][1]
+
+
 def test_chosen_checkpoints_are_kept(promot):
     assert {path.name for path in (promot / "stage2" / "checkpoints").iterdir()} >= {"2", "4", "6"}
     assert len(list((promot / "stage1" / "checkpoints").iterdir())) <= 2  # the newest and the best

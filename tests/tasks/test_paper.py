@@ -167,7 +167,7 @@ def test_seqios_own_entry_point_reads_the_mixture() -> None:
 
 def test_shots_are_registered_beforehand() -> None:
     for name in [*ICL, *FINETUNE]:
-        assert {f"{name}_1shot", f"{name}_4shot"} <= set(seqio.TaskRegistry.names())
+        assert {f"{name}_0shot", f"{name}_1shot", f"{name}_4shot"} <= set(seqio.TaskRegistry.names())
     assert {"icl", "icl_1shot", "icl_4shot", "rte_enfr_1shot"} <= set(seqio.MixtureRegistry.names())
 
 
@@ -216,6 +216,22 @@ def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
             judge = evaluation.Evaluator(base, settings, Partitioner(), task=name, icl="")
             found.append(judge.target({"model": {}}, "test", 12))
     return [one.entry for one in found], [one.rows for one in found]
+
+
+def test_the_pool_of_exemplars_does_not_depend_on_shards(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a split of more rows than the pool: the first ones in the order that TFDS stores them in, shuffled once."""
+    monkeypatch.setattr(text, "POOL_ROWS", 60)
+    pools = []
+    for shards in (1, 3, 8):
+        rows = [paper_rows.varied(row, i) for i in range(60) for row, _, _ in CASES["rte"][2]]
+        paper_rows.prepare(CASES["rte"][0], {"train": rows, "validation": rows}, tmp_path / str(shards), shards)
+        text.get("rte").source.tfds_dataset.override_data_dir(str(tmp_path / str(shards)))
+        pools.append([e.id for e in text.read("rte", "train", within=text.POOL_ROWS)])
+    text.get("rte").source.tfds_dataset.override_data_dir(str(data))
+    assert len(list((tmp_path / "8").rglob("super_glue-train.tfrecord*"))) == 8
+    assert pools[0] == pools[1] == pools[2] and len(set(pools[0])) == 60 < 0.9 * len(rows)
 
 
 def test_shuffling_and_sharding_change_no_score(tmp_path: Path, data: Path) -> None:

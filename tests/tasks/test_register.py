@@ -54,8 +54,9 @@ def test_one_shot_and_four_shot_variants_are_plain_seqio_names() -> None:
     register.register("plain", rows, CAPITAL, [metrics.accuracy])
     register.register_mixture("plain_mixture", ["plain"])
 
-    assert {"plain", "plain_1shot", "plain_4shot"} <= set(seqio.TaskRegistry.names())
-    assert {"plain_mixture", "plain_mixture_1shot", "plain_mixture_4shot"} <= set(seqio.MixtureRegistry.names())
+    suffixes = ("", "_0shot", "_1shot", "_4shot")
+    assert {f"plain{suffix}" for suffix in suffixes} <= set(seqio.TaskRegistry.names())
+    assert {f"plain_mixture{suffix}" for suffix in suffixes} <= set(seqio.MixtureRegistry.names())
 
 
 def test_a_mixture_of_different_label_sets_and_rates() -> None:
