@@ -123,3 +123,26 @@ MARKUP = [
     *("\x00", "\u2028", "\u202e", "\ud800"),
 ]
 NASTY = st.lists(st.text(max_size=8) | st.sampled_from(MARKUP), max_size=8).map("".join)
+
+
+def alignment(**changes):
+    """What the job `gradient_alignment` leaves."""
+    scopes = [(scope, group) for scope in ("last decoder layer", "all layers") for group in ("MLP", "query")]
+    points = [
+        {
+            "step": step,
+            "prompt": prompt,
+            "scope": scope,
+            "group": group,
+            "mean": 0.9,
+            "low": 0.8,
+            "high": 1.0,
+            "std": 0.1,
+            "n": 4,
+        }
+        for step in (0, 20)
+        for prompt in ("sentiment", "")
+        for scope, group in scopes
+    ]
+    found = {"job": "gradient_alignment", "stage": "stage2", "seed": 0, "changed": 0.5, "batches": 4, "points": points}
+    return found | changes

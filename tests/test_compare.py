@@ -268,7 +268,8 @@ def test_analyses_of_the_cells_are_in_every_report_of_them(fake: Fake, tmp_path:
         results.write(found, tmp_path / folder / "analyses" / "one" / "results.json")
     fake.run(grid(tmp_path, ("finetune",), tasks={"rte": {}}, report="other"))
     for page in ("other/report.html", "other/rte/report.html"):
-        assert (tmp_path / page).read_text("utf-8").count('id="alignment"') == 1
+        text = (tmp_path / page).read_text("utf-8")
+        assert text.count('id="alignment"') == 1 and text.count("0 % (finetune, seed 0)") == 2
 
 
 def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None:

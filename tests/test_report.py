@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_results import NASTY, TASKS, prune, random_results, random_run
+from random_results import NASTY, TASKS, alignment, prune, random_results, random_run
 
 from promot_jax import figures, markup, page, report, results, stages, tables
 from promot_jax.charts import document
@@ -58,6 +58,23 @@ def test_tasks_of_a_mixture_have_rows_of_their_own():
     assert rows["rte (accuracy, target)"]["finetune", None] == tables.Cell(80.0, 79.0, 81.0, change=50.0, seeds=1)
     assert rows["wmt14_enfr (bleu, target)"]["finetune", None].main() == "40.0 (+30.0)"
     assert ("promot", None) not in rows["wmt14_enfr (bleu, target)"]
+
+
+def test_targets_that_were_asked_behind_an_exemplar_are_named():
+    runs = {name: [with_target(name, 0, 80.0)] for name in ("promot", "promot_1shot")}
+    runs["promot_1shot"][0]["target"]["shots"] = 1
+    (note,) = tables.scores({"methods": runs}).notes
+    assert note == "Asked on the target as they were trained, behind exemplars: ProMoT + 1-shot (1-shot)."
+
+
+def test_gradient_alignments_are_drawn(tmp_path):
+    for name, stage in (("one", "finetune"), ("two", "stage2")):
+        results.write(alignment(stage=stage), tmp_path / "analyses" / name / "results.json")
+    made = report.write(random_results(), tmp_path / "report", analysed=[tmp_path]).read_text("utf-8")
+    drawn = re.findall(r"\]\(figures/(gradient_alignment\w*)\.svg\)", made)
+    assert len(set(drawn)) == len(drawn) == 4  # with a prompt and without
+    assert all((tmp_path / "report/figures" / f"{name}.svg").is_file() for name in drawn)
+    assert "seed 0, behind its prompt" in made and "50 % (finetune, seed 0), 50 % (stage2, seed 0)" in made
 
 
 def test_averages_over_different_tasks_are_not_shown_side_by_side():

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_results import NASTY, TASKS, prune, random_results
+from random_results import NASTY, TASKS, alignment, prune, random_results
 
 from promot_jax import page, results
 from promot_jax.errors import UserError
@@ -58,29 +58,6 @@ def sampled(data, samples=3):
                 for index in range(samples)
             ]
     return data
-
-
-def alignment(**changes):
-    """What the job `gradient_alignment` leaves."""
-    scopes = [(scope, group) for scope in ("last decoder layer", "all layers") for group in ("MLP", "query")]
-    points = [
-        {
-            "step": step,
-            "prompt": prompt,
-            "scope": scope,
-            "group": group,
-            "mean": 0.9,
-            "low": 0.8,
-            "high": 1.0,
-            "std": 0.1,
-            "n": 4,
-        }
-        for step in (0, 20)
-        for prompt in ("sentiment", "")
-        for scope, group in scopes
-    ]
-    found = {"job": "gradient_alignment", "stage": "stage2", "seed": 0, "changed": 0.5, "batches": 4, "points": points}
-    return found | changes
 
 
 def test_everything_is_in_the_page(tmp_path):

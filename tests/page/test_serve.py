@@ -6,8 +6,7 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
-from random_results import random_results
-from test_page import alignment
+from random_results import alignment, random_results
 
 from promot_jax import results
 from promot_jax.errors import UserError
