@@ -97,9 +97,14 @@ def _served(grid: Grid, port: int | None) -> Iterator[None]:
         return
     from promot_jax.page import serve
 
-    with serve.serving(grid.workdir / grid.report, port, [grid.workdir]) as address:
+    with serve.serving(grid.workdir / grid.report, port, _analysed(grid)) as address:
         print(f"The report, as it grows: {address}", flush=True)
         yield
+
+
+def _analysed(grid: Grid) -> list[Path]:
+    """Where analyses of the cells may lie, all tasks together."""
+    return [grid.workdir, *map(grid.cells_folder, grid.tasks)]
 
 
 class _Process:
@@ -389,19 +394,22 @@ def _candidate(cells: Sequence[Cell]) -> Json:
 def _best(candidates: Sequence[Json], margin: float) -> int:
     """Which candidate is chosen, on the validation split.
 
-    Settings that fail on a seed are behind those that do not. Of the others the one with the highest target score or,
-    of those that are at most `margin` points below it, the one with the highest ICL; of equals the smallest values.
+    Settings that fail on a seed are behind those that do not. Of the others the one with the highest ICL counts, of
+    those whose target score is at most `margin` points below the highest; of equals the smallest values.
     """
     whole = max(len(one["seeds"]) for one in candidates)
-    left = [index for index, one in enumerate(candidates) if len(one["seeds"]) == whole]
-    scores = {index: -1.0 if (score := candidates[index]["validation"]) is None else score for index in left}
-    highest = max(scores.values())
+    left = [one for one in candidates if len(one["seeds"]) == whole]
+    least = max(_known(one["validation"]) for one in left) - margin - 1e-9  # means may differ in their last digit
 
-    def rank(index: int) -> tuple[float, float, float]:
-        icl = candidates[index]["icl"] if margin else None
-        return -1.0 if icl is None else icl, scores[index], -sum(candidates[index]["varied"].values())
+    def rank(one: Json) -> tuple[float, float, float]:
+        return _known(one["icl"]), one["validation"] or 0.0, -sum(one["varied"].values())
 
-    return max((index for index in left if highest - scores[index] <= margin), key=rank)
+    return candidates.index(max((one for one in left if _known(one["validation"]) >= least), key=rank))
+
+
+def _known(score: float | None) -> float:
+    """A score, below all others where there is none."""
+    return -math.inf if score is None else score
 
 
 def _as_labelled(cell: Cell) -> Json:
@@ -426,12 +434,12 @@ def _report(grid: Grid, stale: float) -> None:
     from promot_jax import page, report
 
     for found in _latest(grid, stale):
-        analysed = [grid.workdir, *map(grid.cells_folder, found)]  # what lies beside the cells belongs to every report
+        # Under REPORT, a comparison has the analyses of its cells too, which lie beside them.
         reports = {
-            task: report.write(comparison, grid.report_folder(task), analysed=analysed)
+            task: report.write(comparison, grid.report_folder(task), analysed=[grid.workdir, grid.cells_folder(task)])
             for task, comparison in found.items()
         }
-        whole = page.write(found, grid.workdir / grid.report, analysed=analysed) if grid.tasks else None
+        whole = page.write(found, grid.workdir / grid.report, analysed=_analysed(grid)) if grid.tasks else None
     for task, comparison in found.items():
         if grid.tasks:
             print(f"\n{task}", flush=True)

@@ -240,7 +240,8 @@ def gradient_alignment(found: Json) -> list[Chart]:
                     told.append(f"{group} from {points[0].y:.2f} to {points[-1].y:.2f} ({scope})")
             panels.append(Panel("Step", "Cosine", tuple(lines), scope))
         behind = f"behind its prompt {prompt!r}" if prompt else "without a prompt"
-        title = f"Gradient alignment with shuffled targets: {found['stage']}, seed {found['seed']}, {behind}"
+        of = f"{found['stage']} on {found['task']}, seed {found['seed']}"
+        title = f"Gradient alignment with shuffled targets: {of}, {behind}"
         alt = f"Line charts. {', '.join(told)}. Band, of all: range over {found['batches']} batches."
         name = "gradient_alignment" + ("" if prompt == found["points"][0]["prompt"] else "_stripped")
         if panels:

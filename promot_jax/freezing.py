@@ -13,13 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from promot_jax import trees
+from promot_jax.errors import UserError
 
 _STACK = "/layers/"
 
 
 def lower_layers(count: int) -> tuple[str, ...]:
-    """Patterns of the token embedder and of as many of the lowest layers, of an encoder too."""
-    return ("model/token_embedder/.*", *(f"model/(encoder|decoder)/layers_{i}/.*" for i in range(count)))
+    """Patterns of so many of the lowest layers, of encoder and decoder each, and of what feeds or serves them all.
+
+    That are the token embedder and T5's relative position biases. A stack with fewer layers is frozen whole.
+
+    Raises:
+        UserError: not a number of layers.
+    """
+    if count < 1:
+        raise UserError(f"FREEZE has to be at least one layer, or patterns over parameter paths, not {count}.")
+    shared = "model/(token_embedder|(encoder|decoder)/relpos_bias)/.*"
+    return (shared, *(f"model/(encoder|decoder)/layers_{i}/.*" for i in range(count)))
 
 
 def split(params: Mapping[str, Any], rooms: Sequence[str], freeze: Sequence[str]) -> tuple[trees.Tree, trees.Tree]:

@@ -17,7 +17,7 @@ from promot_jax.train import Training
 from promot_jax.tuning import Tuning
 
 _PLAIN = ("l2sp", "kl", "freeze")  # settings that are one number; of the others an optimizer's learning rate is varied
-_WITH_SHOTS = re.compile(r"(?P<method>.+)_(?P<shots>\d+)shot")
+_WITH_SHOTS = re.compile(r"(?P<method>.+)_(?P<shots>[1-9]\d*)shot")
 
 
 @dataclasses.dataclass(frozen=True)

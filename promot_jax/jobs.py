@@ -130,7 +130,10 @@ def compare(
         serve: port of this machine on which `report.html` is served while cells run; None serves nothing.
     """
     wanted = [seeds] if isinstance(seeds, int) else list(seeds)
-    varied = {**(learning_rates or {}), **(strengths or {})}
+    rates, others = learning_rates or {}, strengths or {}
+    if twice := sorted({*rates} & {*others}):
+        raise UserError(f"LEARNING_RATES and STRENGTHS both name {', '.join(twice)}.")
+    varied = {**rates, **others}
     grid = Grid(workdir, experiment, tuning, list(methods), wanted, varied, tasks or {}, report, margin)
     comparison.run(grid, wait, stale, serve)
 

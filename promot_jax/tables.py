@@ -209,7 +209,9 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
 
 def aligned_reading(found: Sequence[Json]) -> str:
     """How gradient alignments (`analysis.gradient_alignment.along`) are read."""
-    changed = ", ".join(f"{100 * one['changed']:.0f} % ({one['stage']}, seed {one['seed']})" for one in found)
+    changed = ", ".join(
+        f"{100 * one['changed']:.0f} % ({one['stage']} on {one['task']}, seed {one['seed']})" for one in found
+    )
     return (
         "Cosine between the gradient on a batch and on the same batch with its targets shuffled among the rows. The "
         "band is the range over batches, of all parameters. Near 1 the step teaches what all targets share, their "
@@ -235,10 +237,13 @@ TRIED = "Settings tried"
 
 def tried_reading(results: Json) -> str:
     """How a comparison chose between settings."""
-    reading = "Validation split, best checkpoint of each run, mean over seeds. The highest target score is chosen"
+    chosen = "The highest target score is chosen"
     if margin := results.get("margin"):
-        reading += f", or the highest ICL of those at most {margin:g} points below it"
-    return f"{reading}. A kind of stage goes by its learning rate."
+        chosen = f"Of those at most {margin:g} points below the highest target score, the highest ICL is chosen"
+    return (
+        f"Validation split, best checkpoint of each run, mean over seeds. {chosen}. A kind of stage goes by its "
+        "learning rate."
+    )
 
 
 def tried_settings(results: Json) -> list[list[str]]:

@@ -26,7 +26,7 @@ class Tuning:
         kl: weight of the divergence from the base model.
         replay: generic text, for the rival that replays some.
         freeze: for the rival that freezes layers, in the place of `model.freeze`: path patterns, or how many of the
-            lowest layers stay as they are, with the token embedder.
+            lowest layers stay as they are (`freezing.lower_layers`).
         alphas: of WiSE-FT; 0 is the base model, 1 the fine-tuned one.
     """
 

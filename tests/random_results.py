@@ -144,5 +144,13 @@ def alignment(**changes):
         for prompt in ("sentiment", "")
         for scope, group in scopes
     ]
-    found = {"job": "gradient_alignment", "stage": "stage2", "seed": 0, "changed": 0.5, "batches": 4, "points": points}
+    found = {
+        "job": "gradient_alignment",
+        "stage": "stage2",
+        "task": "sentiment",
+        "seed": 0,
+        "changed": 0.5,
+        "batches": 4,
+        "points": points,
+    }
     return found | changes

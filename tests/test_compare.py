@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tiny
 import tiny_tasks  # noqa: F401, registers
+from random_results import alignment
 from test_grid import EXPERIMENT, RATES, TUNING, grid
 from test_resume import start
 
@@ -205,10 +206,10 @@ def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path)
         assert f"## {words}" in report and words in page
 
 
-@pytest.mark.parametrize(("margin", "chosen"), [(0.0, 0.5), (0.5, 1.0), (2.0, 2.0)])
+@pytest.mark.parametrize(("margin", "chosen"), [(0.0, 0.5), (0.5, 1.0), (1.5, 2.0), (2.0, 1.0)])
 def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path, margin: float, chosen: float) -> None:
     one = grid(tmp_path, ("finetune", "l2sp"), seeds=(0, 1), varied={"l2sp": (0.5, 1.0, 2.0, 4.0)}, margin=margin)
-    fake.broken = {"l2sp/l2sp_2.0/seed_1": TrainingError("not finite")} if margin == 0.5 else {}
+    fake.broken = {"l2sp/l2sp_2.0/seed_1": TrainingError("not finite")} if margin == 2.0 else {}
     with pytest.raises(TrainingError) if fake.broken else contextlib.nullcontext():
         fake.run(one)
     found = results.read(tmp_path)
@@ -217,7 +218,7 @@ def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path
     assert (first["validation"], first["icl"]) == (pytest.approx(89.901), 52.5)
     report = (tmp_path / "report.md").read_text("utf-8")
     assert f"| L2-SP | l2sp {chosen:g} | {90.401 - chosen:.1f} | {47.5 + 10 * chosen:.1f} | 2 | yes |" in report
-    assert (f"those at most {margin:g} points below it" in report) == (margin > 0)
+    assert (f"at most {margin:g} points below the highest target score" in report) == (margin > 0)
 
 
 def test_every_task_has_a_report(fake: Fake, tmp_path: Path) -> None:
@@ -263,13 +264,12 @@ def test_other_comparisons_of_the_same_cells(fake: Fake, tmp_path: Path) -> None
 
 
 def test_analyses_of_the_cells_are_in_every_report_of_them(fake: Fake, tmp_path: Path) -> None:
-    found = {"job": "gradient_alignment", "stage": "finetune", "seed": 0, "changed": 0.5, "batches": 1, "points": []}
-    for folder in ("", "rte"):
-        results.write(found, tmp_path / folder / "analyses" / "one" / "results.json")
-    fake.run(grid(tmp_path, ("finetune",), tasks={"rte": {}}, report="other"))
-    for page in ("other/report.html", "other/rte/report.html"):
-        text = (tmp_path / page).read_text("utf-8")
-        assert text.count('id="alignment"') == 1 and text.count("0 % (finetune, seed 0)") == 2
+    for folder in ("", "rte", "snli"):
+        results.write(alignment(task=folder or "all", points=[]), tmp_path / folder / "analyses/one/results.json")
+    fake.run(grid(tmp_path, ("finetune",), tasks={"rte": {}, "snli": {}}, report="other"))
+    for page, tasks in (("other", ["all", "rte", "snli"]), ("other/rte", ["all", "rte"])):
+        text = (tmp_path / page / "report.html").read_text("utf-8")
+        assert text.count('id="alignment"') == 1 and re.findall(r"\(stage2 on (\w+), seed 0\)", text) == tasks
 
 
 def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None:
@@ -493,10 +493,25 @@ def test_layers_that_are_not_there_are_said_before_anything_is_trained(
 def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     got: list[Any] = []
     monkeypatch.setattr(compare, "run", lambda *arguments: got.append(arguments))
-    jobs.compare(tmp_path, EXPERIMENT, TUNING, ("finetune",), seeds=3, wait=False, stale=5.0)
+    rates, strengths = {"model": (0.1,)}, {"l2sp": (0.1, 1.0)}
+    chosen: dict[str, Any] = {"learning_rates": rates, "strengths": strengths, "margin": 1.0, "report": "all"}
+    jobs.compare(tmp_path, EXPERIMENT, TUNING, ("finetune",), seeds=3, wait=False, stale=5.0, **chosen)
     ((one, wait, stale, serve),) = got
-    assert one == dataclasses.replace(grid(tmp_path, ("finetune",), seeds=[3]), methods=["finetune"])
+    wanted = grid(tmp_path, ("finetune",), seeds=[3], varied=rates | strengths, margin=1.0, report="all")
+    assert one == dataclasses.replace(wanted, methods=["finetune"])
     assert (wait, stale, serve) == (False, 5.0, None)
+    with pytest.raises(UserError, match="both name model"):
+        jobs.compare(tmp_path, EXPERIMENT, TUNING, ("finetune",), learning_rates=rates, strengths=rates)
+
+
+def test_a_setting_without_a_score_is_behind_those_that_have_one() -> None:
+    def candidate(rate: float, validation: float | None, icl: float | None) -> dict[str, Any]:
+        return {"varied": {"model": rate}, "validation": validation, "icl": icl, "seeds": {"0": validation}}
+
+    low, none, tied = candidate(0.1, 0.5, None), candidate(0.2, None, 90.0), candidate(0.3, 0.5 - 1e-12, 1.0)
+    assert compare._best([none, low], 2.0) == 1 and compare._best([none, none], 2.0) == 0
+    assert compare._best([low, tied], 0.0) == 1  # of equals the higher ICL
+    assert compare._best([tied, low, {**low, "seeds": {"0": 0.5, "1": 0.4}}], 2.0) == 2
 
 
 @pytest.mark.slow

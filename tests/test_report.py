@@ -74,7 +74,10 @@ def test_gradient_alignments_are_drawn(tmp_path):
     drawn = re.findall(r"\]\(figures/(gradient_alignment\w*)\.svg\)", made)
     assert len(set(drawn)) == len(drawn) == 4  # with a prompt and without
     assert all((tmp_path / "report/figures" / f"{name}.svg").is_file() for name in drawn)
-    assert "seed 0, behind its prompt" in made and "50 % (finetune, seed 0), 50 % (stage2, seed 0)" in made
+    assert (
+        "seed 0, behind its prompt" in made
+        and "50 % (finetune on sentiment, seed 0), 50 % (stage2 on sentiment, seed 0)" in made
+    )
 
 
 def test_averages_over_different_tasks_are_not_shown_side_by_side():

@@ -14,7 +14,7 @@ from promot_jax import freezing, optim, stages, train, trees
 from promot_jax.checkpoints import Checkpoints
 from promot_jax.errors import UserError
 from promot_jax.lora import Lora
-from promot_jax.models import DecoderConfig, build, layouts
+from promot_jax.models import DecoderConfig, T5Config, build, layouts
 from promot_jax.optim import Optimizer
 from promot_jax.partitioning import Partitioner
 from promot_jax.train import Training
@@ -141,6 +141,21 @@ def test_a_stack_whose_layers_are_all_frozen_is_no_trained_leaf():
     assert still == {path for path in trees.flatten(rooms("model")) if "/mlp/" in path} and len(still) == 3
     assert not freezing.layer_masks(trained, (r"model/decoder/layers_\d+/mlp/.*",))
     assert trees.flatten(trained).keys() == trees.flatten(rooms("model")).keys() - still
+
+
+def test_a_number_of_the_lowest_layers_of_both_stacks():
+    """ByT5 has more encoder than decoder layers; every layer reads T5's position biases."""
+    model = jax.eval_shape(build(T5Config(24, 16, 2, 3, 2, 8, 24)).init, jax.random.key(0))
+    patterns = freezing.lower_layers(2)
+    trained, frozen = freezing.split({"model": model}, ("model",), patterns)
+    still = [path for path in trees.flatten(frozen) if "/layers/" not in path]
+    assert sorted(path.split("/")[-2] for path in still) == ["relpos_bias", "relpos_bias", "token_embedder"]
+    masks = freezing.layer_masks(trained, patterns)
+    assert all(list(mask) == [False, False, True] for mask in masks.values())
+    assert masks and all(path.startswith("model/encoder/") for path in masks)
+    assert not any(path.startswith("model/decoder/layers/") for path in trees.flatten(trained))
+    with pytest.raises(UserError, match="at least one layer"):
+        freezing.lower_layers(-1)
 
 
 def test_a_layer_that_is_not_there_is_refused(tmp_path):

@@ -5,6 +5,7 @@ text or token ids (then `*_pretokenized` is read, or the ids are decoded with th
 else is missing gets a default.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import itertools
@@ -273,11 +274,14 @@ def _dataset(task: seqio.Task, split: str, shuffle: bool, **options: Any) -> tf.
 
     TFDS takes rows from several files in turn otherwise, and the first ones would be others.
     """
-    seqio.set_tfds_read_config_override(None if shuffle else tfds.ReadConfig(interleave_cycle_length=1))
+    before = seqio.utils._TFDS_DATA_READ_CONFIG_OVERRIDE  # a module of tasks may have set one
+    if not shuffle:
+        in_order = dataclasses.replace(before or tfds.ReadConfig(), interleave_cycle_length=1)
+        seqio.set_tfds_read_config_override(in_order)
     try:
         return task.get_dataset(sequence_length=None, split=split, shuffle=shuffle, try_in_mem_cache=False, **options)
     finally:
-        seqio.set_tfds_read_config_override(None)
+        seqio.set_tfds_read_config_override(before)
 
 
 def _check_files(folder: str, split: str) -> None:

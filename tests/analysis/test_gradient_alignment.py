@@ -107,7 +107,6 @@ def _promot(tiny_folder):
 
 @pytest.mark.parametrize("method", ["promot_lora", "lora"])
 def test_along_stages_with_lora(tiny_folder, tmp_path, method):
-    """At step 0 the gradients are those of the model alone while LoRA changes nothing yet."""
     workdir = tmp_path / "run"
     short = dict.fromkeys(("TRAIN_STEPS", "PROMPT_TRAIN_STEPS", "EVAL_PERIOD", "PROMPT_EVAL_PERIOD"), 2)
     assert main.main(tiny.command(tiny_folder, "method.gin", workdir, METHOD=f"'{method}'", **short)) == 0

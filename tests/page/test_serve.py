@@ -57,7 +57,7 @@ def test_page_follows_the_analyses_too(tmp_path):
         for folder, stage in (("", "stage2"), ("report", "finetune")):
             results.write(alignment(stage=stage), tmp_path / folder / "analyses" / "one" / "results.json")
             text = ask(address)[2]
-            assert 'id="alignment"' in text and f"({stage}, seed 0)" in text
+            assert 'id="alignment"' in text and f"({stage} on sentiment, seed 0)" in text
 
 
 def test_only_the_report_is_served_and_only_to_this_machine(tmp_path):
