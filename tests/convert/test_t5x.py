@@ -4,7 +4,6 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,21 @@ import numpy as np
 import pytest
 import tensorstore
 import tiny
-from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, Arrays, draw, nested, save, scratch, stacked, t5_shapes
+from t5x_writer import (  # noqa: F401, fixtures
+    EMBED,
+    HEADS,
+    QUERY,
+    SHAPES,
+    SIZE,
+    Arrays,
+    draw,
+    drawn,
+    in_scratch,
+    nested,
+    save,
+    stacked,
+    t5_shapes,
+)
 
 from promot_jax import pretrained, trees
 from promot_jax.convert import t5x, zarr
@@ -23,17 +36,6 @@ from promot_jax.data.vocabularies import TokenizerVocabulary
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build
 from promot_jax.partitioning import Partitioner
-
-
-@pytest.fixture(name="tmp_path")
-def _tmp_path() -> Iterator[Path]:
-    with scratch() as folder:
-        yield folder
-
-
-@pytest.fixture(name="arrays", scope="module")
-def _arrays() -> Arrays:
-    return draw()
 
 
 @pytest.mark.parametrize("form", ["file", "gcs", "old", "placeholder", "bare", "bounds", "inline"])

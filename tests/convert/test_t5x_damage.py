@@ -6,7 +6,7 @@ import os
 import random
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from t5x_writer import EMBED, HEADS, KERNELS, QUERY, SHAPES, SIZE, Arrays, draw, pack, save, scratch, stacked, zarr
+from t5x_writer import (  # noqa: F401, fixtures
+    EMBED,
+    HEADS,
+    KERNELS,
+    QUERY,
+    SHAPES,
+    SIZE,
+    Arrays,
+    draw,
+    drawn,
+    in_scratch,
+    pack,
+    save,
+    scratch,
+    stacked,
+    zarr,
+)
 
 from promot_jax import trees
 from promot_jax.convert import flax_msgpack, t5x
@@ -33,17 +49,6 @@ def change(**changes: Any) -> Callable[[dict], Any]:
         flat[QUERY] = spec
 
     return edit
-
-
-@pytest.fixture(name="tmp_path")
-def _tmp_path() -> Iterator[Path]:
-    with scratch() as folder:
-        yield folder
-
-
-@pytest.fixture(name="arrays", scope="module")
-def _arrays() -> Arrays:
-    return draw()
 
 
 @pytest.mark.parametrize(

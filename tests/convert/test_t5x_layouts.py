@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import tensorstore
 from etils import epath
-from t5x_writer import (
+from t5x_writer import (  # noqa: F401, fixtures
     EMBED,
     HEADS,
     QUERY,
@@ -20,10 +19,11 @@ from t5x_writer import (
     VOCAB,
     Arrays,
     draw,
+    drawn,
+    in_scratch,
     nested,
     pack,
     save,
-    scratch,
     stacked,
     zarr,
 )
@@ -36,17 +36,6 @@ from promot_jax.partitioning import Partitioner
 
 TABLES = [f"{stack}/relpos_bias/rel_embedding" for stack in ("encoder", "decoder")]
 ZSTD = {"id": "zstd", "level": 3}
-
-
-@pytest.fixture(name="tmp_path")
-def _tmp_path() -> Iterator[Path]:
-    with scratch() as folder:
-        yield folder
-
-
-@pytest.fixture(name="arrays", scope="module")
-def _arrays() -> Arrays:
-    return draw()
 
 
 def check(path: Path, want: Arrays, unused: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
