@@ -149,8 +149,8 @@ def scores(results: Json, *, key: str | None = None) -> Table:
     parts = [item for run in everything if run["target"] for item in (run["target"].get("tasks") or {}).items()]
     for name, metric in dict.fromkeys((name, part["metric"]) for name, part in parts):
         table.rows.append(_row(f"{name} ({_words(metric)}, target)", runs, [None], _part_getter(name, metric)))
-    asked = {label(m): run["target"]["shots"] for m, members in runs.items() for run in members if _shots_of(run)}
-    if asked:
+    behind = ((m, (run["target"] or {}).get("shots")) for m, members in runs.items() for run in members)
+    if asked := {label(method): shots for method, shots in behind if shots}:
         told = ", ".join(f"{name} ({shots}-shot)" for name, shots in asked.items())
         table.notes.append(f"Asked on the target as they were trained, behind exemplars: {told}.")
     for name in names:
@@ -289,11 +289,6 @@ def unfinished(results: Json) -> list[str]:
             message = f": {cell['message']}" if cell.get("message") else ""
             lines.append(f"{cell['folder']} is {cell['state']}{message}")
     return lines
-
-
-def _shots_of(run: Json) -> int:
-    """Exemplars in front of the inputs that a run's target score is of."""
-    return int((run["target"] or {}).get("shots", 0))
 
 
 def _change(curve: Sequence[Json], match: tradeoff.Match) -> float | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgpack
 import numpy as np
-import pytest
 import tensorstore
 
 EMBED, HEADS, SIZE, MLP, VOCAB = 8, 2, 3, 12, 20
@@ -71,17 +70,6 @@ def scratch() -> Iterator[Path]:
     """A folder in memory where the system has one: thousands of small files keep a busy disk waiting."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
         yield Path(folder)
-
-
-@pytest.fixture(name="tmp_path")
-def in_scratch() -> Iterator[Path]:
-    with scratch() as folder:
-        yield folder
-
-
-@pytest.fixture(name="arrays", scope="module")
-def drawn() -> Arrays:
-    return draw()
 
 
 def pack(value: Any) -> bytes:

@@ -14,21 +14,8 @@ import numpy as np
 import pytest
 import tensorstore
 import tiny
-from t5x_writer import (  # noqa: F401, fixtures
-    EMBED,
-    HEADS,
-    QUERY,
-    SHAPES,
-    SIZE,
-    Arrays,
-    draw,
-    drawn,
-    in_scratch,
-    nested,
-    save,
-    stacked,
-    t5_shapes,
-)
+from t5x_fixtures import drawn, in_scratch  # noqa: F401, used by name
+from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, Arrays, draw, nested, save, stacked, t5_shapes
 
 from promot_jax import pretrained, trees
 from promot_jax.convert import t5x, zarr

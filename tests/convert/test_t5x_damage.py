@@ -15,23 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from t5x_writer import (  # noqa: F401, fixtures
-    EMBED,
-    HEADS,
-    KERNELS,
-    QUERY,
-    SHAPES,
-    SIZE,
-    Arrays,
-    draw,
-    drawn,
-    in_scratch,
-    pack,
-    save,
-    scratch,
-    stacked,
-    zarr,
-)
+from t5x_fixtures import drawn, in_scratch  # noqa: F401, used by name
+from t5x_writer import EMBED, HEADS, KERNELS, QUERY, SHAPES, SIZE, Arrays, draw, pack, save, scratch, stacked, zarr
 
 from promot_jax import trees
 from promot_jax.convert import flax_msgpack, t5x

@@ -10,23 +10,8 @@ import numpy as np
 import pytest
 import tensorstore
 from etils import epath
-from t5x_writer import (  # noqa: F401, fixtures
-    EMBED,
-    HEADS,
-    QUERY,
-    SHAPES,
-    SIZE,
-    VOCAB,
-    Arrays,
-    draw,
-    drawn,
-    in_scratch,
-    nested,
-    pack,
-    save,
-    stacked,
-    zarr,
-)
+from t5x_fixtures import drawn, in_scratch  # noqa: F401, used by name
+from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, VOCAB, Arrays, draw, nested, pack, save, stacked, zarr
 
 from promot_jax import pretrained, trees
 from promot_jax.convert import remote, t5x
