@@ -5,9 +5,6 @@ Processes on several machines that share the folder deal the cells out by claimi
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -20,16 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promot_jax import claims, freezing, hosts, preemption, pretrained, results, runs, stages
-from promot_jax.analysis import spread
+from promot_jax import claims, freezing, hosts, outcomes, preemption, pretrained, results, runs, stages
 from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
 from promot_jax.grid import Cell, Grid
-from promot_jax.partitioning import Partitioner
 from promot_jax.runs import Session
 
-Json = dict[str, Any]
-
-FAILED = "failed.json"
 NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
 
 
@@ -58,11 +50,11 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
     _check_frozen(grid, cells, session)
     with _served(grid, serve if hosts.is_writer() else None):
         _Process(grid, session, stale).run(cells, wait)
-        publish(grid, stale)
+        outcomes.publish(grid, stale)
         if hosts.is_writer():
             _report(grid, stale)
     failed = hosts.decide(
-        lambda: [f"{cell}: {one['message']}" for cell in cells if (one := _failure(grid, cell))], "failures"
+        lambda: [f"{cell}: {one['message']}" for cell in cells if (one := outcomes.failure(grid, cell))], "failures"
     )
     if failed:
         raise TrainingError(
@@ -120,7 +112,7 @@ class _Process:
 
     def run(self, cells: Sequence[Cell], wait: bool) -> None:
         """Runs cells until each is finished, has failed or, without `wait`, is another process's."""
-        for cell in self._those(cells, _finished):
+        for cell in self._those(cells, outcomes.finished):
             self._run(cell)  # looked at first: one of other settings is refused before anything is trained
         pending = self._those(cells, lambda cell: not self._settled(cell))
         said = ""
@@ -149,7 +141,7 @@ class _Process:
             if verdict == "run":
                 self._attempt(cell)
         if verdict == "run":
-            publish(self._grid, self._stale)
+            outcomes.publish(self._grid, self._stale)
         return verdict != "wait"
 
     def _take(self, cell: Cell, held: contextlib.ExitStack) -> str:
@@ -161,7 +153,7 @@ class _Process:
         if self._settled(cell):  # by the process that held it until now
             return "settled"
         print(f"==== {self._progress(cell)} ====", flush=True)
-        (cell.folder / FAILED).unlink(missing_ok=True)
+        (cell.folder / outcomes.FAILED).unlink(missing_ok=True)
         return "run"
 
     def _attempt(self, cell: Cell) -> None:
@@ -177,8 +169,7 @@ class _Process:
             if not lasting:
                 traceback.print_exc()
             message = str(error) if lasting else f"{type(error).__name__}: {error}"
-            failure = {"message": message, "lasting": lasting, "settings": _digest(self._grid, cell)}
-            results.write(failure | {"time": time.strftime("%Y-%m-%d %H:%M:%S")}, cell.folder / FAILED)
+            outcomes.write_failure(self._grid, cell, message, lasting)
             print(f"{cell} failed: {message}", flush=True)
 
     def _run(self, cell: Cell) -> None:
@@ -187,7 +178,7 @@ class _Process:
 
     def _share(self, cell: Cell) -> None:
         donor = self._donor(cell)
-        if donor is not None and not _finished(cell):
+        if donor is not None and not outcomes.finished(cell):
             for name in self._first_folders(cell):
                 share_stage(donor.folder, cell.folder, name)
 
@@ -200,9 +191,9 @@ class _Process:
         return self._sessions[key]
 
     def _settled(self, cell: Cell) -> bool:
-        if _finished(cell):
+        if outcomes.finished(cell):
             return True
-        failure = _failure(self._grid, cell)
+        failure = outcomes.failure(self._grid, cell)
         return failure is not None and failure["lasting"]
 
     def _donor(self, cell: Cell) -> Cell | None:
@@ -242,7 +233,7 @@ class _Process:
         """`3 of 12: promot, rte, seed 0; about 40 min left`, by the time that finished cells of each method took."""
         cells = list(self._grid.cells())
         took: dict[str, list[float]] = {}
-        for one in filter(_finished, cells):
+        for one in filter(outcomes.finished, cells):
             took.setdefault(one.label, []).append(results.read(one.folder)["seconds"] or 0.0)
         left = [one for one in cells if not self._settled(one)]
         line = f"{len(cells) - len(left) + 1} of {len(cells)}: {cell}"
@@ -286,154 +277,10 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _finished(cell: Cell) -> bool:
-    return (cell.folder / "results.json").is_file()
-
-
-def _failure(grid: Grid, cell: Cell) -> Json | None:
-    """How a cell failed with these settings, or None."""
-    try:
-        failure = json.loads((cell.folder / FAILED).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    whole = isinstance(failure, dict) and failure.keys() >= {"message", "lasting", "settings"}
-    return failure if whole and failure["settings"] == _digest(grid, cell) and not _finished(cell) else None
-
-
-def _digest(grid: Grid, cell: Cell) -> str:
-    """Tells whether a failure belongs to the settings at hand."""
-    experiment = dataclasses.replace(grid.experiment_of(cell), partitioner=Partitioner())  # the mesh changes no result
-    settings = repr((experiment, grid.tuning_of(cell), cell.method))
-    return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
-
-
-# ---- what is there ---------------------------------------------------------------------------------------------------
-
-
-def publish(grid: Grid, stale: float) -> None:
-    """Writes the comparison of every task, of the cells that are finished so far, to its `results.json`.
-
-    What shows a comparison while it runs (`promot_jax.report`) reads these files.
-    """
-    for found in _latest(grid, stale) if hosts.is_writer() else ():
-        for task, comparison in found.items():
-            results.write(comparison, grid.report_folder(task) / "results.json")
-
-
-def _latest(grid: Grid, stale: float) -> Iterator[dict[str, Json]]:
-    """Yields what is there to be written, and again while that is no more what was yielded last.
-
-    So of several processes that write the same files, the one that writes last has seen all that was there then.
-    """
-    before: Json | None = None
-    while (found := results.plain(collect(grid, stale))) != before:
-        yield found
-        before = found
-
-
-def collect(grid: Grid, stale: float) -> dict[str, Json]:
-    """Reads what is there: by task a comparison in the layout of `promot_jax.results`.
-
-    Of every method it holds the runs with the settings that are best on the validation split (`_best`). Further keys:
-    `cells` (each with its state: finished, failed with a message, running in another process, or missing), `spread`
-    (`analysis.spread`, of best and of matched checkpoints), and where settings are varied `selection`: by
-    method all candidates and the chosen ones, `margin`, and `others`: the finished runs with settings that were not
-    chosen, each with what is `varied`.
-    """
-    found: dict[str, Json] = {}
-    for task in grid.tasks or [grid.experiment.task]:
-        cells = [cell for cell in grid.cells() if cell.task == task]
-        kept: list[Json] = []
-        others: list[Json] = []
-        selection: Json = {}
-        for label in grid.methods:
-            candidates: dict[tuple[tuple[str, float], ...], list[Cell]] = {}
-            for cell in cells:
-                if cell.label == label:
-                    candidates.setdefault(cell.varied, []).append(cell)
-            described = [_candidate(members) for members in candidates.values()]
-            best = _best(described, grid.margin)
-            for index, members in enumerate(candidates.values()):
-                finished = [cell for cell in members if _finished(cell)]
-                if index == best:
-                    kept += map(_as_labelled, finished)
-                else:
-                    others += [_as_labelled(cell) | {"varied": dict(cell.varied)} for cell in finished]
-            if described[best]["varied"]:
-                selection[label] = {"chosen": described[best]["varied"], "candidates": described}
-        comparison = results.comparison(kept)
-        comparison["cells"] = [_state(grid, cell, stale) for cell in cells]
-        comparison["spread"] = {
-            "best": spread.of_comparison(comparison),
-            "matched": spread.of_comparison(comparison, key="matched"),
-        }
-        if selection:
-            comparison |= {"selection": selection, "margin": grid.margin, "others": others}
-        found[task] = comparison
-    return found
-
-
-def validation_point(run: Json) -> Json:
-    """The point of the curve, on the validation split, of the checkpoint that a run ends with; {} where none is."""
-    last = next(reversed(run["steps"]), None)
-    best = run["best_step"].get(last)
-    return next((point for point in run["curve"] if (point["stage"], point["step"]) == (last, best)), {})
-
-
-def _candidate(cells: Sequence[Cell]) -> Json:
-    """Settings of a method with their validation scores: the target's of each seed, and the means, of ICL too."""
-    points = {str(cell.seed): validation_point(results.read(cell.folder)) for cell in cells if _finished(cell)}
-    means: dict[str, float | None] = {}
-    for key in ("target", "icl"):
-        known = [point[key] for point in points.values() if point.get(key) is not None]
-        means[key] = statistics.fmean(known) if known else None
-    scores = {seed: point.get("target") for seed, point in points.items()}
-    return {"varied": dict(cells[0].varied), "validation": means["target"], "icl": means["icl"], "seeds": scores}
-
-
-def _best(candidates: Sequence[Json], margin: float) -> int:
-    """Which candidate is chosen, on the validation split.
-
-    Settings that fail on a seed are behind those that do not. Of the others the one with the highest ICL counts, of
-    those whose target score is at most `margin` points below the highest; of equals the smallest values.
-    """
-    whole = max(len(one["seeds"]) for one in candidates)
-    left = [one for one in candidates if len(one["seeds"]) == whole]
-    least = max(_known(one["validation"]) for one in left) - margin - 1e-9  # means may differ in their last digit
-
-    def rank(one: Json) -> tuple[float, float, float]:
-        return _known(one["icl"]), one["validation"] or 0.0, -sum(one["varied"].values())
-
-    return candidates.index(max((one for one in left if _known(one["validation"]) >= least), key=rank))
-
-
-def _known(score: float | None) -> float:
-    """A score, below all others where there is none."""
-    return -math.inf if score is None else score
-
-
-def _as_labelled(cell: Cell) -> Json:
-    """A finished run under the method that was asked for; a "+ 1-shot" run stands in its task's row."""
-    run = results.read(cell.folder) | {"method": cell.label}
-    if cell.shots and run["target"]:
-        run["target"] = run["target"] | {"task": cell.task, "shots": cell.shots}
-    return run
-
-
-def _state(grid: Grid, cell: Cell, stale: float) -> Json:
-    failure = _failure(grid, cell)
-    state: Json = {"method": cell.label, "seed": cell.seed, "varied": dict(cell.varied)}
-    state["folder"] = cell.folder.relative_to(grid.workdir).as_posix()
-    state["state"] = "finished" if _finished(cell) else "failed" if failure else "missing"
-    if state["state"] == "missing" and claims.owner(cell.folder, stale):
-        state["state"] = "running"
-    return state | ({"message": failure["message"]} if failure else {})
-
-
 def _report(grid: Grid, stale: float) -> None:
     from promot_jax import page, report
 
-    for found in _latest(grid, stale):
+    for found in outcomes.latest(grid, stale):
         # Under REPORT, a comparison has the analyses of its cells too, which lie beside them.
         reports = {
             task: report.write(comparison, grid.report_folder(task), analysed=[grid.workdir, grid.cells_folder(task)])

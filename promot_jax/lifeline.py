@@ -8,6 +8,7 @@ name of the host. Here a missing, doubled or dead host is named on every host, i
 import contextlib
 import json
 import os
+import select
 import selectors
 import socket
 import threading
@@ -42,7 +43,7 @@ class Lifeline:
         """
         self._id, self._deadline = host_id, time.monotonic() + start_timeout
         self._start_timeout, self._address = start_timeout, address
-        self._lock, self._ending = threading.Lock(), False
+        self._writing, self._reading, self._ending = threading.Lock(), threading.Lock(), False
         me = {"host": host_id, "hosts": num_hosts, "name": socket.gethostname()}
         self._peers: dict[int, socket.socket] = {}
         self.names: list[str] = self._await_hosts(me) if host_id == 0 else self._reach_host_0(me)
@@ -58,7 +59,7 @@ class Lifeline:
         names = {0: me["name"]}
         try:
             with _listen(self._address[1]) as server:
-                while len(names) < me["hosts"]:  # the listener closes: JAX opens its own
+                while len(names) < me["hosts"] or self._drop_closed(names):
                     server.settimeout(max(0.01, self._deadline - time.monotonic()))
                     peer, _ = server.accept()
                     hello = _receive(peer, 5.0)
@@ -77,9 +78,18 @@ class Lifeline:
                 f"them with the same command, and let them reach {self._address[0]}:{self._address[1]}."
             )
             self._refuse(message)
-        for peer in self._peers.values():
-            _send(peer, {"names": [names[host] for host in sorted(names)]})
+        for peer in self._peers.values():  # the listener is closed: JAX opens its own
+            with contextlib.suppress(OSError):  # whoever is gone is found out by watching
+                _send(peer, {"names": [names[host] for host in sorted(names)]})
         return [names[host] for host in sorted(names)]
+
+    def _drop_closed(self, names: dict[int, str]) -> bool:
+        """Drops hosts that joined and ended since; whether there were any. They may be started again."""
+        gone = [host for host, peer in self._peers.items() if _closed(peer)]
+        for host in gone:
+            self._peers.pop(host).close()
+            del names[host]
+        return bool(gone)
 
     def _check(
         self, hello: dict[str, Any], me: dict[str, Any], names: dict[int, str], before: socket.socket | None
@@ -153,10 +163,10 @@ class Lifeline:
                     beat = time.monotonic()
                 for key, _ in ready.select(min(timeout / 5, 1.0)):
                     host = key.data
-                    try:
-                        data = self._peers[host].recv(_LONGEST)
-                    except OSError:
-                        data = b""
+                    with self._reading:
+                        data = _arrived(self._peers[host])
+                    if data is None:  # `outlive` was quicker
+                        continue
                     heard[host] = time.monotonic()
                     *lines, waiting[host] = (waiting[host] + data).split(b"\n")
                     for message in map(_parse, lines):
@@ -187,7 +197,10 @@ class Lifeline:
         """Host 0 waits for the others to end, since JAX ends them without a word once its service is gone."""
         if self._id == 0:
             deadline = time.monotonic() + seconds
-            while time.monotonic() < deadline and not all(map(_closed, list(self._peers.values()))):
+            while time.monotonic() < deadline:
+                with self._reading:
+                    if all(map(_closed, list(self._peers.values()))):
+                        return
                 time.sleep(0.05)
 
     def close(self) -> None:
@@ -196,7 +209,7 @@ class Lifeline:
         self._tell({"bye": True})
 
     def _tell(self, message: dict[str, Any], besides: int | None = None) -> None:
-        with self._lock:
+        with self._writing:
             for host, peer in list(self._peers.items()):
                 if host != besides:
                     with contextlib.suppress(OSError):  # whoever is gone is found out by reading
@@ -236,20 +249,21 @@ def _parse(line: bytes) -> dict[str, Any]:
     return message if isinstance(message, dict) else {}
 
 
-def _closed(peer: socket.socket) -> bool:
-    """Whether the other side has closed its connection."""
+def _arrived(peer: socket.socket) -> bytes | None:
+    """What there is to read, b"" if the other side has closed its connection, None if it has nothing to say."""
     try:
-        peer.setblocking(False)
-        while data := peer.recv(_LONGEST, socket.MSG_PEEK):
-            peer.recv(len(data))
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        with contextlib.suppress(OSError):
-            peer.setblocking(True)
+        ready = select.poll()
+        ready.register(peer, select.POLLIN)
+        return peer.recv(_LONGEST) if ready.poll(0) else None
+    except (OSError, ValueError):  # broken, or closed on this side
+        return b""
+
+
+def _closed(peer: socket.socket) -> bool:
+    """Whether the other side has closed its connection; what it said before is passed over."""
+    while data := _arrived(peer):
+        pass
+    return data is not None
 
 
 def _counted(hosts: list[int]) -> str:

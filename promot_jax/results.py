@@ -13,7 +13,7 @@ A comparison is `{"methods": {"pretrained": [<one run per seed>], "finetune": [.
 a number that does not exist (a NaN loss, the format share of an open task) is null. Further keys are allowed
 everywhere. Those with a meaning to `promot_jax.report` are `model`, `settings`, `samples` and `matched` (see there); in
 an entry of `icl`, `draws` (a `draw_result` for each draw of exemplars); in the `target` of a mixture, `tasks` (a
-`task_result` for each of them); and in a comparison those of `promot_jax.compare.collect`.
+`task_result` for each of them); and in a comparison those of `promot_jax.outcomes.collect`.
 """
 
 import importlib.metadata

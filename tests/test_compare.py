@@ -19,7 +19,7 @@ from random_results import alignment
 from test_grid import EXPERIMENT, RATES, TUNING, grid
 from test_resume import start
 
-from promot_jax import claims, compare, hosts, jobs, main, preemption, pretrained, results, runs, stages
+from promot_jax import claims, compare, hosts, jobs, main, outcomes, preemption, pretrained, results, runs, stages
 from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
 from promot_jax.experiment import Experiment
 from promot_jax.grid import Grid
@@ -181,7 +181,7 @@ def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path)
     one = grid(tmp_path, ("pretrained", "finetune", "promot"), seeds=(0, 1), varied=RATES)
     fake.run(one)
     found = results.read(tmp_path)
-    assert found == compare.collect(one, 600.0)["review"]
+    assert found == outcomes.collect(one, 600.0)["review"]
     chosen = {method: choice["chosen"] for method, choice in found["selection"].items()}
     assert chosen == {"finetune": {"model": 1e-2}, "promot": {"prompt": 0.1, "model": 1e-2}}  # the gentler of equals
     tried = found["selection"]["finetune"]["candidates"]
@@ -331,12 +331,12 @@ def test_what_is_written_last_is_all_that_is_there(fake: Fake, tmp_path: Path, m
     def slow(found: Any, path: Path) -> Path:
         for method in [others.pop()] if others else []:
             fake.run_method(EXPERIMENT, tmp_path / method / "seed_0", method, TUNING)
-            compare.publish(one, 600.0)
+            outcomes.publish(one, 600.0)
         return write(found, path)
 
     fake.run_method(EXPERIMENT, tmp_path / "finetune/seed_0", "finetune", TUNING)
     monkeypatch.setattr(results, "write", slow)
-    compare.publish(one, 600.0)
+    outcomes.publish(one, 600.0)
     assert list(results.read(tmp_path)["methods"]) == ["finetune", "promot"]
 
 
@@ -435,7 +435,7 @@ def test_only_one_host_looks_for_owners(fake: Fake, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(hosts, "decide", deciding)
     monkeypatch.setattr(claims, "owner", asked)
-    monkeypatch.setattr(compare, "collect", lambda *arguments: {})  # what is reported, host 0 alone looks up
+    monkeypatch.setattr(outcomes, "collect", lambda *arguments: {})  # what is reported, host 0 alone looks up
     elsewhere(tmp_path / "finetune/seed_0")
     fake.run(grid(tmp_path, ("finetune",)), wait=False)
 
@@ -509,9 +509,9 @@ def test_a_setting_without_a_score_is_behind_those_that_have_one() -> None:
         return {"varied": {"model": rate}, "validation": validation, "icl": icl, "seeds": {"0": validation}}
 
     low, none, tied = candidate(0.1, 0.5, None), candidate(0.2, None, 90.0), candidate(0.3, 0.5 - 1e-12, 1.0)
-    assert compare._best([none, low], 2.0) == 1 and compare._best([none, none], 2.0) == 0
-    assert compare._best([low, tied], 0.0) == 1  # of equals the higher ICL
-    assert compare._best([tied, low, {**low, "seeds": {"0": 0.5, "1": 0.4}}], 2.0) == 2
+    assert outcomes._best([none, low], 2.0) == 1 and outcomes._best([none, none], 2.0) == 0
+    assert outcomes._best([low, tied], 0.0) == 1  # of equals the higher ICL
+    assert outcomes._best([tied, low, {**low, "seeds": {"0": 0.5, "1": 0.4}}], 2.0) == 2
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Hosts that meet, miss each other and lose each other; each host is a thread here."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -22,12 +23,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+hosts_of_this_test: list[Future[Lifeline]] = []
+
+
 def start(*hosts: tuple[int, int], timeout: float = 20.0, port: int = 0) -> list[Future[Lifeline]]:
     """Starts hosts, each given by its id and the number of hosts it expects, host 0 first."""
     port = port or free_port()
     pool = ThreadPoolExecutor(len(hosts))
     started = [pool.submit(Lifeline, ("127.0.0.1", port), count, host, timeout) for host, count in hosts]
     pool.shutdown(wait=False)
+    hosts_of_this_test.extend(started)
     return started
 
 
@@ -47,28 +52,25 @@ class Reports:
         return self.said
 
 
-opened: list[Lifeline] = []
-
-
 @pytest.fixture(autouse=True)
 def _closed_in_the_end() -> Iterator[None]:
     yield
-    for lifeline in opened:
+    met = [future.result() for future in hosts_of_this_test if future.exception(60) is None]
+    hosts_of_this_test.clear()
+    for lifeline in met:
         lifeline._ending = True
         cut(lifeline)
     for thread in threading.enumerate():
         if thread.name == "lifeline":
             thread.join(10)
-    for lifeline in opened:
+    for lifeline in met:
         for peer in lifeline._peers.values():
             peer.close()
-    opened.clear()
 
 
 def living(count: int, timeout: float = 10.0) -> tuple[list[Lifeline], Reports]:
     reports = Reports()
     lifelines = [future.result() for future in start(*((host, count) for host in range(count)))]
-    opened.extend(lifelines)
     for host, lifeline in enumerate(lifelines):
         lifeline.watch(timeout, reports.of(host))
     return lifelines, reports
@@ -117,21 +119,32 @@ def test_other_numbers_of_hosts() -> None:
         first.result()
 
 
+def connect(port: int, message: bytes) -> socket.socket:
+    """Something that says one thing to host 0, as soon as that listens."""
+    while True:
+        try:
+            peer = socket.create_connection(("127.0.0.1", port))
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    peer.sendall(message)
+    return peer
+
+
+def hello(host: int, name: str) -> bytes:
+    return json.dumps({"host": host, "hosts": 3, "name": name}).encode() + b"\n"
+
+
 def test_a_host_that_was_started_again_and_strangers() -> None:
     port = free_port()
     first = start((0, 3), port=port)[0]
-    for message in (b"GET / HTTP/1.1\r\n\r\n", b"\x80\x00\n", b'{"host": 1, "hosts": 3, "name": "dead"}\n'):
-        while True:
-            try:
-                peer = socket.create_connection(("127.0.0.1", port))
-                break
-            except ConnectionRefusedError:
-                time.sleep(0.01)
-        peer.sendall(message)
-        peer.close()
-    others = start((1, 3), (2, 3), port=port)
-    opened.extend(future.result() for future in (first, *others))
-    assert [lifeline.names for lifeline in opened] == [[NAME] * 3] * 3
+    # Connections are taken in their order, and the silent one holds up those that end meanwhile.
+    with connect(port, hello(2, "alive")):
+        with connect(port, b""):
+            for message in (b"GET / HTTP/1.1\r\n\r\n", b"\x80\x00\n", hello(1, "dead"), hello(1, "dead again")):
+                connect(port, message).close()
+        again = start((1, 3), port=port)[0]
+        assert first.result().names == again.result().names == [NAME, NAME, "alive"]
 
 
 def test_a_port_in_use() -> None:
@@ -175,6 +188,21 @@ def test_host_0_outlives_the_others() -> None:
     cut(lifelines[1])
     waiting.join()
     assert time.monotonic() - begin < 10
+
+
+def test_outliving_and_watching_do_not_take_each_others_messages_for_an_end() -> None:
+    lifelines, _ = living(2)
+    lifelines[0]._ending = True
+    waiting = [threading.Thread(target=lifelines[0].outlive, args=(20.0,)) for _ in range(8)]
+    for thread in waiting:
+        thread.start()
+    for _ in range(500):
+        lifelines[1]._tell({})
+        time.sleep(0.001)
+    assert all(thread.is_alive() for thread in waiting)
+    cut(lifelines[1])
+    for thread in waiting:
+        thread.join()
 
 
 def test_each_host_says_itself_why_it_ends() -> None:
