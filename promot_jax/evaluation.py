@@ -346,24 +346,23 @@ class Evaluator:
 
 @functools.lru_cache(maxsize=128)
 def _read(name: str, split: str, limit: int | None) -> list[text.Example]:
-    """`text.read`, once per process: the same examples are asked again at every checkpoint.
-
-    Of the training split, which may have millions of rows, the first are read.
-    """
-    return text.read(name, split, limit=limit, within=text.POOL_ROWS if split == "train" else None)
+    """`text.read`, once per process: the same examples are asked again at every checkpoint."""
+    return text.pool(name, limit) if split == text.EXEMPLARS else text.read(name, split, limit=limit)
 
 
 @functools.lru_cache(maxsize=100_000)
 def _exemplars(name: str, seed: int, example_id: str, inputs: str, shots: int) -> list[text.Example]:
     """Exemplars of one example, once per process: a pool of thousands takes a while to rank."""
-    pool = _read(name, "train", None) if shots else []
+    pool = _read(name, text.EXEMPLARS, None) if shots else []
     return fewshot.choose(text.base_task(name), seed, example_id, pool, shots, inputs)
 
 
 @functools.lru_cache(maxsize=128)
 def _longest_output(vocabulary: Any, name: str) -> int:
     """Room for a task's outputs in tokens: half as much again as its longest training target, never those evaluated."""
-    longest = max((len(vocabulary.encode(example.targets)) for example in _read(name, "train", LONGEST_OF)), default=1)
+    longest = max(
+        (len(vocabulary.encode(example.targets)) for example in _read(name, text.EXEMPLARS, LONGEST_OF)), default=1
+    )
     return longest + longest // 2 + 2
 
 

@@ -31,12 +31,15 @@ Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
 
 class RowsSource(seqio.DataSource):
-    """Rows held in memory, as a SeqIO source. Nothing is read before a data set or a count is asked for."""
+    """Rows held in memory, as a SeqIO source. Nothing is read before a data set or a count is asked for.
+
+    With a split `train` comes `text.EXEMPLARS`, its first rows.
+    """
 
     def __init__(self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str]):
         """Keeps `rows`, a function from a split's name to its rows (string fields, the same in each row)."""
-        super().__init__(splits=splits)
-        self._rows = rows
+        super().__init__(splits=[*splits, *([text.EXEMPLARS] if "train" in splits else [])])
+        self._rows = lambda split: rows("train")[: text.POOL_ROWS] if split == text.EXEMPLARS else rows(split)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -67,16 +70,32 @@ class RowsSource(seqio.DataSource):
 
 
 class TfdsSource(seqio.TfdsDataSource):
-    """A data set of TFDS, which is downloaded and prepared when one of its splits is first read."""
+    """A data set of TFDS, which is downloaded and prepared when one of its splits is first read.
+
+    Besides those it is given it has the split `text.EXEMPLARS`: the first rows of `train`, as they are stored.
+    """
 
     def __init__(self, tfds_name: str, train: str, validation: str, test: str):
         """Names the data set with its version ("super_glue/rte:1.0.2"), and a TFDS split or slice for each split."""
-        super().__init__(tfds_name, splits={"train": train, "validation": validation, "test": test})
+        splits = {"train": train, "validation": validation, "test": test, text.EXEMPLARS: train}
+        super().__init__(tfds_name, splits=splits)
 
-    def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
+    def num_input_examples(self, split: str) -> int | None:
+        """Returns the number of rows."""
+        rows = super().num_input_examples(split)
+        return min(rows, text.POOL_ROWS) if rows and split == text.EXEMPLARS else rows
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """Returns the files that are read apart where a cache is built; the first rows of all files are one part."""
+        return [split] if split == text.EXEMPLARS else super().list_shards(split)
+
+    def get_dataset(self, split: str | None = None, shuffle: bool = True, **kwargs: Any) -> tf.data.Dataset:
         """Returns the rows as TFDS has them. Raises UserError when TFDS has not got them and cannot get them."""
         try:
-            return super().get_dataset(*args, **kwargs)
+            if split != text.EXEMPLARS:
+                return super().get_dataset(split, shuffle, **kwargs)
+            with text.in_storage_order():
+                return super().get_dataset(split, shuffle=False, **kwargs).take(text.POOL_ROWS)
         except Exception as error:  # of any kind: downloads, files to fetch by hand, packages that are missing
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(

@@ -84,7 +84,7 @@ class WithExemplars:
     """A training stream whose k-shot examples have their exemplars in front (the paper's "+ 1-shot").
 
     An example is the same whenever it comes by: its exemplars depend on (task, seed, example id) only. They come from
-    the first `text.POOL_ROWS` rows of the training split. `dropped` counts those that did not fit.
+    `text.pool`. `dropped` counts those that did not fit.
     """
 
     def __init__(self, examples: Iterator[Example], seed: int, count_tokens: Callable[[str], int], max_tokens: int):
@@ -112,7 +112,7 @@ class WithExemplars:
             return example
         task = text.base_task(example.task)
         if task not in self._pools:
-            self._pools[task] = distinct(text.read(task, "train", within=text.POOL_ROWS))
+            self._pools[task] = distinct(text.pool(task))
         exemplars = draw(task, self._seed, example, self._pools[task], example.shots)
         prompt, dropped = compose(example, exemplars, self._count_tokens, self._max_tokens)
         self.dropped += dropped

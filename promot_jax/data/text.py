@@ -5,6 +5,7 @@ text or token ids (then `*_pretokenized` is read, or the ids are decoded with th
 else is missing gets a default.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -33,6 +34,7 @@ def _feature(dtype: tf.DType, rank: int) -> seqio.Feature:
 # Exemplars come from so many rows of the training split, the first in storage order: a split of millions of rows is
 # never read whole, and a smaller one always is.
 POOL_ROWS = 10_000
+EXEMPLARS = "exemplars"  # the split of a source that has these rows alone; caches are built of it too
 # What each example of our own tasks carries. `shots` is the number of exemplars asked for; they are drawn when a
 # model's tokenizer is at hand (`fewshot`), for how many fit depends on it.
 FEATURES: Mapping[str, seqio.Feature] = {
@@ -91,8 +93,8 @@ def import_tasks(modules: Sequence[str]) -> None:
 def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
     """Has tasks read from SeqIO caches, from now on and from these folders only.
 
-    A cached task yields the same examples. `read` returns them in the same order; `stream` in an order that the cache's
-    files have a part in, and `read(within=...)` takes the first rows of those files.
+    A cached task yields the same examples. `read` and `pool` return them in the same order; `stream` in an order that
+    the cache's files have a part in.
 
     Args:
       folders: what `launch/cache_tasks.sh` (SeqIO's own `seqio_cache_tasks`) wrote; local or gs://, the first one wins.
@@ -168,6 +170,31 @@ def read(name: str, split: str, *, limit: int | None = None, seed: int = 0, with
     examples = [_example(provider, raw) for raw in elements]
     examples.sort(key=lambda e: (stable_hash(str(seed), e.id), e.id, e.inputs))
     return examples[:limit]
+
+
+def pool(name: str, limit: int | None = None) -> list[Example]:
+    """Returns the training examples that exemplars are drawn from: the first `POOL_ROWS` rows of `train`.
+
+    The first ones as the source has them. A cache has no order, and holds them as the split `EXEMPLARS` of the source
+    (`tasks.register` has one in its sources).
+
+    Args:
+      name: a task.
+      limit: how many at most.
+
+    Raises:
+      UserError: as `read`, or when the task is read from a cache that cannot say which rows were the first.
+    """
+    task = get(name)
+    if EXEMPLARS in task.splits:
+        return read(name, EXEMPLARS, limit=limit)
+    if _is_cached(task) and (rows := task.get_cached_stats("train")["examples"]) > POOL_ROWS:
+        raise UserError(
+            f"task {name!r} is read from a cache, and which of its {rows:,} training rows exemplars are drawn from "
+            f"would depend on how that was built: give its source a split {EXEMPLARS!r} ('train[:{POOL_ROWS}]' in "
+            "TFDS), and build the cache again, or read the task without it"
+        )
+    return read(name, "train", limit=limit, within=POOL_ROWS)
 
 
 def stream(name: str, split: str, *, seed: int, shard: int = 0, shards: int = 1) -> Iterator[Example]:
@@ -270,16 +297,20 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
 
 
 def _dataset(task: seqio.Task, split: str, shuffle: bool, **options: Any) -> tf.data.Dataset:
-    """A task's data set; unshuffled in the order that TFDS stores rows in, which does not depend on the files' number.
+    with contextlib.nullcontext() if shuffle else in_storage_order():
+        return task.get_dataset(sequence_length=None, split=split, shuffle=shuffle, try_in_mem_cache=False, **options)
+
+
+@contextlib.contextmanager
+def in_storage_order() -> Iterator[None]:
+    """Has TFDS data sets made in here yield rows in the order that they are stored in, however many files there are.
 
     TFDS takes rows from several files in turn otherwise, and the first ones would be others.
     """
     before = seqio.utils._TFDS_DATA_READ_CONFIG_OVERRIDE  # a module of tasks may have set one
-    if not shuffle:
-        in_order = dataclasses.replace(before or tfds.ReadConfig(), interleave_cycle_length=1)
-        seqio.set_tfds_read_config_override(in_order)
+    seqio.set_tfds_read_config_override(dataclasses.replace(before or tfds.ReadConfig(), interleave_cycle_length=1))
     try:
-        return task.get_dataset(sequence_length=None, split=split, shuffle=shuffle, try_in_mem_cache=False, **options)
+        yield
     finally:
         seqio.set_tfds_read_config_override(before)
 

@@ -65,17 +65,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [lambda targets, predictions: {"exact_match": 0.0}],
         preprocessors=[lambda data: data.map(element)],
     )
-    seqio.TaskRegistry.add(
-        "cache_required",
-        source=seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({"targets": ["a", "b"]}),
-            splits=["train"],
-        ),
-        preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(required=True)],
-        output_features={"targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)},
-    )
+    for name, required in {"cache_plain": False, "cache_required": True}.items():
+        seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(
+                lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices({"targets": ["a", "b"]}),
+                splits=["train"],
+            ),
+            preprocessors=[seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder(required=required)],
+            output_features={"targets": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)},
+        )
     folder = tmp_path_factory.mktemp("built")
-    for name in TASKS:
+    for name in [*TASKS, "cache_plain"]:
         write(folder, name)
     return folder
 
@@ -89,7 +90,7 @@ def cache(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             shutil.copytree(built / name, tmp_path / "cache" / name)
             source = seqio.TaskRegistry.get(name).source
             monkeypatch.setattr(source, "get_dataset", lambda **_: pytest.fail("the source was read"))
-        text.use_caches([str(tmp_path / "cache")], TASKS)
+        text.use_caches([str(tmp_path / "cache")], [*TASKS, *names])
         return str(tmp_path / "cache")
 
     yield use
@@ -130,15 +131,34 @@ def test_shots_are_read_from_the_cache_of_the_task(cache: Callable[..., str]) ->
     assert take(name, 50) == [dataclasses.replace(e, task=name, shots=5) for e in take("tiny_review", 50)]
 
 
-def test_exemplars_are_the_same(cache: Callable[..., str]) -> None:
+def test_exemplars_are_the_same(cache: Callable[..., str], built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a split of more rows than the pool too: a cache's first rows are other ones."""
+
     def chosen() -> list[list[text.Example]]:
-        pool = text.read("tiny_review", "train", within=text.POOL_ROWS)
-        return [fewshot.choose("tiny_review", 0, e.id, pool, 3) for e in text.read("tiny_review", "test")]
+        pool = text.pool("pool")
+        return [fewshot.choose("pool", 0, e.id, pool, 3) for e in text.read("pool", "test")]
 
+    monkeypatch.setattr(text, "POOL_ROWS", 10)
+    register.register("pool", tiny_tasks.reviews, register.Template("Q: {noun} A:", "{label}"), [])
     before = chosen()
-    cache("tiny_review")
+    write(built, "pool")
+    cache("pool")
 
-    assert chosen() == before
+    first = {e.id for e in text.read("pool", "train", within=10)}
+    assert text.cached(["pool"]) and first != {e.id for e in text.pool("pool")}
+    assert chosen() == before and len(text.pool("pool")) == 10
+
+
+def test_a_cached_task_without_a_split_for_exemplars(
+    cache: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache("cache_plain")
+    assert {e.targets for e in text.pool("cache_plain")} == {"a", "b"}
+    monkeypatch.setattr(text, "POOL_ROWS", 1)
+    with pytest.raises(
+        UserError, match=r"which of its 2 training rows exemplars .* a split 'exemplars' \('train\[:1\]'"
+    ):
+        text.pool("cache_plain")
 
 
 def test_a_stream_of_the_cache_covers_the_split_and_repeats_itself(cache: Callable[..., str]) -> None:

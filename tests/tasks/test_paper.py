@@ -228,7 +228,7 @@ def test_the_pool_of_exemplars_does_not_depend_on_shards(
         rows = [paper_rows.varied(row, i) for i in range(60) for row, _, _ in CASES["rte"][2]]
         paper_rows.prepare(CASES["rte"][0], {"train": rows, "validation": rows}, tmp_path / str(shards), shards)
         text.get("rte").source.tfds_dataset.override_data_dir(str(tmp_path / str(shards)))
-        pools.append([e.id for e in text.read("rte", "train", within=text.POOL_ROWS)])
+        pools.append([e.id for e in text.pool("rte")])
     text.get("rte").source.tfds_dataset.override_data_dir(str(data))
     assert len(list((tmp_path / "8").rglob("super_glue-train.tfrecord*"))) == 8
     assert pools[0] == pools[1] == pools[2] and len(set(pools[0])) == 60 < 0.9 * len(rows)
