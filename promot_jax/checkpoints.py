@@ -52,6 +52,9 @@ class Saved:
             described = json.loads((folder / "_METADATA").read_text())["tree_metadata"].values()
             arrays = [entry for entry in described if not entry["value_metadata"]["skip_deserialize"]]
             names = [[one["key"] for one in entry["key_metadata"]] for entry in arrays]
+            # Nothing else tells that this file is damaged, and what is missed here is taken from the base model.
+            if strange := {keys[0] for keys in names} - {"params", "optimizer", "step"}:
+                raise ValueError(f"it holds {min(strange)!r}")
             saved = ["/".join(keys[1:]) for keys in sorted(names) if keys[0] == "params"]
             return {path: tuple(_array(folder, f"params/{path}").shape) for path in saved}
 

@@ -156,8 +156,13 @@ class Lifeline:
             for host, peer in self._peers.items():
                 ready.register(peer, selectors.EVENT_READ, host)
             heard, beat = dict.fromkeys(self._peers, time.monotonic()), 0.0
-            waiting = dict.fromkeys(self._peers, b"")
+            waiting, last = dict.fromkeys(self._peers, b""), time.monotonic()
             while self._peers:
+                if (
+                    time.monotonic() - last > timeout / 2
+                ):  # this process was paused, and has not heard who spoke meanwhile
+                    heard = dict.fromkeys(self._peers, time.monotonic())
+                last = time.monotonic()
                 if time.monotonic() - beat > timeout / 5:
                     self._tell({})
                     beat = time.monotonic()

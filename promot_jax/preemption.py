@@ -1,6 +1,7 @@
 """Preemption: a notice by SIGTERM or from the cloud stops all hosts of a run at the same step, saved."""
 
 import contextlib
+import http.client
 import os
 import signal
 import threading
@@ -38,12 +39,15 @@ def heeded(notice: str = "", period: float = 5.0) -> Iterator[None]:
     # Only the main thread hears signals, and only it may set their handlers.
     hears = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, note) if hears else None
+    polling = threading.Thread(target=_poll, args=(notice, period, done), name="preemption notice", daemon=True)
     if notice:
-        threading.Thread(target=_poll, args=(notice, period, done), name="preemption notice", daemon=True).start()
+        polling.start()
     try:
         yield
     finally:
         done.set()
+        if notice:
+            polling.join(2 * period)  # the default handler would end this process
         if hears:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
@@ -91,7 +95,8 @@ def _poll(address: str, period: float, done: threading.Event) -> None:
     request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
     while not done.wait(period):
         # Not reachable for a while: asked again.
-        with contextlib.suppress(OSError, ValueError), opener.open(request, timeout=period) as answer:
-            if answer.read(16).strip() == b"TRUE":
+        refused = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
+        with refused, opener.open(request, timeout=period) as answer:
+            if answer.read(16).strip() == b"TRUE" and not done.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from hypothesis import settings
 
@@ -28,6 +29,12 @@ def _same_numbers_every_time() -> None:
     """A test draws the same numbers whichever tests ran before it."""
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays() -> Iterator[None]:
+    yield
+    processes.end_all()
 
 
 @pytest.fixture(scope="module")

@@ -89,8 +89,9 @@ def main() -> None:
     said["refused"] = attempt(lambda: hosts.decide(refuse, "a refusal"))
     own = target / f"host_{index}"
     own.mkdir(parents=True)
+    said["shared"] = [attempt(lambda: hosts.check_shared(target))]
     hosts._VISIBLE = 1.0
-    said["shared"] = [attempt(lambda: hosts.check_shared(target)), attempt(lambda: hosts.check_shared(own))]
+    said["shared"].append(attempt(lambda: hosts.check_shared(own)))
     results.write({"host": index}, target / "written.json")
     info = prompts.PromptInfo("task", 4, 1, 50.0, "uniform", "base")
     prompts.save(target / "prompt", state["params"]["prompt"]["task"], info)

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import processes
 import pytest
 
 from promot_jax import assets
@@ -228,10 +229,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     )
     root = Path(assets.__file__).parents[1]
     environment = os.environ | {"PIP_FIND_LINKS": str(index), "PYTHONPATH": str(root)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    both = [processes.start([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate(timeout=120)[0] for process in both] == ["True\n"] * 2
     assert files(tmp_path / "cache" / "toy-1.0") == {"paper.bin", ".verified.json"}
 

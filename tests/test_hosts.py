@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import hosts_worker
 import numpy as np
+import processes
 import pytest
 import tiny
 from jax._src.clusters import cloud_tpu_cluster
@@ -51,12 +52,11 @@ def work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> list[d
     arguments = [json.dumps(mesh), str(folder / "source"), str(folder / "target")]
     port = free_port()
     started = [
-        subprocess.Popen(
+        processes.start(
             [sys.executable, str(ROOT / "tests/hosts_worker.py"), str(port), str(count), str(index), *arguments],
             env=environment(devices, folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
         for index in range(count)
     ]
@@ -267,18 +267,6 @@ class Mesh(NamedTuple):
         return f"{self.count}x{self.devices}"
 
 
-started: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True)
-def _no_process_stays() -> Iterator[None]:
-    yield
-    for process in started:
-        process.kill()
-        process.wait()
-    started.clear()
-
-
 class Run:
     """A run of `promot_jax.main` on several hosts, and what each of them says."""
 
@@ -296,12 +284,11 @@ class Run:
         for index in range(mesh.count):
             joining = [f"--coordinator=127.0.0.1:{port}", f"--num_hosts={mesh.count}", f"--host_id={index}"]
             with self.errors[index].open("w") as errors:
-                process = subprocess.Popen(
+                process = processes.start(
                     [*command, *(joining if mesh.count > 1 else [])], env=environment(mesh.devices, folder),
-                    stdout=subprocess.PIPE, stderr=errors, text=True, cwd=workdir.parent,
+                    stdout=subprocess.PIPE, stderr=errors, cwd=workdir.parent,
                 )  # fmt: skip
             self.hosts.append(process)
-            started.append(process)
         self._readers = [threading.Thread(target=self._read, args=(index,)) for index in range(mesh.count)]
         for reader in self._readers:
             reader.start()

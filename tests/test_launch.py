@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import tiny
 
@@ -96,32 +97,34 @@ python -m seqio.scripts.cache_tasks_main --module_import=m --tasks=a '--excluded
 """,
 }
 # Stands in for any command: notes its words, and does what the environment asks of it, `{"words of it": [action]}`, an
-# action per call: a status to end with, "wait" for SIGTERM and end with 75, or "ignore" that.
+# action per call: a status to end with, "wait" for SIGTERM and end with 75, or "ignore" that. A status is followed once
+# as many commands as FAKE_NOTED have begun.
 FAKE = """\
 #!{python}
 import json, os, signal, sys, time
 def end(signum, frame):
     print("told to stop", flush=True)
     sys.exit(75)
-signal.signal(signal.SIGTERM, end)
 notes = os.environ["FAKE_NOTES"]
 with open(notes + ".pid", "w") as file:
     file.write(str(os.getpid()))
-with open(notes, "a") as file:
-    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+def noted(words=""):
+    with open(notes, "a+") as file:
+        file.seek(0)
+        return sum(words in " ".join(json.loads(line)) for line in file)
 command = " ".join(sys.argv)
-print("said by", command, flush=True)
+action = 0
 for words, actions in json.loads(os.environ.get("FAKE_ACTIONS", "{{}}")).items():
     if words in command:
-        with open(notes) as file:
-            before = sum(words in " ".join(json.loads(line)) for line in file)
-        action = actions[min(before, len(actions)) - 1]
-        while action == "wait":
-            time.sleep(0.05)
-        if action == "ignore":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            time.sleep(60)
-        sys.exit(action)
+        action = actions[min(noted(words), len(actions) - 1)]
+        break
+signal.signal(signal.SIGTERM, signal.SIG_IGN if action == "ignore" else end)
+with open(notes, "a") as file:  # from here on it does with signals as it is told
+    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+print("said by", command, flush=True)
+while action in ("wait", "ignore") or noted() < int(os.environ.get("FAKE_NOTED", 0)):
+    time.sleep(0.05)
+sys.exit(action)
 """
 
 
@@ -142,7 +145,7 @@ class Machine:
         """Starts a command here; `actions` as in `FAKE`."""
         environment = self.environment | {"FAKE_ACTIONS": json.dumps(actions or {})}
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, stdout=pipe, stderr=pipe)
+        return processes.start(list(command), cwd=self.folder, env=environment, stdout=pipe, stderr=pipe)
 
     def run(self, *command: str, actions: dict[str, list[Any]] | None = None) -> "subprocess.CompletedProcess[str]":
         """Runs a command here to its end."""
@@ -274,7 +277,7 @@ def test_help_names_every_option(name: str, machine: Machine) -> None:
 
 
 def local(*more: str) -> list[str]:
-    return launcher("local", "--gin_file=promot.gin", "--grace=2", *more)
+    return launcher("local", "--gin_file=promot.gin", "--grace=3", *more)
 
 
 def test_local_keeps_a_log_per_process(machine: Machine) -> None:
@@ -289,6 +292,7 @@ def test_local_keeps_a_log_per_process(machine: Machine) -> None:
 @pytest.mark.parametrize("other", ["wait", "ignore"])
 def test_local_ends_the_others_when_one_fails(other: str, machine: Machine) -> None:
     start = time.monotonic()
+    machine.environment["FAKE_NOTED"] = "2"
     done = machine.run(*local("--restarts=3"), actions={"--host_id=0": [other], "--host_id=1": [3]})
 
     assert done.returncode == 3 and len(machine.notes()) == 2 and time.monotonic() - start < 20
@@ -314,9 +318,9 @@ def test_local_passes_signals_on(sent: signal.Signals, status: int, machine: Mac
         process = machine.start(*local("--restarts=3"), actions={"--host_id": [action]})
         for host in range(2):
             wait_for(machine.folder / "runs" / "logs" / f"host_{host}.log", "said by")
-        time.sleep(0.3)
         process.send_signal(sent)
-        if action == "ignore":
+        deadline = time.monotonic() + 20
+        while action == "ignore" and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
             process.send_signal(sent)  # once more: by force
         out, _ = process.communicate(timeout=20)

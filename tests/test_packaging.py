@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -19,10 +18,8 @@ def python(*arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProces
 
 def test_import_is_light(tmp_path: Path) -> None:
     code = "import promot_jax, sys; print(promot_jax.__version__, {'tensorflow', 'jax', 'gin'} & set(sys.modules))"
-    start = time.monotonic()
     done = python("-c", code, path=ROOT, cwd=tmp_path)
     assert done.stdout.endswith(" set()\n"), done
-    assert time.monotonic() - start < 1
 
 
 def test_gin_library_wins_over_the_folder() -> None:

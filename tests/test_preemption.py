@@ -62,7 +62,8 @@ def test_the_notice_of_the_cloud(cloud: SimpleNamespace, monkeypatch: pytest.Mon
     cloud.answers = [b"FALSE", b"", b"FALSE\n", b"TRUE\n"]
     with preemption.heeded(cloud.address, period=0.02):
         assert wait()
-    assert cloud.asked == [("/computeMetadata/v1/instance/preempted", "Google")] * 4
+    assert len(cloud.asked) >= 4  # an answer may come too late
+    assert set(cloud.asked) == {("/computeMetadata/v1/instance/preempted", "Google")}
 
 
 def test_no_notice_no_stop(cloud: SimpleNamespace) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import processes
 import pytest
 import tiny
 
@@ -66,9 +67,9 @@ def start(command: list[str], log: Path, settings: dict[str, Any]) -> subprocess
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     environment |= {name.upper(): str(value) for name, value in settings.items()}
     with log.open("a") as errors:
-        return subprocess.Popen(
+        return processes.start(
             [sys.executable, "-m", "promot_jax.main", *command],
-            env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=log.parent,
+            env=environment, stdout=subprocess.PIPE, stderr=errors, cwd=log.parent,
         )  # fmt: skip
 
 
@@ -99,8 +100,9 @@ def state(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def timeless(path: Path) -> Any:
-    """A JSON file without the seconds in it."""
-    return json.loads(path.read_text(), object_hook=lambda found: {k: found[k] for k in found if k != "seconds"})
+    """A JSON file without the seconds in it, and the commit, which may gain a "-dirty" between two runs."""
+    left = {"seconds", "commit"}
+    return json.loads(path.read_text(), object_hook=lambda found: {k: found[k] for k in found if k not in left})
 
 
 def check_same(workdir: Path, reference: Path) -> None:

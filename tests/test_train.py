@@ -295,7 +295,7 @@ def test_gradient_norm_is_of_trained_leaves_only(plain):
     )
 
     assert set(of_prompt) == {"prompt/task"} and "prompt/task" not in grads
-    assert prompt_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+    assert prompt_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
     assert prompt_metrics["grad_norm"] < clip  # so that nothing is clipped, though the model's gradient would be
     for leaves, norm in ((grads, metrics["grad_norm"]), (of_prompt, prompt_metrics["grad_norm"])):
         assert norm == pytest.approx(np.sqrt(sum(np.square(leaf).sum() for leaf in leaves.values())), rel=1e-4)
