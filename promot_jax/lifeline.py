@@ -158,9 +158,7 @@ class Lifeline:
             heard, beat = dict.fromkeys(self._peers, time.monotonic()), 0.0
             waiting, last = dict.fromkeys(self._peers, b""), time.monotonic()
             while self._peers:
-                if (
-                    time.monotonic() - last > timeout / 2
-                ):  # this process was paused, and has not heard who spoke meanwhile
+                if time.monotonic() - last > timeout / 2:  # this process itself was paused, and heard nobody meanwhile
                     heard = dict.fromkeys(self._peers, time.monotonic())
                 last = time.monotonic()
                 if time.monotonic() - beat > timeout / 5:

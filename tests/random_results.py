@@ -44,6 +44,9 @@ def random_curve(stage, draw):
     for step in range(0, 61, 10):
         scores = {"target": target} if stage == "stage1" else {"target": target, "icl": icl, "format_share": share}
         points.append(results.curve_point(step, stage, loss=draw.random(), **scores))
+        if stage != "stage1":
+            shares = {name: {"score": draw.uniform(0, 90), "format_share": draw.uniform(0, 40)} for name in TASKS}
+            points[-1]["tasks"] = {name: {"metric": TASKS[name], **shares[name]} for name in TASKS}
         target, icl, share = (
             min(95, target + draw.uniform(0, 30)),
             icl * draw.uniform(0.7, 1),
