@@ -278,7 +278,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _report(grid: Grid, stale: float) -> None:
-    from promot_jax import page, report
+    from promot_jax import report
 
     for found in outcomes.latest(grid, stale):
         # Under REPORT, a comparison has the analyses of its cells too, which lie beside them.
@@ -286,11 +286,12 @@ def _report(grid: Grid, stale: float) -> None:
             task: report.write(comparison, grid.report_folder(task), analysed=[grid.workdir, grid.cells_folder(task)])
             for task, comparison in found.items()
         }
-        whole = page.write(found, grid.workdir / grid.report, analysed=_analysed(grid)) if grid.tasks else None
+        if grid.tasks:
+            whole = report.write_tasks(found, grid.workdir / grid.report, reports, analysed=_analysed(grid))
     for task, comparison in found.items():
         if grid.tasks:
             print(f"\n{task}", flush=True)
         print("\n" + report.table(comparison), flush=True)
         print(f"\nReport: {reports[task]}", flush=True)
-    if whole:
+    if grid.tasks:
         print(f"All tasks: {whole}", flush=True)

@@ -12,10 +12,11 @@ Besides the layout of `promot_jax.results`, these keys of a run are shown where 
 import os
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from promot_jax import figures, page, tables
 from promot_jax.charts import Chart
@@ -71,6 +72,39 @@ def write(
     parts += ["## Settings", _settings(results)]
     page.write({"": results}, folder, title=title, analysed=analysed)
     return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+
+
+def write_tasks(
+    by_task: Mapping[str, Json],
+    folder: str | os.PathLike[str],
+    reports: Mapping[str, Path],
+    *,
+    title: str = "ProMoT report",
+    analysed: Sequence[Path] = (),
+) -> Path:
+    """Writes the `report.md` and `report.html` of several fine-tuning tasks together.
+
+    Args:
+        by_task: a comparison per task.
+        folder: created if need be.
+        reports: the `report.md` of each task (`write`), in `folder` or below it.
+        title: first line of the report.
+        analysed: further folders whose gradient alignments `report.html` shows.
+
+    Returns:
+        Path of `report.md`.
+
+    Raises:
+        UserError: the results are not in the layout of `promot_jax.results`.
+    """
+    parts = [f"# {escape(title)}"]
+    for task, results in by_task.items():
+        results = as_comparison(results)
+        link = quote(reports[task].relative_to(folder).as_posix())
+        parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})", _scores(tables.scores(results))]
+        parts += ["### At matched target score", *_matched(results, 0.0)]
+    page.write(by_task, folder, title=title, analysed=analysed)
+    return write_text(Path(folder) / "report.md", "\n\n".join(parts) + "\n")
 
 
 def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:

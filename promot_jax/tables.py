@@ -261,23 +261,22 @@ def tried_settings(results: Json) -> list[list[str]]:
 
 
 def spreads(results: Json) -> list[list[str]]:
-    """ICL averages over seeds and exemplar draws (`analysis.spread`); the header first.
+    """Target scores and ICL averages over seeds and exemplar draws (`analysis.spread`); the header first.
 
     Best checkpoints are of the test split, those at matched target score of the validation split. No rows where there
     is one seed and one draw of each method.
     """
-    rows = [
-        ["method", "checkpoint", "shots", "Norm. Avg.", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]
-    ]
+    rows = [["method", "checkpoint", "score", "mean", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]]
     several = False
     for key, checkpoint in ((None, "best"), ("matched", "matched")):
         found = spread.of_comparison(results, key=key)
-        for method, shots, one in ((name, *item) for name in ordered(found) for item in found[name].items()):
+        for method, score, one in ((name, *item) for name in ordered(found) for item in found[name].items()):
+            shown = "target" if score == "target" else f"Norm. Avg., {score}-shot"
             several |= one["seeds"] > 1 or one["draws"] > 1
             interval = ABSENT if one["ci95"] is None else "[{:.1f}, {:.1f}]".format(*one["ci95"])
             deviations = [ABSENT if one[key] is None else f"{one[key]:.1f}" for key in ("sd_seeds", "sd_draws")]
             counts = f"{one['seeds']} x {one['draws']}"
-            rows.append([label(method), checkpoint, shots, f"{one['mean']:.1f}", interval, *deviations, counts])
+            rows.append([label(method), checkpoint, shown, f"{one['mean']:.1f}", interval, *deviations, counts])
     return rows if several else []
 
 

@@ -469,6 +469,8 @@ def test_tasks_and_rates_on_a_model(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("1 of 3 cells failed") and "not finite at step" in line
 
+    whole = (workdir / "report.md").read_text("utf-8")
+    assert "## tiny" in whole and "](tiny_size/report.md)" in whole and "### At matched target score" in whole
     found = results.read(workdir / "tiny_size")
     prompt, promot = (found["methods"][name][0] for name in ("prompt_tuning", "promot"))
     assert [point for point in promot["curve"] if point["stage"] == "stage1"] == prompt["curve"]

@@ -1,4 +1,4 @@
-"""How far in-context scores move with the seed of a run, and how far with the draw of exemplars.
+"""How far scores move with the seed of a run, and in context how far with the draw of exemplars.
 
 A run may ask every example several times, each time behind other exemplars (`Evaluation.exemplar_draws` when it ends,
 `curve_draws` at every checkpoint). The two kinds of spread are told apart: the exemplars' within a seed, around its
@@ -50,7 +50,9 @@ def over_seeds_and_draws(values: Sequence[Sequence[float]]) -> Json | None:
 
 
 def of_comparison(results: Json, *, key: str | None = None) -> dict[str, dict[str, Json]]:
-    """Method -> shots -> spread of the ICL normalised average, for methods that have one.
+    """Method -> "target" and numbers of shots -> spread of the target score, and of the ICL normalised averages.
+
+    What a method has no score of is left out.
 
     Args:
         results: a comparison.
@@ -58,12 +60,14 @@ def of_comparison(results: Json, *, key: str | None = None) -> dict[str, dict[st
     """
     found: dict[str, dict[str, Json]] = {}
     for method, runs in results["methods"].items():
-        scored = [(run if key is None else run.get(key) or {}).get("icl") or {} for run in runs]
-        for shots in dict.fromkeys(shots for icl in scored for shots in icl):
-            draws = [
-                [draw["norm_avg"] for draw in icl[shots].get("draws") or [icl[shots]]] for icl in scored if shots in icl
-            ]
-            spread = over_seeds_and_draws([[score for score in drawn if score is not None] for drawn in draws])
+        scored = [run if key is None else run.get(key) or {} for run in runs]
+        values = {"target": [[(one.get("target") or {}).get("score")] for one in scored]}
+        for icl in (one.get("icl") or {} for one in scored):
+            for shots, entry in icl.items():
+                drawn = [draw["norm_avg"] for draw in entry.get("draws") or [entry]]
+                values.setdefault(shots, []).append(drawn)
+        for name, by_seed in values.items():
+            spread = over_seeds_and_draws([[score for score in drawn if score is not None] for drawn in by_seed])
             if spread is not None:
-                found.setdefault(method, {})[shots] = spread
+                found.setdefault(method, {})[name] = spread
     return found

@@ -37,11 +37,15 @@ def test_a_draw_that_is_unlike_the_others_counts_once_per_seed() -> None:
 def test_of_comparison() -> None:
     one, two = {"norm_avg": 41.0, "draws": [{"norm_avg": 41.0}, {"norm_avg": 43.0}]}, {"norm_avg": 44.0}
     runs = {
-        "promot": [{"icl": {"1": one, "4": two}}, {"icl": {"1": two}}],
-        "finetune": [{"icl": {"1": {"norm_avg": None}}}],
+        "promot": [{"icl": {"1": one, "4": two}, "target": {"score": 80.0}}, {"icl": {"1": two}, "target": None}],
+        "finetune": [{"icl": {"1": {"norm_avg": None}}, "target": {"score": score}} for score in (70.0, 74.0, 78.0)],
+        "pretrained": [{"icl": {}, "target": {"score": None}}],
     }
     found = spread.of_comparison({"methods": runs})
-    assert {method: list(by_shots) for method, by_shots in found.items()} == {"promot": ["1", "4"]}
+    expected = {"promot": ["target", "1", "4"], "finetune": ["target"]}
+    assert {method: list(by_score) for method, by_score in found.items()} == expected
+    assert found["finetune"]["target"]["ci95"] == pytest.approx([74 - 9.9366, 74 + 9.9366], abs=1e-3)  # 4.3027 x 4 / √3
+    assert found["promot"]["target"]["ci95"] is None and found["promot"]["target"]["mean"] == 80.0
     assert found["promot"]["1"]["mean"] == 43.0 and found["promot"]["4"]["mean"] == 44.0
 
 
