@@ -68,7 +68,7 @@ def test_each_file_has_the_papers_settings(name: str) -> None:
     for training in (tuning.prompt, tuning.model):
         assert (training.optimizer.name, training.batch_size, training.pack) == ("adafactor", 64, False)
         assert (training.dropout_rate, training.label_smoothing) == (0.1, 0.1)
-    assert (tuning.prompt.eval_period, tuning.model.eval_period) == (1000, 1000 if "tradeoff" in name else 100)
+    assert (tuning.prompt.eval_period, tuning.model.eval_period) == (1000, 100)
     assert (experiment.prompt_init.method, experiment.prompt_init.scale) == ("uniform", 0.5)
     assert experiment.evaluation.shots == ((1,) if name == "table1_samples" else (1, 4))
     assert experiment.evaluation.max_input_length == 1024  # of articles; other inputs are shorter
