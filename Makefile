@@ -1,6 +1,6 @@
 # make demo    ProMoT against standard fine-tuning on a real model and real data; SEEDS="0 1 2" for several seeds
 # make test    fast tests, and those on the real model and data
-# make test-slow     damaged files by the thousand, killed hosts, every variant
+# make test-slow     damaged files by the thousand, killed hosts, every variant; SLOW="tests/test_hosts.py" for some of it
 # make test-libtpu   the TPU compiler on a machine without a TPU
 # make test-browser  the report in headless Chromium, which has to be installed (tests/page/test_in_browser.py)
 # make check   style, types and shell scripts
@@ -9,6 +9,7 @@
 
 PYTHON ?= python3
 SEEDS ?=
+SLOW ?=
 # Two workers suit two cores; a file's tests stay together, since they share fixtures.
 PYTEST_FLAGS ?= -q -n 2 --dist loadfile
 
@@ -31,7 +32,7 @@ test: $(STAMPS)/test assets
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow and not browser and not libtpu"
 
 test-slow: $(STAMPS)/test assets
-	$(RUN) -m pytest -q -m slow
+	$(RUN) -m pytest -q -m slow $(SLOW)
 
 test-libtpu: $(STAMPS)/libtpu
 	JAX_PLATFORMS=cpu $(RUN) -m pytest -q -m libtpu

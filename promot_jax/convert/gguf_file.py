@@ -14,11 +14,12 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gguf
 import numpy as np
 
+from promot_jax.convert.places import open_file
 from promot_jax.errors import UserError
 
 # GGUF value type -> numpy dtype of a scalar; 8 is a string and 9 an array.
@@ -47,7 +48,7 @@ class File:
     """An open file: metadata (str, int, float, bool, list of str, or numpy array per key), and its tensors by name."""
 
     name: str
-    handle: io.BufferedReader
+    handle: IO[bytes]
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -74,7 +75,7 @@ class File:
 class _Header:
     """Cursor over a file's header; takes no more bytes than the file has."""
 
-    def __init__(self, file: io.BufferedReader, name: str) -> None:
+    def __init__(self, file: IO[bytes], name: str) -> None:
         self.file, self.name = file, name
         self.left = os.fstat(file.fileno()).st_size
 
@@ -147,15 +148,11 @@ def opened(path: str | os.PathLike[str]) -> Iterator[File]:
         UserError: the file is missing or damaged.
     """
     name = Path(path).name
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "rb"))
-        except OSError as error:
-            raise UserError(f"Cannot read {os.fspath(path)!r}: {error.strerror or error}.") from error
+    with open_file(path) as raw, io.BufferedReader(raw) as file:
         yield File(name, file, *_header(file, name))
 
 
-def _header(file: io.BufferedReader, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _header(file: IO[bytes], name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Metadata and tensors of a file; the tensors lie inside it and apart from one another."""
     header = _Header(file, name)
     if header.take(4) != b"GGUF":

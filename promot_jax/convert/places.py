@@ -8,7 +8,9 @@ of a file whose tensors are not those of the model.
 
 import dataclasses
 import functools
+import io
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -176,6 +178,14 @@ def read(path: str, entry: Entry, bounds: Box) -> np.ndarray:
                 )
             rows[first - start : first - start + count] = block[kept]
     return array
+
+
+def open_file(path: str | os.PathLike[str]) -> io.FileIO:
+    """Opens a checkpoint's file, unbuffered. Raises UserError where that cannot be."""
+    try:
+        return io.FileIO(os.fspath(path), "rb")
+    except OSError as error:
+        raise UserError(f"Cannot read {os.fspath(path)!r}: {error.strerror or error}.") from error
 
 
 def aligned(shape: Shape, dtype: Any = np.float32) -> np.ndarray:

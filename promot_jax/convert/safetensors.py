@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from promot_jax.convert.places import open_file
 from promot_jax.errors import UserError
 
 _MAX_HEADER = 1 << 25  # bytes; a model of 10,000 tensors has a header of 1 MB
@@ -108,11 +109,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[File]:
         UserError: the file is missing or damaged.
     """
     name = Path(path).name
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "rb", buffering=0))
-        except OSError as error:
-            raise UserError(f"Cannot read {os.fspath(path)!r}: {error.strerror or error}.") from error
+    with open_file(path) as file:
         yield File(name, file, _header(file, name))
 
 
