@@ -1,8 +1,8 @@
 # make demo    ProMoT against standard fine-tuning on a real model and real data; SEEDS="0 1 2" for several seeds
 # make test    fast tests, and those on the real model and data
-# make test-slow     damaged files by the thousand, killed hosts, every variant; SLOW="tests/test_hosts.py" for some of it
+# make test-slow     damaged files by the thousand, killed hosts, every variant; SLOW="tests/distributed/test_hosts.py" for some of it
 # make test-libtpu   the TPU compiler on a machine without a TPU
-# make test-browser  the report in headless Chromium, which has to be installed (tests/page/test_in_browser.py)
+# make test-browser  the report in headless Chromium, which has to be installed (tests/report/page/test_in_browser.py)
 # make check   style, types and shell scripts
 #
 # Each makes what it needs first: .venv, the packages, the demonstration's model and data. Nothing is done twice.

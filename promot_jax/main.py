@@ -34,35 +34,35 @@ from gin import config as gin_config
 from gin import config_parser
 
 import promot_jax
-from promot_jax import hosts, preemption
 from promot_jax import settings as checks
+from promot_jax.distributed import hosts, preemption
 from promot_jax.errors import PreemptedError, TrainingError, UserError, nearest
 from promot_jax.settings import Macro, Reference, Setting, Settings
 
 # Every name a gin file may use, and where it lives. A job takes `workdir` and what else it needs. None of these modules
 # may import TensorFlow at its top: that takes seconds, and the arguments have not been checked yet.
 CONFIGURABLES = {
-    "train_stage": "promot_jax.jobs:train_stage",
-    "promot": "promot_jax.jobs:promot",
-    "train_method": "promot_jax.jobs:train_method",
-    "compare": "promot_jax.jobs:compare",
-    "icl_eval": "promot_jax.jobs:icl_eval",
-    "infer": "promot_jax.jobs:infer",
-    "export": "promot_jax.jobs:export",
-    "precompile": "promot_jax.precompile:precompile",
-    "gradient_alignment": "promot_jax.jobs:gradient_alignment",
-    "Experiment": "promot_jax.experiment:Experiment",
+    "train_stage": "promot_jax.jobs.train:train_stage",
+    "promot": "promot_jax.jobs.train:promot",
+    "train_method": "promot_jax.jobs.train:train_method",
+    "compare": "promot_jax.jobs.compare:compare",
+    "icl_eval": "promot_jax.jobs.icl_eval:icl_eval",
+    "infer": "promot_jax.jobs.infer:infer",
+    "export": "promot_jax.jobs.export:export",
+    "precompile": "promot_jax.jobs.precompile:precompile",
+    "gradient_alignment": "promot_jax.jobs.gradient_alignment:gradient_alignment",
+    "Experiment": "promot_jax.experiments.settings:Experiment",
     "DecoderConfig": "promot_jax.models.decoder:DecoderConfig",
     "T5Config": "promot_jax.models.t5:T5Config",
-    "Evaluation": "promot_jax.experiment:Evaluation",
-    "Decoding": "promot_jax.decoding:Decoding",
-    "PromptInit": "promot_jax.prompts:PromptInit",
-    "Partitioner": "promot_jax.partitioning:Partitioner",
-    "Training": "promot_jax.train:Training",
-    "Tuning": "promot_jax.tuning:Tuning",
-    "Lora": "promot_jax.lora:Lora",
-    "Replay": "promot_jax.replay:Replay",
-    "Optimizer": "promot_jax.optim:Optimizer",
+    "Evaluation": "promot_jax.evaluation.settings:Evaluation",
+    "Decoding": "promot_jax.decoding.settings:Decoding",
+    "PromptInit": "promot_jax.params.soft_prompts:PromptInit",
+    "Partitioner": "promot_jax.distributed.partitioning:Partitioner",
+    "Training": "promot_jax.training.settings:Training",
+    "Tuning": "promot_jax.training.tuning:Tuning",
+    "Lora": "promot_jax.params.lora:Lora",
+    "Replay": "promot_jax.data.replay:Replay",
+    "Optimizer": "promot_jax.training.optimizer:Optimizer",
 }
 
 PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again later"

@@ -3,19 +3,15 @@
 A path is the keys joined by "/": `model/decoder/layers/mlp/wo/kernel`.
 """
 
-import hashlib
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from promot_jax import hosts
 from promot_jax.errors import UserError, nearest
 
 Tree = dict[str, Any]
-_PIECE = 1 << 26  # bytes
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,51 +117,3 @@ def cover(rules: Sequence[tuple[str, Any]], paths: Iterable[str]) -> dict[str, A
 def count(tree: Mapping[str, Any]) -> int:
     """Number of parameters."""
     return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())
-
-
-def fingerprint(tree: Mapping[str, Any]) -> str:
-    """SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters, wherever they lie.
-
-    Of parameters that are spread over hosts, all hosts call this together.
-    """
-    found = Fingerprint()
-    for path, leaf in flatten(tree).items():
-        found.add(path, leaf)
-    return found.hexdigest()
-
-
-class Fingerprint:
-    """`fingerprint`, a leaf at a time, for a tree that is never held whole."""
-
-    def __init__(self) -> None:
-        """No leaf yet."""
-        self._digest = hashlib.sha256()
-
-    def add(self, path: str, leaf: Any) -> None:
-        """Takes the next leaf; leaves come in the order of `flatten`."""
-        self._digest.update(f"{path} {tuple(leaf.shape)} {leaf.dtype}\n".encode())
-        for piece in _pieces(leaf):
-            self._digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
-
-    def hexdigest(self) -> str:
-        """The fingerprint of the leaves so far."""
-        return self._digest.hexdigest()
-
-
-def _pieces(leaf: Any) -> Iterator[np.ndarray]:
-    """A leaf on the host, in order.
-
-    A device array keeps its host copy, which would double a model on an accelerator or on several devices. So large
-    ones come in pieces, each an array of its own that is let go.
-    """
-    size = math.prod(leaf.shape) * leaf.dtype.itemsize
-    if size <= _PIECE or not hasattr(leaf, "devices"):
-        yield hosts.whole(leaf)
-        return
-    if size // leaf.shape[0] > _PIECE:  # a stack of layers
-        for row in range(leaf.shape[0]):
-            yield from _pieces(leaf[row])
-        return
-    rows = max(1, _PIECE * leaf.shape[0] // size)
-    for first in range(0, leaf.shape[0], rows):
-        yield hosts.whole(leaf[first : first + rows])

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promot_jax import assets
-from promot_jax.data.text import stable_hash
+from promot_jax.data.examples import stable_hash
 from promot_jax.errors import UserError
 
 Row = dict[str, str]

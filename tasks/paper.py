@@ -12,7 +12,7 @@ whose test answers are not public, the dev set. `validation`, on which checkpoin
 data's own one, or where there is none left (SuperGLUE, TriviaQA, WebQuestions) the last 10 % of the training rows,
 which are then not trained on; TFDS has shuffled the rows when it prepared them, the same way everywhere.
 
-Exemplars come from the first `promot_jax.data.text.POOL_ROWS` = 10,000 rows of `train` (WMT14 En-Fr has 15.8 million)
+Exemplars come from the first `examples.POOL_ROWS` = 10,000 rows of `train` (WMT14 En-Fr has 15.8 million)
 in the order that TFDS stores them in, which does not depend on the number of files.
 
 Articles to summarise may be longer than a prompt: then the article loses its end. The paper's 1,024 tokens are

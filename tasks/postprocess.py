@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from promot_jax.decoding import Decoding
+from promot_jax.decoding.settings import Decoding
 
 # An answer is one line, however a run decodes: with another `Decoding.stop` it takes longer and scores the same.
 STOP = Decoding.stop

@@ -17,7 +17,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from promot_jax.data import text
+from promot_jax.data import examples
 from promot_jax.errors import UserError, nearest
 
 from . import postprocess
@@ -38,8 +38,8 @@ class RowsSource(seqio.DataSource):
 
     def __init__(self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str]):
         """Keeps `rows`, a function from a split's name to its rows (string fields, the same in each row)."""
-        super().__init__(splits=[*splits, *([text.EXEMPLARS] if "train" in splits else [])])
-        self._rows = lambda split: rows("train")[: text.POOL_ROWS] if split == text.EXEMPLARS else rows(split)
+        super().__init__(splits=[*splits, *([examples.EXEMPLARS] if "train" in splits else [])])
+        self._rows = lambda split: rows("train")[: examples.POOL_ROWS] if split == examples.EXEMPLARS else rows(split)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -61,7 +61,7 @@ class RowsSource(seqio.DataSource):
         del unused
         rows = self._rows(split)
         columns = {field: [row[field] for row in rows] for field in (rows[0] if rows else ())}
-        columns.setdefault("id", [text.stable_hash(*row.values()) for row in rows])
+        columns.setdefault("id", [examples.stable_hash(*row.values()) for row in rows])
         tensors = {field: tf.constant(values, tf.string, [len(rows)]) for field, values in columns.items()}
         data = tf.data.Dataset.from_tensor_slices(tensors)
         if shard_info:
@@ -77,25 +77,25 @@ class TfdsSource(seqio.TfdsDataSource):
 
     def __init__(self, tfds_name: str, train: str, validation: str, test: str):
         """Names the data set with its version ("super_glue/rte:1.0.2"), and a TFDS split or slice for each split."""
-        splits = {"train": train, "validation": validation, "test": test, text.EXEMPLARS: train}
+        splits = {"train": train, "validation": validation, "test": test, examples.EXEMPLARS: train}
         super().__init__(tfds_name, splits=splits)
 
     def num_input_examples(self, split: str) -> int | None:
         """Returns the number of rows."""
         rows = super().num_input_examples(split)
-        return min(rows, text.POOL_ROWS) if rows and split == text.EXEMPLARS else rows
+        return min(rows, examples.POOL_ROWS) if rows and split == examples.EXEMPLARS else rows
 
     def list_shards(self, split: str) -> Sequence[str]:
         """Returns the files that are read apart where a cache is built; the first rows of all files are one part."""
-        return [split] if split == text.EXEMPLARS else super().list_shards(split)
+        return [split] if split == examples.EXEMPLARS else super().list_shards(split)
 
     def get_dataset(self, split: str | None = None, shuffle: bool = True, **kwargs: Any) -> tf.data.Dataset:
         """Returns the rows as TFDS has them. Raises UserError when TFDS has not got them and cannot get them."""
         try:
-            if split != text.EXEMPLARS:
+            if split != examples.EXEMPLARS:
                 return super().get_dataset(split, shuffle, **kwargs)
-            with text.in_storage_order():
-                return super().get_dataset(split, shuffle=False, **kwargs).take(text.POOL_ROWS)
+            with examples.in_storage_order():
+                return super().get_dataset(split, shuffle=False, **kwargs).take(examples.POOL_ROWS)
         except Exception as error:  # of any kind: downloads, files to fetch by hand, packages that are missing
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
@@ -144,7 +144,7 @@ def register(
             functools.partial(_fill, task=name, template=template, labels=tuple(labels)),
             seqio.CacheDatasetPlaceholder(),
         ],
-        output_features=text.FEATURES,
+        output_features=examples.FEATURES,
         postprocess_fn=postprocess_fn or default,
         metric_fns=list(metric_fns),
     )
@@ -164,7 +164,7 @@ def register_mixture(name: str, tasks: Sequence[str] | Mapping[str, float]) -> s
     """
     _check_free(name)
     rates = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
-    mixture = seqio.MixtureRegistry.add(name, [(text.get(task).name, float(rate)) for task, rate in rates.items()])
+    mixture = seqio.MixtureRegistry.add(name, [(examples.get(task).name, float(rate)) for task, rate in rates.items()])
     _register_shots(name)
     return mixture
 
@@ -176,7 +176,7 @@ def _check_free(name: str) -> None:
 
 def _register_shots(name: str) -> None:
     for k in SHOTS:
-        text.get(f"{name}_{k}shot")
+        examples.get(f"{name}_{k}shot")
 
 
 def _fill(data: tf.data.Dataset, task: str, template: Template, labels: tuple[str, ...]) -> tf.data.Dataset:

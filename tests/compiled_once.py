@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import pytest
 
-from promot_jax import train
-from promot_jax.checkpoints import Checkpoints
+from promot_jax.checkpoints.orbax import Checkpoints
+from promot_jax.training import loop as train
+from promot_jax.training import step
 
 
 @contextlib.contextmanager
 def compiled_once(opened: list[Checkpoints]) -> Iterator[None]:
     """Compiles each step once, as a process that goes on would compile the same; lists the checkpoints opened."""
     compiled: dict[Any, Any] = {}
-    make_step = train.make_step
+    make_step = step.make_step
 
     def cached(model: Any, transform: Any, training: Any, shardings: Any) -> Any:
         key = (model, training, jax.tree.structure(shardings))

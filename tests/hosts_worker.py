@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_jax import hosts, prompts, results, trees
-from promot_jax.checkpoints import Checkpoints, existing
-from promot_jax.convert import places
+from promot_jax import files, trees
+from promot_jax.checkpoints import placement
+from promot_jax.checkpoints.orbax import Checkpoints, existing
+from promot_jax.distributed import hosts
+from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import TrainingError, UserError
-from promot_jax.optim import Optimizer
-from promot_jax.partitioning import Partitioner
+from promot_jax.params import fingerprint, soft_prompts
+from promot_jax.training.optimizer import Optimizer
 
 PROGRESS = {"curve": [], "losses": [0.1, 0.2], "seconds": 1.0}
 
@@ -75,7 +77,7 @@ def main() -> None:
         "devices": jax.device_count(),
         "held": np.flatnonzero(held).tolist(),
         "tokens": hosts.whole(tokens).tolist(),
-        "fingerprint": trees.fingerprint(state["params"]),
+        "fingerprint": fingerprint.fingerprint(state["params"]),
         "pieces": _fingerprint_in_pieces(state["params"]),
     }
 
@@ -92,15 +94,15 @@ def main() -> None:
     said["shared"] = [attempt(lambda: hosts.check_shared(target))]
     hosts._VISIBLE = 1.0
     said["shared"].append(attempt(lambda: hosts.check_shared(own)))
-    results.write({"host": index}, target / "written.json")
-    info = prompts.PromptInfo("task", 4, 1, 50.0, "uniform", "base")
-    prompts.save(target / "prompt", state["params"]["prompt"]["task"], info)
+    files.write({"host": index}, target / "written.json")
+    info = soft_prompts.PromptInfo("task", 4, 1, 50.0, "uniform", "base")
+    soft_prompts.save(target / "prompt", state["params"]["prompt"]["task"], info)
 
     # ---- checkpoints: one of another mesh in, one of this mesh out ----
     reader = Checkpoints(source)
     said["latest"] = reader.latest()
     restored, said["progress"] = reader.restore(reader.latest(), make_state(partitioner, seed=1))
-    said["restored"] = trees.fingerprint(restored["params"])
+    said["restored"] = fingerprint.fingerprint(restored["params"])
     said["split"] = sorted({str(leaf.sharding.spec) for leaf in jax.tree.leaves(restored)})
     reader.close()
     writer = Checkpoints(target / "checkpoints")
@@ -126,7 +128,7 @@ def main() -> None:
 def _stream(partitioner: Partitioner, read: set[tuple[int, int]]) -> jax.Array:
     """Loads a stack of two kernels of 8 rows as a reader does; notes which rows of which layer are read."""
 
-    def reader(layer: int) -> places.Reader:
+    def reader(layer: int) -> placement.Reader:
         def rows(first: int, count: int) -> np.ndarray:
             read.update((layer, row) for row in range(first, first + count))
             return np.zeros((count, 16), np.float32)
@@ -134,14 +136,14 @@ def _stream(partitioner: Partitioner, read: set[tuple[int, int]]) -> jax.Array:
         return rows
 
     path = "decoder/layers/mlp/wi_0/kernel"
-    entry = places.Entry((2, 8, 16), (reader(0), reader(1)), stacked=True)
-    return trees.flatten(places.load({path: entry}, partitioner).params)[path]
+    entry = placement.Entry((2, 8, 16), (reader(0), reader(1)), stacked=True)
+    return trees.flatten(placement.load({path: entry}, partitioner).params)[path]
 
 
 def _fingerprint_in_pieces(params: trees.Tree) -> str:
-    trees._PIECE = 64
-    found = trees.fingerprint(params)
-    trees._PIECE = 1 << 26
+    fingerprint._PIECE = 64
+    found = fingerprint.fingerprint(params)
+    fingerprint._PIECE = 1 << 26
     return found
 
 

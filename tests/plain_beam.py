@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from promot_jax.decoding import Decoding
+from promot_jax.decoding.settings import Decoding
 
 Search = Generator[list[list[int]], np.ndarray, list[int]]
 

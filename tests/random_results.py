@@ -1,10 +1,10 @@
-"""Results in the layout of `promot_jax.results`, drawn at random. No number here was measured."""
+"""Results in the layout of `promot_jax.results.schema`, drawn at random. No number here was measured."""
 
 import random
 
 from hypothesis import strategies as st
 
-from promot_jax import results
+from promot_jax.results.schema import curve_point, icl_result
 
 TASKS = {"capital": "exact_match", "past_tense": "exact_match", "negation": "rouge2", "reading_qa": "token_f1"}
 STEPS = {"pretrained": {}, "finetune": {"finetune": 60}, "promot": {"stage1": 60, "stage2": 60}}
@@ -20,7 +20,7 @@ def random_run(method, seed):
 
     def entry():
         scores = {name: score(metric, format_share=draw.uniform(0, 40)) for name, metric in TASKS.items()}
-        return results.icl_result(scores, ci95=[30.0, 50.0])
+        return icl_result(scores, ci95=[30.0, 50.0])
 
     steps = STEPS.get(method, {"finetune": 60})
     return {
@@ -43,7 +43,7 @@ def random_curve(stage, draw):
     target, icl, share, points = draw.uniform(0, 10), draw.uniform(48, 55), 0.0, []
     for step in range(0, 61, 10):
         scores = {"target": target} if stage == "stage1" else {"target": target, "icl": icl, "format_share": share}
-        points.append(results.curve_point(step, stage, loss=draw.random(), **scores))
+        points.append(curve_point(step, stage, loss=draw.random(), **scores))
         if stage != "stage1":
             shares = {name: {"score": draw.uniform(0, 90), "format_share": draw.uniform(0, 40)} for name in TASKS}
             points[-1]["tasks"] = {name: {"metric": TASKS[name], **shares[name]} for name in TASKS}

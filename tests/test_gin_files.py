@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from promot_jax import assets, main, stages
-from promot_jax.experiment import Experiment
+from promot_jax import assets, main
+from promot_jax.experiments.settings import Experiment
+from promot_jax.methods import stages
 
 RUNS = (
     "promot_stage1.gin",
@@ -140,7 +141,7 @@ def test_comparison_takes_methods_seeds_settings_and_tasks() -> None:
 def test_demonstration_tasks_are_registered() -> None:
     """The names in gin/defaults.gin exist: a fine-tuning task with labels, and at least 8 ICL tasks."""
     import promot_jax.data  # noqa: F401, silences TensorFlow
-    from promot_jax.data import text
+    from promot_jax.data import examples as text
 
     experiment = bound("demo.gin")["experiment"]
     text.import_tasks([experiment.modules])

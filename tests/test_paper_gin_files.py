@@ -10,10 +10,12 @@ import paper_rows
 import pytest
 import seqio
 
-from promot_jax import main, results, stages
-from promot_jax.convert import t5x
+from promot_jax import main
+from promot_jax.checkpoints.t5x import write
 from promot_jax.data import batches
+from promot_jax.methods import stages
 from promot_jax.models import T5Config, build
+from promot_jax.results import schema
 
 FOLDER = main.gin_folder() / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem != "common")
@@ -94,7 +96,7 @@ def _workspace(tiny_folder: Path) -> Iterator[Path]:
     """The data; a tiny T5 as T5X writes it, and the tiny decoder, each with a gin file for after the paper's."""
     paper_rows.prepare_all(tiny_folder / "tfds")
     model = build(T5Config(**SIZES))
-    t5x.write(tiny_folder / "t5", 0, jax.jit(model.init)(jax.random.key(0)))
+    write.write(tiny_folder / "t5", 0, jax.jit(model.init)(jax.random.key(0)))
     lines = [f'INITIAL_CHECKPOINT_PATH = "{tiny_folder / "t5"}"', 'VOCABULARY = "bytes"']
     lines += [f"T5Config.{name} = {size}" for name, size in SIZES.items()]
     (tiny_folder / "t5.gin").write_text(TINY + "\n".join(lines))
@@ -119,7 +121,7 @@ def run(name: str, workspace: Path, *overrides: str) -> Path:
 
 def test_one_of_them_runs_on_less(workspace: Path) -> None:
     workdir = run("figure1_icl_loss", workspace, "--gin.ICL_MIXTURE=cb", "--gin.Evaluation.shots=(1,)")
-    (finetuned,) = results.read(workdir)["methods"]["finetune"]
+    (finetuned,) = schema.read(workdir)["methods"]["finetune"]
     assert finetuned["target"]["task"] == "rte" and finetuned["steps"] == {"finetune": 2}
     assert [list(point["tasks"]) for point in finetuned["curve"]] == [["cb"], ["cb"]]
     for number in (3, 7):
@@ -139,7 +141,7 @@ def test_each_file_runs(name: str, workspace: Path) -> None:
     workdir, arguments = run(name, workspace), bound(name)
     experiment = arguments["experiment"]
     for task in arguments["tasks"] or [""]:
-        found = results.read(workdir / task)
+        found = schema.read(workdir / task)
         assert list(found["methods"]) == list(arguments["methods"])
         assert {cell["state"] for cell in found["cells"]} == {"finished"}
         for one in (one for runs in found["methods"].values() for one in runs):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from promot_jax import trees
 from promot_jax.errors import UserError
+from promot_jax.params.fingerprint import fingerprint
 
 KEYS = st.text("abc_0", min_size=1, max_size=3)
 TREES = st.dictionaries(
@@ -96,7 +97,7 @@ def test_fingerprint_is_of_bits_not_of_containers():
     base = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": {"c": np.zeros(2, np.float32)}}
     same = {"b": {"c": jnp.zeros(2)}, "a": np.asfortranarray(base["a"])}
 
-    assert trees.fingerprint(base) == trees.fingerprint(same)
+    assert fingerprint(base) == fingerprint(same)
 
 
 def _one_bit(array):
@@ -118,12 +119,12 @@ def _one_bit(array):
 def test_fingerprint_changes_with_every_bit(change):
     array = np.arange(6, dtype=np.float32)
 
-    assert trees.fingerprint({"a": change(array)}) != trees.fingerprint({"a": array})
+    assert fingerprint({"a": change(array)}) != fingerprint({"a": array})
 
 
 def test_fingerprint_changes_with_the_path():
     array = np.ones(3, np.float32)
 
-    assert len({trees.fingerprint(tree) for tree in ({"a": array}, {"b": array}, {"a": {"b": array}})}) == 3
+    assert len({fingerprint(tree) for tree in ({"a": array}, {"b": array}, {"a": {"b": array}})}) == 3
     two = {"a": array, "b": array * 2}
-    assert trees.fingerprint(two) != trees.fingerprint({"a": two["b"], "b": two["a"]})
+    assert fingerprint(two) != fingerprint({"a": two["b"], "b": two["a"]})

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_jax import lora, preemption, prompts, trees
-from promot_jax.losses import chunked_cross_entropy
+from promot_jax import trees
+from promot_jax.distributed import preemption
 from promot_jax.models import Model
-from promot_jax.models.layouts import Tokens
+from promot_jax.models.batch_layout import Tokens
+from promot_jax.params import lora, soft_prompts
+from promot_jax.training.losses import chunked_cross_entropy
 
 if TYPE_CHECKING:
-    from promot_jax.revisit import Revisited
+    from promot_jax.analysis.trained_stage import Revisited
 
 Array = jax.Array
 Tree = trees.Tree
@@ -135,7 +137,7 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
     for step in steps:
         params = lora.merge(run.at(step), run.lora)
         for name, members in pairs.items():
-            table = prompts.table(params["prompt"]) if name else None
+            table = soft_prompts.table(params["prompt"]) if name else None
             values = []
             for both in members:
                 placed = [partitioner.batch(one) for one in both]

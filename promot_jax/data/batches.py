@@ -1,65 +1,22 @@
 """Text examples to model batches: the one place where a task meets a model's vocabulary and prompts."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from promot_jax.errors import UserError
-from promot_jax.models.layouts import Batch, Tokens
+from promot_jax.models.batch_layout import Batch, Tokens
 
 if TYPE_CHECKING:
-    from promot_jax.data.text import Example
-    from promot_jax.replay import Replay
+    from promot_jax.data.examples import Example
+    from promot_jax.data.replay import Replay
+
+from promot_jax.data.encoding import Binding
 
 # Widths that evaluation batches are padded to: each compiles once.
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 MIN_ROWS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Binding:
-    """A vocabulary and the prompts in use.
-
-    Attributes:
-        encode: text to ids.
-        eos_id: ends every target.
-        bos_id: starts every input, behind the prompt, or None.
-        prompt_ids: `{task or mixture: virtual ids}`.
-        prompt: the key in `prompt_ids` for tasks that have none of their own, or "" for none.
-        continues: whether targets continue the inputs (`Model.continues`); otherwise `eos_id` ends every input too.
-        sentinel_id: stands behind every input, before its EOS, or None.
-    """
-
-    encode: Callable[[str], Sequence[int]]
-    eos_id: int
-    bos_id: int | None
-    prompt_ids: dict[str, np.ndarray]
-    prompt: str = ""
-    continues: bool = True
-    sentinel_id: int | None = None
-
-    def inputs(self, text: str, task: str = "") -> list[int]:
-        """Ids of an input text, behind the prompt of its task."""
-        virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
-        start = [] if self.bos_id is None else [self.bos_id]
-        end = [] if self.sentinel_id is None else [self.sentinel_id]
-        end += [] if self.continues else [self.eos_id]
-        return [*([] if virtual is None else virtual.tolist()), *start, *self.encode(text), *end]
-
-    def tokens(self, example: "Example") -> Tokens:
-        """Ids of an example. A target that continues its input stands one space after it.
-
-        Raises:
-            UserError: the input is empty, so that nothing stands before the first target.
-        """
-        inputs = self.inputs(example.inputs, example.task)
-        if not inputs:
-            raise UserError(f"Example {example.id!r} of task {example.task!r} has an empty input; leave it out.")
-        gap = " " if self.continues and example.targets and not example.inputs[-1:].isspace() else ""
-        targets = [*self.encode(gap + example.targets), self.eos_id]
-        return Tokens(inputs, targets)
 
 
 class TrainBatches:

@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 import jax
 
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.models.batch_layout import Batch, Tokens
 from promot_jax.models.decoder import DecoderConfig, DecoderModel
-from promot_jax.models.layouts import Batch, Tokens
 from promot_jax.models.t5 import T5Config, T5Model
-from promot_jax.partitioning import Partitioner
 
 __all__ = ["CONFIGS", "Config", "DecoderConfig", "DecoderModel", "Model", "T5Config", "T5Model", "build"]
 

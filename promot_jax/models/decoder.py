@@ -13,10 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from promot_jax.distributed.partitioning import Partitioner, constrain
 from promot_jax.errors import UserError
-from promot_jax.models import layers, layouts
-from promot_jax.models.family import Family
-from promot_jax.partitioning import Partitioner, constrain
+from promot_jax.models import layers
+from promot_jax.models.base import Family
+from promot_jax.models.batch_layout import Batch, Tokens, decoder_rows
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -300,9 +301,9 @@ class DecoderModel(Family):
         """Random parameters, float32."""
         return self.module.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
-    def layout(self, rows: Sequence[Sequence[layouts.Tokens]], inputs: int, targets: int) -> layouts.Batch:
+    def layout(self, rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> Batch:
         """Lays sequences out as this family's training batch; see `Model.layout`."""
-        return layouts.decoder_rows(rows, inputs + targets, targets)
+        return decoder_rows(rows, inputs + targets, targets)
 
     def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
         """States that predict the targets, `[batch, targets, embed]`; see `Model.hidden`."""

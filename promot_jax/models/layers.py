@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from promot_jax.distributed.partitioning import constrain
 from promot_jax.errors import UserError
-from promot_jax.partitioning import constrain
 
 Array = jax.Array
 
@@ -95,7 +95,7 @@ def remat_policy(given: str | bool) -> str:
 class Dense(nn.Module):
     """Linear layer in T5X's names and layout: `kernel` `[in, out]` and, if asked for, `bias` `[out]`, both float32.
 
-    Where LoRA lies beside the kernel (`promot_jax.lora.attach`), its update is added.
+    Where LoRA lies beside the kernel (`promot_jax.params.lora.attach`), its update is added.
     """
 
     features: int

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from promot_jax import trees
+from promot_jax.distributed.partitioning import Partitioner, constrain
 from promot_jax.errors import UserError
-from promot_jax.models import layers, layouts
-from promot_jax.models.family import Family
-from promot_jax.models.relative import RelativeBias
-from promot_jax.partitioning import Partitioner, constrain
+from promot_jax.models import layers
+from promot_jax.models.base import Family
+from promot_jax.models.batch_layout import Batch, Tokens, encoder_decoder_rows
+from promot_jax.models.relative_position import RelativeBias
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -321,15 +322,15 @@ class T5Model(Family):
 
     def init(self, key: Array) -> Params:
         """Random parameters, float32."""
-        batch = layouts.encoder_decoder_rows([[layouts.Tokens([0], [0])]], 1, 1)
+        batch = encoder_decoder_rows([[Tokens([0], [0])]], 1, 1)
         flat = trees.flatten(self.module.init(key, batch)["params"])
         # Attention logits are not scaled: queries start small instead.
         small = self.config.head_dim**-0.5
         return trees.unflatten({p: leaf * small if p.endswith("query/kernel") else leaf for p, leaf in flat.items()})
 
-    def layout(self, rows: Sequence[Sequence[layouts.Tokens]], inputs: int, targets: int) -> layouts.Batch:
+    def layout(self, rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> Batch:
         """Lays sequences out as this family's training batch; see `Model.layout`."""
-        return layouts.encoder_decoder_rows(rows, inputs, targets)
+        return encoder_decoder_rows(rows, inputs, targets)
 
     def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
         """States that predict the targets, `[batch, targets, embed]`; see `Model.hidden`."""

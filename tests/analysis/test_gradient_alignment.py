@@ -9,11 +9,13 @@ import pytest
 import tiny
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
-from promot_jax import main, preemption, prompts, trees
+from promot_jax import main, trees
 from promot_jax.analysis import gradient_alignment as alignment
-from promot_jax.losses import cross_entropy
+from promot_jax.distributed import preemption
 from promot_jax.models import DecoderConfig, T5Config, build
-from promot_jax.models.layouts import Tokens
+from promot_jax.models.batch_layout import Tokens
+from promot_jax.params import soft_prompts
+from promot_jax.training.losses import cross_entropy
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIGS = {"decoder": DecoderConfig(40, 16, 4, 2, 3, 8, 24), "t5": T5Config(40, 16, 2, 2, 3, 8, 24)}
@@ -29,7 +31,7 @@ def example_rows():
 def test_cosines_are_those_of_whole_gradients(name, label_smoothing):
     model = build(CONFIGS[name])
     params = jax.jit(model.init)(jax.random.key(1))
-    table = prompts.table({"task": jax.random.normal(jax.random.key(2), (2, 16))})
+    table = soft_prompts.table({"task": jax.random.normal(jax.random.key(2), (2, 16))})
     rows = example_rows()
     both = [model.layout(one, 8, 4) for one in (rows, alignment.shuffled(rows, np.random.default_rng(3)))]
 

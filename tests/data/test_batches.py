@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promot_jax import replay
-from promot_jax.data import batches
-from promot_jax.data.batches import WIDTHS, Binding, ShardedBatches, TrainBatches
-from promot_jax.data.text import Example
+from promot_jax.data import batches, replay
+from promot_jax.data.batches import WIDTHS, ShardedBatches, TrainBatches
+from promot_jax.data.encoding import Binding
+from promot_jax.data.examples import Example
+from promot_jax.data.replay import Replay
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderConfig, T5Config, build, layouts
-from promot_jax.models.layouts import Tokens
-from promot_jax.replay import Replay
+from promot_jax.models import DecoderConfig, T5Config, build
+from promot_jax.models.batch_layout import Tokens, decoder_rows
 
 VOCAB, EOS, BOS = 200, 0, 1
 PROMPTS = {"a": np.arange(VOCAB, VOCAB + 3, dtype=np.int32), "b": np.arange(VOCAB + 3, VOCAB + 5, dtype=np.int32)}
@@ -191,7 +191,7 @@ def test_without_any_input_there_is_no_place_to_predict_from():
 
 
 def test_a_row_by_hand():
-    batch = layouts.decoder_rows([[Tokens([200, 5, 6], [7, 8, 0]), Tokens([9], [0])], []], 8, 5)
+    batch = decoder_rows([[Tokens([200, 5, 6], [7, 8, 0]), Tokens([9], [0])], []], 8, 5)
     expected = {
         "tokens": [200, 5, 6, 7, 8, 9, 0, 0],
         "positions": [0, 1, 2, 3, 4, 0, 0, 0],
@@ -214,7 +214,7 @@ TOKENS = st.builds(Tokens, st.lists(IDS, min_size=1, max_size=6), st.lists(IDS, 
 def test_rows_hold_their_sequences(rows):
     length = max(sum(len(one.inputs) + len(one.targets) - 1 for one in row) for row in rows) + 1
     targets = max(sum(len(one.targets) for one in row) for row in rows) + 1
-    batch = layouts.decoder_rows(rows, length, targets)
+    batch = decoder_rows(rows, length, targets)
 
     assert sequences(batch) == [(one.inputs, one.targets) for row in rows for one in row]
     assert {array.shape for array in batch.values()} == {(len(rows), length), (len(rows), targets)}

@@ -19,10 +19,12 @@ import seqio
 import tensorflow as tf
 import tiny_tasks
 
-from promot_jax import runs, session
-from promot_jax.data import fewshot, text
+from promot_jax.data import examples as text
+from promot_jax.data.exemplars import choose
 from promot_jax.errors import UserError
-from promot_jax.experiment import Experiment
+from promot_jax.experiments import resume_guard, session
+from promot_jax.experiments.session import open_session
+from promot_jax.experiments.settings import Experiment
 from promot_jax.tasks import register
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +138,7 @@ def test_exemplars_are_the_same(cache: Callable[..., str], built: Path, monkeypa
 
     def chosen() -> list[list[text.Example]]:
         pool = text.pool("pool")
-        return [fewshot.choose("pool", 0, e.id, pool, 3) for e in text.read("pool", "test")]
+        return [choose("pool", 0, e.id, pool, 3) for e in text.read("pool", "test")]
 
     monkeypatch.setattr(text, "POOL_ROWS", 10)
     register.register("pool", tiny_tasks.reviews, register.Template("Q: {noun} A:", "{label}"), [])
@@ -224,9 +226,9 @@ def test_a_folder_with_the_cache_of_a_task_that_comes_later(
 
     monkeypatch.setattr(session, "load_base", load_base)
     with pytest.raises(UserError, match="no task of this run"):
-        runs.open_session(first)
+        open_session(first)
     with pytest.raises(LoadsError):
-        runs.open_session(first, [first, later])
+        open_session(first, [first, later])
 
 
 def test_a_task_that_asks_for_its_cache(cache: Callable[..., str]) -> None:
@@ -266,16 +268,16 @@ def test_a_damaged_cache(damage: Callable[[Path], None], reason: str, read: str,
 
 def test_a_run_goes_on_with_the_same_tasks_cached_only(cache: Callable[..., str], tmp_path: Path) -> None:
     experiment = Experiment("none", "tiny_review", "tiny_tasks", {"inputs": 32, "targets": 3}, "tiny_icl")
-    plain = runs._shared(experiment)
+    plain = resume_guard._shared(experiment)
     assert not {"cached", "cache_dirs"} & set(plain["experiment"])
-    runs.keep_settings(tmp_path, plain)
+    resume_guard.keep_settings(tmp_path, plain)
 
     folder = cache("tiny_review")
-    shared = runs._shared(dataclasses.replace(experiment, cache_dirs=[folder]))
+    shared = resume_guard._shared(dataclasses.replace(experiment, cache_dirs=[folder]))
 
     assert shared["experiment"] == {**plain["experiment"], "cached": ["tiny_review"]}
     with pytest.raises(UserError, match=r"was started with experiment/cached = None, now it is \['tiny_review'\]"):
-        runs.keep_settings(tmp_path, shared)
+        resume_guard.keep_settings(tmp_path, shared)
 
 
 @pytest.mark.slow

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_jax import decoding, trees
+from promot_jax import trees
+from promot_jax.decoding.generate import generate
+from promot_jax.decoding.settings import Decoding
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderConfig, build, layouts
+from promot_jax.models import DecoderConfig, build
+from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.models.layers import Embed
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -35,7 +38,7 @@ def _case(request):
 
 def _batch(rows, length, targets=6):
     """Every row as one sequence whose last tokens are the targets."""
-    return layouts.decoder_rows([[layouts.Tokens(row[:-targets], row[-targets:])] for row in rows], length, targets)
+    return decoder_rows([[Tokens(row[:-targets], row[-targets:])] for row in rows], length, targets)
 
 
 def _rows(vocab, count=5, low=8, high=20):
@@ -50,8 +53,8 @@ def _generate(model, params, prompt, rows, steps=10, stops=None):
         tokens[index, : len(row)] = row
     inputs = {"tokens": tokens, "lengths": np.array([len(row) for row in rows], np.int32)}
     stops = np.zeros(model.config.vocab_size, bool) if stops is None else stops
-    settings = decoding.Decoding(max_tokens=steps)
-    out = decoding.generate(model, settings, params, prompt, inputs, stops, np.int32(steps), jax.random.key(0))
+    settings = Decoding(max_tokens=steps)
+    out = generate(model, settings, params, prompt, inputs, stops, np.int32(steps), jax.random.key(0))
     return np.asarray(out)
 
 
@@ -100,7 +103,7 @@ def test_packed_rows_equal_unpacked(case):
     prompt = jnp.asarray(np.random.default_rng(5).normal(size=(4, model.config.emb_dim)), jnp.float32)
     rows = _rows(vocab, count=3)
     rows = [[*range(vocab, vocab + 4), *rows[0]], rows[1], [*range(vocab, vocab + 4), *rows[2]]]
-    packed = layouts.decoder_rows([[layouts.Tokens(row[:-6], row[-6:]) for row in rows]], 64, 18)
+    packed = decoder_rows([[Tokens(row[:-6], row[-6:]) for row in rows]], 64, 18)
     together = model.logits(params, prompt, packed)[0].reshape(3, 6, -1)
     for row, logits in zip(rows, together, strict=True):
         alone = model.logits(params, prompt, _batch([row], 30))[0]
@@ -153,7 +156,7 @@ def test_bfloat16_products_accumulate_in_float32():
 def test_layers_recompute_what_their_policy_does_not_keep():
     """Products in the trace of a gradient: "dots" computes those of attention again, "full" the linear layers' too."""
     config = CONFIGS["grouped, tied"]
-    batch = layouts.decoder_rows([[layouts.Tokens([1, 2, 3], [4, 5])]], 8, 2)
+    batch = decoder_rows([[Tokens([1, 2, 3], [4, 5])]], 8, 2)
     params = jax.eval_shape(build(config).init, jax.random.key(0))
 
     def products(remat):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build
-from promot_jax.models.layouts import Tokens
-from promot_jax.partitioning import Partitioner
+from promot_jax.models.batch_layout import Tokens
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 GEMMA = {"activation": "gelu", "norm_offset": 1.0, "post_norms": True, "embedding_scale": True, "norm_eps": 1e-6}

@@ -21,12 +21,14 @@ import plain_beam
 import pytest
 import torch
 
-from promot_jax import decoding, losses
-from promot_jax.convert import export, hf, hf_config
-from promot_jax.decoding import Decoding
+from promot_jax.checkpoints import export
+from promot_jax.checkpoints.huggingface import config, load
+from promot_jax.decoding.generate import generate
+from promot_jax.decoding.settings import Decoding
+from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.models import CONFIGS, build
-from promot_jax.models.layouts import Tokens
-from promot_jax.partitioning import Partitioner
+from promot_jax.models.batch_layout import Tokens
+from promot_jax.training import losses
 
 pytestmark = [
     pytest.mark.usefixtures("fast_compilation", "one_torch_thread"),
@@ -85,7 +87,7 @@ def pair(name: str) -> Pair:
     plain = hf_models.variant(name)
     with tempfile.TemporaryDirectory() as folder:
         plain.save_pretrained(folder)
-        loaded = hf.read(Path(folder), Partitioner())
+        loaded = load.read(Path(folder), Partitioner())
     model = build(CONFIGS[loaded.family](**loaded.config))
     prompt = np.float32(np.random.default_rng(2).normal(size=(PROMPT, model.config.emb_dim)))
     kind = "CAUSAL_LM" if model.continues else "SEQ_2_SEQ_LM"
@@ -131,7 +133,7 @@ def measured(name: str) -> tuple[list[np.ndarray], list[float], dict[str, np.nda
     parts = [np.asarray(one)[: len(row.targets)] for row, one in zip(rows, logits, strict=False)]
     parts += [np.asarray(logits)[-1, end - len(row.targets) : end] for row, end in zip(packed, ends, strict=True)]
     family = "decoder" if both.model.continues else "t5"
-    by_name = export._sources(family, hf_config.full(family, both.model.config), gradients[0])
+    by_name = export._sources(family, config.full(family, both.model.config), gradients[0])
     return parts, found.tolist()[:-1], {key: one.values() for key, one in by_name.items()}, np.asarray(gradients[1])
 
 
@@ -187,7 +189,7 @@ def ours(name: str, settings: Decoding, stop: int | None = None) -> list[list[in
     inputs = {"tokens": tokens, "lengths": np.array([len(row) for row in rows], np.int32)}
     stops, limits = np.arange(both.vocab) == (-1 if stop is None else stop), np.full(100, settings.max_tokens, np.int32)
     prompt, key = jnp.asarray(both.prompt), jax.random.key(0)
-    out = decoding.generate(both.model, settings, both.params, prompt, inputs, stops, limits, key)
+    out = generate(both.model, settings, both.params, prompt, inputs, stops, limits, key)
     return [[token for token in row if token >= 0] for row in out.tolist()]
 
 

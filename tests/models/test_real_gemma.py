@@ -6,9 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from promot_jax import assets, decoding, main, pretrained, results
-from promot_jax.models import layouts
-from promot_jax.partitioning import Partitioner
+from promot_jax import assets, main
+from promot_jax.checkpoints import pretrained
+from promot_jax.decoding.generate import generate
+from promot_jax.decoding.settings import Decoding
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.models.batch_layout import Tokens, decoder_rows
+from promot_jax.results import schema
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -60,7 +64,7 @@ def test_logits_equal_transformers(base, path):
     rows = [[2, *base.vocabulary.encode(text)] for text in (*TEXTS, " ".join(TEXTS) * 10)]
     assert len(rows[-1]) > 600
     for row in rows:
-        batch = layouts.decoder_rows([[layouts.Tokens(row[:-8], row[-8:])]], len(row), 8)
+        batch = decoder_rows([[Tokens(row[:-8], row[-8:])]], len(row), 8)
         ours = np.asarray(base.model.logits(base.params, None, batch)[0])
         with torch.no_grad():
             theirs = twin(torch.tensor([row]), logits_to_keep=9).logits[0, :-1].numpy()
@@ -74,8 +78,8 @@ def test_it_knows_capitals(base):
     assert sum(leaf.size for leaf in jax.tree.leaves(base.params)) == 268_098_176
     row = [2, *base.vocabulary.encode(TEXTS[0])]
     inputs = {"tokens": np.array([row], np.int32), "lengths": np.array([len(row)], np.int32)}
-    stops, settings = np.zeros(262144, bool), decoding.Decoding(max_tokens=4)
-    out = decoding.generate(base.model, settings, base.params, None, inputs, stops, np.int32(4), jax.random.key(0))
+    stops, settings = np.zeros(262144, bool), Decoding(max_tokens=4)
+    out = generate(base.model, settings, base.params, None, inputs, stops, np.int32(4), jax.random.key(0))
     assert base.vocabulary.decode(out[0].tolist()).split()[0] == "Paris"
 
 
@@ -90,7 +94,7 @@ def demonstration(job, workdir, **more):
     given = {"INITIAL_CHECKPOINT_PATH": "asset:gemma3-270m"} | FEW | more
     options = [f"--gin.{name}={value}" for name, value in given.items()]
     assert main.main([f"--gin_file={job}.gin", f"--workdir={workdir}", *options]) == 0
-    return results.read(workdir)
+    return schema.read(workdir)
 
 
 def test_the_demonstration_evaluates_it(tmp_path):

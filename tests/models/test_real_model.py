@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from promot_jax import assets, decoding, pretrained
-from promot_jax.models import layouts
-from promot_jax.partitioning import Partitioner
+from promot_jax import assets
+from promot_jax.checkpoints import pretrained
+from promot_jax.decoding.generate import generate
+from promot_jax.decoding.settings import Decoding
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.models.batch_layout import Tokens, decoder_rows
 
 pytestmark = pytest.mark.real
 
@@ -73,7 +76,7 @@ def test_logits_agree_with_pytorch(base, twin):
     import torch
 
     rows = [list(base.vocabulary.encode(text)) for text in TEXTS]
-    batch = layouts.decoder_rows([[layouts.Tokens(row[:-8], row[-8:])] for row in rows], 32, 8)
+    batch = decoder_rows([[Tokens(row[:-8], row[-8:])] for row in rows], 32, 8)
     for row, ours in zip(rows, base.model.logits(base.params, None, batch), strict=True):
         with torch.no_grad():
             theirs = twin(torch.tensor([row])).logits[0, -9:-1].numpy()
@@ -88,8 +91,8 @@ def test_greedy_generation_agrees_with_pytorch(base, twin):
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = row
     inputs = {"tokens": tokens, "lengths": np.array([len(row) for row in rows], np.int32)}
-    stops, settings = np.zeros(49152, bool), decoding.Decoding(max_tokens=12)
-    out = decoding.generate(base.model, settings, base.params, None, inputs, stops, np.int32(12), jax.random.key(0))
+    stops, settings = np.zeros(49152, bool), Decoding(max_tokens=12)
+    out = generate(base.model, settings, base.params, None, inputs, stops, np.int32(12), jax.random.key(0))
     for row, ours in zip(rows, np.asarray(out), strict=True):
         ids = torch.tensor([row])
         theirs = twin.generate(

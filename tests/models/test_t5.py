@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_jax import decoding, losses, trees
+from promot_jax import trees
+from promot_jax.decoding import generate as generate_module
+from promot_jax.decoding.settings import Decoding
 from promot_jax.errors import UserError
-from promot_jax.models import T5Config, build, layouts, relative
-from promot_jax.models.layouts import Tokens
+from promot_jax.models import T5Config, build
+from promot_jax.models.batch_layout import Tokens, encoder_decoder_rows
+from promot_jax.models.relative_position import buckets
+from promot_jax.training import losses
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIGS = {
@@ -110,8 +114,8 @@ def batch_of(rows):
 def generate(model, params, prompt, rows, steps=8):
     """Greedy ids `[rows, steps]` of inputs that share one padded batch."""
     stops, limits = np.zeros(model.config.vocab_size, bool), np.full(len(rows), steps, np.int32)
-    settings, key = decoding.Decoding(max_tokens=steps), jax.random.key(0)
-    return np.asarray(decoding.generate(model, settings, params, prompt, batch_of(rows), stops, limits, key))
+    settings, key = Decoding(max_tokens=steps), jax.random.key(0)
+    return np.asarray(generate_module.generate(model, settings, params, prompt, batch_of(rows), stops, limits, key))
 
 
 @pytest.mark.parametrize(("count", "farthest"), [(32, 128), (8, 12), (64, 1000)])
@@ -121,7 +125,7 @@ def test_buckets_agree_with_pytorch(count, farthest):
     distance = np.arange(-farthest - 50, farthest + 51)
     for both in (True, False):
         expected = theirs(torch.tensor(distance), both, count, farthest).numpy()
-        ours = relative.buckets(count, farthest, both)[np.clip(distance, -farthest, farthest) + farthest]
+        ours = buckets(count, farthest, both)[np.clip(distance, -farthest, farthest) + farthest]
         assert ours.tolist() == expected.tolist()
 
 
@@ -248,7 +252,7 @@ def test_parameters_are_named_as_in_t5x():
 
 
 def test_a_row_by_hand():
-    batch = layouts.encoder_decoder_rows([[Tokens([90, 5, 1], [7, 8, 1]), Tokens([9, 1], [1])], []], 6, 5)
+    batch = encoder_decoder_rows([[Tokens([90, 5, 1], [7, 8, 1]), Tokens([9, 1], [1])], []], 6, 5)
     expected = {
         "tokens": [90, 5, 1, 9, 1, 0],
         "segment_ids": [1, 1, 1, 2, 2, 0],

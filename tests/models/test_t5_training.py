@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 import tiny_tasks  # noqa: F401, registers the tasks
 
-from promot_jax import decoding, prompts, trees
-from promot_jax.data import batches, text
-from promot_jax.data.sentencepiece import ByteVocabulary
-from promot_jax.decoding import Decoding
+from promot_jax import trees
+from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.data import batches, examples
+from promot_jax.data.vocabularies.sentencepiece import ByteVocabulary
+from promot_jax.decoding.settings import Decoding
+from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation import Evaluator, Request
-from promot_jax.experiment import Evaluation
+from promot_jax.evaluation import evaluator as evaluator_module
+from promot_jax.evaluation.evaluator import Evaluator, Request
+from promot_jax.evaluation.settings import Evaluation
+from promot_jax.methods.stages import STAGE1, STAGE2
 from promot_jax.models import T5Config, build
-from promot_jax.optim import Optimizer
-from promot_jax.partitioning import Partitioner
-from promot_jax.pretrained import Pretrained, cast_weights
-from promot_jax.stages import STAGE1, STAGE2
-from promot_jax.train import Training, train
+from promot_jax.params.dtypes import cast_weights
+from promot_jax.params.soft_prompts import PromptInit
+from promot_jax.training.loop import train
+from promot_jax.training.optimizer import Optimizer
+from promot_jax.training.settings import Training
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIG = T5Config(384, 16, 2, 2, 1, 8, 24)
@@ -43,7 +47,7 @@ def evaluator(base, **changes):
 def train_stage(folder, base, stage, params, pack, steps=2):
     judge = evaluator(base)
     stream = batches.TrainBatches(
-        text.stream("tiny_review", "train", seed=0),
+        examples.stream("tiny_review", "train", seed=0),
         judge.binding(params["prompt"], "tiny_review"),
         base.model.layout,
         batch_size=2,
@@ -73,7 +77,7 @@ def train_stage(folder, base, stage, params, pack, steps=2):
 
 
 def test_both_stages_train_their_own_subtree_and_no_other(base, tmp_path):
-    rows = prompts.PromptInit().rows(
+    rows = PromptInit().rows(
         jax.random.key(1),
         4,
         base.params["token_embedder"]["embedding"].shape,
@@ -98,7 +102,7 @@ def test_both_stages_train_their_own_subtree_and_no_other(base, tmp_path):
 def test_inputs_are_encoded_and_targets_stand_by_themselves(base):
     table = {"a": np.zeros((3, 16), np.float32)}
     binding = evaluator(base, sentinel=True).binding(table, "a")  # of training: no sentinel
-    example = text.Example("a", "id", "xy", "z", (), "", 0)
+    example = examples.Example("a", "id", "xy", "z", (), "", 0)
     tokens = binding.tokens(example)
     assert tokens.inputs == [384, 385, 386, *base.vocabulary.encode("xy"), 1]
     assert tokens.targets == [*base.vocabulary.encode("z"), 1]
@@ -115,7 +119,7 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
         asked.extend(row[:length].tolist() for row, length in zip(*map(np.asarray, inputs.values()), strict=True))
         return out
 
-    monkeypatch.setattr(decoding, "generate", answer)
+    monkeypatch.setattr(evaluator_module, "generate", answer)
     judge = evaluator(base, sentinel=True, decoding=Decoding(max_tokens=20))
     params = {"model": base.params}
     assert judge.ask(params, [Request("a b")]) == [said]
@@ -139,7 +143,7 @@ def test_a_task_that_was_trained_is_asked_as_it_was_trained(base, monkeypatch):
         ask(*arguments)
         return {end == 258 for end in ends}
 
-    monkeypatch.setattr(decoding, "generate", answer)
+    monkeypatch.setattr(evaluator_module, "generate", answer)
     judge = evaluator(base, sentinel=True)
     prompt = Partitioner().place({"prompt": {"tiny_review": np.zeros((2, 16), np.float32)}})
     untouched = {"model": base.params, **prompt}
@@ -156,7 +160,7 @@ def test_a_task_that_was_trained_is_asked_as_it_was_trained(base, monkeypatch):
 
 
 def test_a_tokenizer_without_sentinels_is_refused(base, tiny_folder):
-    from promot_jax import pretrained
+    from promot_jax.checkpoints import pretrained
 
     other = pretrained.load(str(tiny_folder / "tiny.gguf"), Partitioner())
     mixed = dataclasses.replace(base, vocabulary=other.vocabulary)

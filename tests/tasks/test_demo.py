@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import seqio
 
-from promot_jax.data import fewshot, text
+from promot_jax.data import examples as text
+from promot_jax.data.exemplars import choose, compose
 
 text.import_tasks(["promot_jax.tasks.demo"])
 SPLITS = ("train", "validation", "test")
@@ -45,7 +46,7 @@ def test_the_first_metric(name: str) -> None:
 
 def test_registering_downloads_nothing(tmp_path: Path) -> None:
     script = (
-        "from promot_jax.data import text; text.import_tasks(['promot_jax.tasks.demo']); text.get('demo_icl_2shot')"
+        "from promot_jax.data import examples as e; e.import_tasks(['promot_jax.tasks.demo']); e.get('demo_icl_2shot')"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PROMOT_ASSETS": str(tmp_path / "assets"), "PATH": ""}
 
@@ -115,7 +116,7 @@ def test_prompts_are_the_same_everywhere() -> None:
     for name in TASKS:
         pool = text.read(name, "train")
         for example in text.read(f"{name}_4shot", "test"):
-            chosen = fewshot.choose(name, 0, example.id, pool, example.shots, example.inputs)
-            digest.update(fewshot.compose(example, chosen, len, 10_000)[0].encode())
+            chosen = choose(name, 0, example.id, pool, example.shots, example.inputs)
+            digest.update(compose(example, chosen, len, 10_000)[0].encode())
 
     assert digest.hexdigest()[:16] == "db1cb053d0dfc74f"

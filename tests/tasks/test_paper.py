@@ -13,15 +13,18 @@ import pytest
 import seqio
 import tensorflow_datasets as tfds
 
-from promot_jax import decoding, evaluation, main
-from promot_jax.analysis.bootstrap import normalized_average
-from promot_jax.data import fewshot, text
-from promot_jax.data.sentencepiece import ByteVocabulary
+from promot_jax import main
+from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.data import examples as text
+from promot_jax.data.exemplars import WithExemplars, choose, compose, distinct, draw
+from promot_jax.data.vocabularies.sentencepiece import ByteVocabulary
+from promot_jax.decoding.output_text import first_span
+from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.experiment import Evaluation
+from promot_jax.evaluation import evaluator
+from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import T5Config, build
-from promot_jax.partitioning import Partitioner
-from promot_jax.pretrained import Pretrained
+from promot_jax.results.bootstrap import normalized_average
 from promot_jax.tasks import register
 
 with mock.patch.object(tfds, "load", side_effect=AssertionError), mock.patch.object(tfds, "builder", None):
@@ -141,7 +144,7 @@ def test_postprocessing(name: str, output: str, answer: str) -> None:
     ],
 )
 def test_span_corruption_outputs(name: str, raw: str, answer: str) -> None:
-    said = text.get(name).postprocess_fn(decoding.first_span(raw), example={}, is_target=False)
+    said = text.get(name).postprocess_fn(first_span(raw), example={}, is_target=False)
     assert said == answer
 
 
@@ -186,8 +189,8 @@ def test_shuffling_and_sharding_change_no_exemplar(name: str) -> None:
     pool = {example.id.encode(): example for example in text.read(name, "train")}
     (query, *_) = text.read(f"{name}_4shot", "test")
     orders = [[pool[i] for i in order] for order in (stored, shuffled, itertools.chain(*shards))]
-    chosen = [fewshot.choose(name, 0, query.id, order, 4) for order in orders]
-    drawn = [fewshot.draw(name, 0, query, fewshot.distinct(order), 4) for order in orders]
+    chosen = [choose(name, 0, query.id, order, 4) for order in orders]
+    drawn = [draw(name, 0, query, distinct(order), 4) for order in orders]
     assert chosen[0] == chosen[1] == chosen[2] and len({e.id for e in chosen[0]}) == 4
     assert drawn[0] == drawn[1] == drawn[2] and len({e.id for e in drawn[0]}) == 4
 
@@ -195,7 +198,7 @@ def test_shuffling_and_sharding_change_no_exemplar(name: str) -> None:
 def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     """Scores two tasks of the data at hand, by a model whose answer is a function of the whole prompt."""
 
-    def answer(self: evaluation.Evaluator, params: Any, requests: list[evaluation.Request]) -> list[str]:
+    def answer(self: evaluator.Evaluator, params: Any, requests: list[evaluator.Request]) -> list[str]:
         codes = [int(text.stable_hash(request.text), 16) for request in requests]
         return [["Who", "Paris", "True", "False"][code % 4] for code in codes]
 
@@ -204,16 +207,16 @@ def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
 
     read = seqio.Task.get_dataset
     base = Pretrained(build(T5Config(384, 16, 2, 1, 1, 8, 24)), {}, ByteVocabulary(), "", "", "", {})
-    evaluation._read.cache_clear()
-    evaluation._exemplars.cache_clear()
+    evaluator._read.cache_clear()
+    evaluator._exemplars.cache_clear()
     settings = Evaluation(max_input_length=4096)
     with (
-        mock.patch.object(evaluation.Evaluator, "ask", answer),
+        mock.patch.object(evaluator.Evaluator, "ask", answer),
         mock.patch.object(seqio.Task, "get_dataset", get_dataset),
     ):
         found = []
         for name in ("rte_4shot", "web_questions_4shot"):
-            judge = evaluation.Evaluator(base, settings, Partitioner(), task=name, icl="")
+            judge = evaluator.Evaluator(base, settings, Partitioner(), task=name, icl="")
             found.append(judge.target({"model": {}}, "test", 12))
     return [one.entry for one in found], [one.rows for one in found]
 
@@ -256,7 +259,7 @@ def test_shuffling_and_sharding_change_no_score(tmp_path: Path, data: Path) -> N
 @pytest.mark.parametrize("name", FINETUNE)
 def test_training_with_one_exemplar_in_front(name: str) -> None:
     pool = {f"{e.inputs} {e.targets}": e for e in text.read(name, "train")}
-    stream = fewshot.WithExemplars(text.stream(f"{name}_1shot", "train", seed=0), 0, len, 10_000)
+    stream = WithExemplars(text.stream(f"{name}_1shot", "train", seed=0), 0, len, 10_000)
 
     by_id: dict[str, set[str]] = {}
     ids: list[str] = []
@@ -272,7 +275,7 @@ def test_training_with_one_exemplar_in_front(name: str) -> None:
 
 
 def test_the_mixture_of_two_tasks_with_one_exemplar() -> None:
-    stream = fewshot.WithExemplars(text.stream("rte_enfr_1shot", "train", seed=0), 0, len, 10_000)
+    stream = WithExemplars(text.stream("rte_enfr_1shot", "train", seed=0), 0, len, 10_000)
 
     examples = list(itertools.islice(stream, 60))
 
@@ -286,12 +289,12 @@ def test_only_articles_are_shortened() -> None:
     for name in CASES:
         (example, *_) = text.read(name, "test")
         if name in ("xsum", "wiki_lingua"):
-            composed, dropped = fewshot.compose(example, [example], lambda s: len(s.split()), 6)
+            composed, dropped = compose(example, [example], lambda s: len(s.split()), 6)
             assert composed == " ".join(example.inputs.split(" ")[:3]) + " One sentence summary:"
             assert dropped == 1
         else:
             with pytest.raises(UserError, match="over the limit of 2: allow longer inputs"):
-                fewshot.compose(example, [], lambda s: len(s.split()), 2)
+                compose(example, [], lambda s: len(s.split()), 2)
 
 
 def test_documented() -> None:

@@ -6,8 +6,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from promot_jax.data import text
-from promot_jax.decoding import Decoding
+from promot_jax.data.examples import FEATURES, stable_hash
+from promot_jax.decoding.settings import Decoding
 from promot_jax.errors import UserError
 from promot_jax.tasks import metrics, postprocess, register, templates
 
@@ -30,7 +30,7 @@ def test_every_feature_is_there() -> None:
 
     element = elements("kind_4shot")[3]
 
-    assert sorted(element) == sorted(text.FEATURES)
+    assert sorted(element) == sorted(FEATURES)
     assert element["inputs"] == b"Country: C3\nCapital:"
     assert element["targets"] == b"K3"
     assert element["id"] == b"test-3"
@@ -116,7 +116,7 @@ def test_a_cached_task_is_read_from_its_cache(cache_folder: Path) -> None:
     folder.mkdir()
     example = tf.train.Example()
     features = {}
-    for name, feature in text.FEATURES.items():
+    for name, feature in FEATURES.items():
         features[name] = {"dtype": feature.dtype.name, "shape": [None] * feature.rank}
         values = example.features.feature[name]
         if name == "shots":
@@ -140,7 +140,7 @@ def test_a_cached_task_is_read_from_its_cache(cache_folder: Path) -> None:
 def test_rows_without_an_id_get_a_stable_one() -> None:
     register.register("nameless", lambda _: [{"country": "C", "capital": "K"}], CAPITAL, [metrics.accuracy])
 
-    assert elements("nameless")[0]["id"] == text.stable_hash("C", "K").encode()
+    assert elements("nameless")[0]["id"] == stable_hash("C", "K").encode()
 
 
 def test_an_empty_split_is_empty() -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from promot_jax.data import text
+from promot_jax.data import examples
 from promot_jax.tasks import metrics, register, templates
 
 ROW = {
@@ -44,6 +44,6 @@ def test_labelled() -> None:
 def test_filled(registry: None, template: templates.Template, inputs: str, targets: str) -> None:
     register.register("template_filled", lambda _: [ROW], template, [metrics.exact_match])
 
-    (example,) = text.read("template_filled", "test")
+    (example,) = examples.read("template_filled", "test")
 
     assert (example.inputs, example.targets, example.prefix) == (inputs, targets, template.prefix)

@@ -1,0 +1,1 @@
+"""Hugging Face folders: config, tensor names, safetensors."""

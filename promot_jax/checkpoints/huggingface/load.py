@@ -1,0 +1,224 @@
+"""A Hugging Face model folder (config.json and safetensors, single or sharded) to our parameter tree, and its checks.
+
+Everything in the folder is looked at before anything is allocated: the config, every header, every tensor's name, shape
+and storage. No code of the folder runs and no pickle is opened.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from promot_jax.checkpoints import placement
+from promot_jax.checkpoints.huggingface import config as hf_config
+from promot_jax.checkpoints.huggingface import names, safetensors
+from promot_jax.checkpoints.huggingface.names import Name
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_MAX_JSON = 1 << 26  # bytes of a config or an index
+_MAX_SHARDS = 1024
+_BLOCK_ROWS = 1024
+# Names of a text model inside a model that also sees, brought to those of the text model alone.
+_PREFIXES = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+# May be there and change nothing: buffers that older versions saved, and the part of a model that sees.
+_UNUSED = re.compile(
+    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|"
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight|"
+    r"(model\.)?(vision_tower|multi_modal_projector)\..*"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model from a folder.
+
+    Attributes:
+        family: "decoder" or "t5".
+        config: keyword arguments of the family's config, without those at their defaults.
+        placed: the parameters and their fingerprint.
+        unused: tensors of the folder that were not loaded.
+    """
+
+    family: str
+    config: dict[str, Any]
+    placed: placement.Placed
+    unused: tuple[str, ...]
+
+
+class _Held(NamedTuple):
+    """A tensor of an open file."""
+
+    file: safetensors.File
+    key: str
+
+    @property
+    def tensor(self) -> safetensors.Tensor:
+        return self.file.tensors[self.key]
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        return self.file.rows(self.key, first, count)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a Hugging Face model folder (a damaged one included)."""
+    return (path / CONFIG).is_file()
+
+
+def read(
+    folder: Path,
+    partitioner: Partitioner,
+    without: Collection[str] = (),
+    accept: Callable[[str, dict[str, Any]], object] = lambda family, config: None,
+) -> Loaded:
+    """Reads a model, each tensor straight to its place.
+
+    Args:
+        folder: with config.json and model.safetensors, or its index and shards.
+        partitioner: where the parameters go.
+        without: leaves that are not kept (`places.load`).
+        accept: is given the family and the config before any tensor is read, and may raise.
+
+    Raises:
+        UserError: a file is missing, damaged or leads out of the folder; the config asks for what our models do not
+            compute; or tensors are missing, unexpected, or of the wrong shape, storage or values.
+    """
+    config_json = _json(folder, CONFIG)
+    with contextlib.ExitStack() as stack:
+        held = _canonical([stack.enter_context(safetensors.opened(path)) for path in _shards(folder)], folder.name)
+        family, kwargs = hf_config.read(config_json, held, f"{folder.name}/{CONFIG}")
+        config = hf_config.full(family, kwargs)
+        table = names.table(family, config)
+        sources = _sources(table, family, config, held)
+        _check(folder.name, table, sources, held)
+        accept(family, kwargs)
+        for name in table:
+            for copy in name.tensors[1:] if not name.stacked else ():
+                if copy in held and copy != sources[name.leaf][0]:
+                    _check_copy(folder.name, held[sources[name.leaf][0]], held[copy])
+        entries = {}
+        for name in table:
+            parts = tuple(held[source].rows for source in sources[name.leaf])
+            shape = (len(parts), *name.shape) if name.stacked else name.shape
+            entries[name.leaf] = placement.Entry(shape, parts, name.stacked, name.transposed)
+        used = {source for found in sources.values() for source in found}
+        return Loaded(family, kwargs, placement.load(entries, partitioner, without), tuple(sorted(held.keys() - used)))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Returns the path of a file of a folder.
+
+    Raises:
+        UserError: it is missing, no ordinary file, or leads out of the folder (or, in the hub's own cache, where files
+            are links, out of the repository).
+    """
+    if not re.fullmatch(r"[\w][\w.+-]*", name, re.ASCII) or len(name) > 255:
+        raise UserError(f"{folder.name} names the file {name[:80]!r}, which is not a plain file name; fetch it again.")
+    path, root = folder / name, folder.absolute()
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        root = root.parent.parent
+    try:
+        found = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise UserError(f"{folder} lacks {name}; fetch it again.") from error
+    if not found.is_relative_to(root.resolve()) or not found.is_file():
+        raise UserError(f"{path} is not a file of that folder, but leads to {found}; put the file itself there.")
+    return path
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = inside(folder, name)
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, too many for a {name}; fetch it again.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
+    value = safetensors.parse_json(data, str(path), "readable JSON")
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; fetch it again.")
+    return value
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of a folder's tensors, each within it."""
+    if not (folder / INDEX).is_file():
+        if not (folder / SINGLE).exists() and any(folder.glob("*.bin")):
+            raise UserError(f"{folder} has its weights in pickle files, which are not opened; convert to safetensors.")
+        return [inside(folder, SINGLE)]
+    index = _json(folder, INDEX).get("weight_map")
+    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
+        raise UserError(f"{folder / INDEX} has no weight_map of tensor names to file names; fetch it again.")
+    shards = sorted(set(index.values()))
+    if len(shards) > _MAX_SHARDS or not all(name.endswith(".safetensors") for name in shards):
+        raise UserError(f"{folder / INDEX} names {len(shards)} files, at most {_MAX_SHARDS} .safetensors may be.")
+    paths = {name: inside(folder, name) for name in shards}
+    for name, path in paths.items():
+        with safetensors.opened(path) as file:
+            listed = {tensor for tensor, shard in index.items() if shard == name}
+            if listed != file.tensors.keys():
+                odd = min(listed ^ file.tensors.keys())
+                raise UserError(f"{folder / INDEX} and {name} disagree about tensor {odd[:80]!r}; fetch both again.")
+    return list(paths.values())
+
+
+def _canonical(files: Iterable[safetensors.File], origin: str) -> dict[str, _Held]:
+    """The tensors of all files under the names of a text model that stands alone."""
+    held: dict[str, _Held] = {}
+    for file in files:
+        for key in file.tensors:
+            name = key
+            for prefix, plain in _PREFIXES.items():
+                if key.startswith(prefix):
+                    name = plain + key.removeprefix(prefix)
+            if name in held:
+                raise UserError(f"{origin} holds tensor {name[:80]!r} twice; fetch it again.")
+            held[name] = _Held(file, key)
+    if "embed_tokens.weight" in held:  # saved without its head
+        held = {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in held.items()}
+    return held
+
+
+def _sources(
+    table: Iterable[Name], family: str, config: Mapping[str, Any], held: Mapping[str, _Held]
+) -> dict[str, list[str]]:
+    """Names of the tensors that each leaf is made of; of several copies, the first that is there."""
+    sources = {}
+    for name in table:
+        if name.stacked:
+            sources[name.leaf] = [name.of(i) for i in range(names.layers(family, config, name.leaf))]
+        else:
+            sources[name.leaf] = [next((copy for copy in name.tensors if copy in held), name.tensors[0])]
+    return sources
+
+
+def _check(origin: str, table: Iterable[Name], sources: Mapping[str, list[str]], held: Mapping[str, _Held]) -> None:
+    """Raises UserError unless the folder holds the tensors of the model, and nothing but copies of them besides."""
+    wanted = {
+        source: name.shape[::-1] if name.transposed else name.shape for name in table for source in sources[name.leaf]
+    }
+    copies = {copy for name in table for copy in name.tensors}
+    found = {key: placement.Stored(one.tensor.shape, one.tensor.kind, one.tensor.readable) for key, one in held.items()}
+    placement.check(origin, wanted, found, lambda key: key in copies or _UNUSED.fullmatch(key))
+
+
+def _check_copy(origin: str, first: _Held, copy: _Held) -> None:
+    """Raises UserError unless two tensors hold the same values; they are compared a block of rows at a time."""
+    same = first.tensor.shape == copy.tensor.shape and copy.tensor.readable
+    for start in range(0, first.tensor.shape[0], _BLOCK_ROWS) if same else ():
+        count = min(_BLOCK_ROWS, first.tensor.shape[0] - start)
+        same = same and np.array_equal(first.rows(start, count), copy.rows(start, count))
+    if not same:
+        raise UserError(
+            f"{origin} holds {copy.key!r} with other values than {first.key!r}, which our model of this config shares "
+            "with it; check tie_word_embeddings in its config.json."
+        )

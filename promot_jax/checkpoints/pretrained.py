@@ -1,0 +1,255 @@
+"""A base model from what lies at `INITIAL_CHECKPOINT_PATH`: Hugging Face, T5X, GGUF, an asset, or a finished run."""
+
+import dataclasses
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from promot_jax import assets, trees
+from promot_jax.checkpoints.huggingface import load as hf
+from promot_jax.checkpoints.locate import is_remote, locate
+from promot_jax.checkpoints.orbax import Saved
+from promot_jax.checkpoints.placement import Placed, place
+from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+from promot_jax.methods import stages
+from promot_jax.models import CONFIGS, Config, Model, build
+from promot_jax.params import lora
+from promot_jax.params.fingerprint import fingerprint as fingerprint_of
+
+if TYPE_CHECKING:
+    from promot_jax.data.vocabularies.tokenizer import Vocabulary
+
+from promot_jax.checkpoints.stage_folder import STAGE_FILE, describe, overlay
+
+_PADDING = 128  # rows; tables are padded to multiples of 64 or 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model ready to train or to ask.
+
+    Attributes:
+        model: family and config.
+        params: `params["model"]`, float32, placed on the mesh.
+        vocabulary: its tokenizer.
+        base: fingerprint of the base model; a fine-tuned model has that of the one it started from.
+        fingerprint: of these very parameters.
+        path: where it was loaded from, as given.
+        leaves: how many leaves were loaded, new and unused.
+    """
+
+    model: Model
+    params: trees.Tree
+    vocabulary: "Vocabulary"
+    base: str
+    fingerprint: str
+    path: str
+    leaves: dict[str, int]
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """Fingerprints of the models whose prompts fit: itself, and the one it was fine-tuned from."""
+        return (self.fingerprint, self.base)
+
+
+def load(
+    path: str,
+    partitioner: Partitioner,
+    *,
+    config: Config | None = None,
+    vocabulary: str = "",
+    dtype: str = "float32",
+    dropout_rate: float = 0.0,
+) -> Pretrained:
+    """Loads a model; every leaf comes from the checkpoint, none is left at a random value.
+
+    Args:
+        path: "asset:NAME"; a `.gguf` file; the folder of a Hugging Face model; a T5X checkpoint, its file or its folder
+            or one of several, of which the newest counts; each of them local, "hf://ORGANISATION/NAME[@REVISION]" (with
+            "/FILE.gguf" behind it for GGUF; not T5X) or "gs://BUCKET/PATH"; or the folder of a finished run that
+            trained a model.
+        partitioner: where the parameters go.
+        config: sizes, for a checkpoint that carries none (T5X), and how long the sequences may be; one that does is
+            held against them. None takes the checkpoint's.
+        vocabulary: path of the tokenizer (`vocabularies.load`), for a checkpoint that carries none; "" takes its own.
+        dtype: of activations and products.
+        dropout_rate: in training.
+
+    Raises:
+        UserError: nothing there, a format that is not read, or a checkpoint that does not fit `config` or its own.
+    """
+    return _load(path, partitioner, _Options(config, vocabulary, dtype, dropout_rate), ())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """Arguments of `load`, and the stages that are being loaded on top of what `_load` is asked for."""
+
+    config: Config | None
+    vocabulary: str
+    dtype: str
+    dropout_rate: float
+    stages: tuple[Path, ...] = ()
+
+
+def _load(path: str, partitioner: Partitioner, options: _Options, without: Collection[str]) -> Pretrained:
+    """As `load`, with a `jax.ShapeDtypeStruct` for the leaves `without`: they are read for the fingerprints only."""
+    local = locate(path) if is_remote(path) else Path(path)
+    try:
+        local.exists()
+    except OSError as error:  # a name that is too long, say
+        raise UserError(f"Cannot read {path[:200]!r}: {error.strerror or error}.") from error
+    if hf.is_folder(local):
+        sizes, placed, tokenizer, leaves = _read_hf(local, partitioner, without, options)
+    elif is_checkpoint(local):
+        sizes, placed, tokenizer, leaves = _read_t5x(local, partitioner, without, options)
+    elif (stage := _stage_folder(local)) is not None:
+        return _load_stage(stage, path, partitioner, options, without)
+    else:
+        file = local if is_remote(path) else assets.resolve(path)
+        sizes, placed, tokenizer, leaves = _read_gguf(file, partitioner, without, options)
+    sizes = agree(sizes, options.config, path)
+    if tokenizer.vocab_size > sizes.vocab_size:  # ids beyond the table are soft prompts
+        raise UserError(
+            f"{path} has a tokenizer of {tokenizer.vocab_size} tokens and {sizes.vocab_size} embedding rows; "
+            "take both from the same model."
+        )
+    config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=options.dropout_rate)
+    base = placed.fingerprint
+    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves)
+
+
+_Read = tuple[Config, Placed, "Vocabulary", dict[str, int]]
+
+
+def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
+    """A Hugging Face folder, with its tokenizer unless another is given."""
+    from promot_jax.data.vocabularies.load import load as load_vocabulary
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+        if os.path.lexists(folder / name):
+            hf.inside(folder, name)
+    tokenizer = load_vocabulary(options.vocabulary or folder)
+
+    def accept(family: str, sizes: dict[str, Any]) -> None:
+        agree(CONFIGS[family](**sizes), options.config, str(folder))
+
+    loaded = hf.read(folder, partitioner, without, accept)
+    leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
+    return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves
+
+
+def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
+    """A T5X checkpoint: of each leaf only what this host's devices hold, one leaf at a time."""
+    config, vocabulary = options.config, options.vocabulary
+    if config is None or not vocabulary:
+        raise UserError(
+            f"{folder} is a T5X checkpoint, which carries neither sizes nor a tokenizer: give the gin file of its "
+            "model (gin/models/) and set VOCABULARY to the path of its tokenizer."
+        )
+    from promot_jax.data.vocabularies.load import load as load_vocabulary
+
+    tokenizer = load_vocabulary(vocabulary)
+    like = jax.eval_shape(build(config).init, jax.random.key(0))
+    checkpoint = Checkpoint(folder, {name: leaf.shape for name, leaf in trees.flatten(like).items()})
+    return config, place(checkpoint.shapes, checkpoint.read, partitioner, without), tokenizer, checkpoint.leaves
+
+
+def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
+    """A GGUF file, with its tokenizer unless another is given."""
+    if not file.is_file():
+        raise UserError(
+            f"No checkpoint at {str(file)!r}; set INITIAL_CHECKPOINT_PATH to the folder of a Hugging Face model, of a "
+            "T5X checkpoint or of a finished run, a .gguf file, or asset:NAME."
+        )
+    from promot_jax.checkpoints.gguf import load as gguf
+    from promot_jax.data.vocabularies.load import load as load_vocabulary
+    from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
+
+    agree(CONFIGS["decoder"](**gguf.read_config(file)), options.config, str(file))
+    if options.vocabulary:
+        tokenizer = load_vocabulary(options.vocabulary)
+    else:
+        tokenizer = TokenizerVocabulary.from_gguf(gguf.read_metadata(file))
+    loaded = gguf.read(file, partitioner, without)
+    leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": 0}
+    return loaded.config, loaded.placed, tokenizer, leaves
+
+
+def agree(found: Config, given: Config | None, path: str) -> Config:
+    """Returns the config to use: the checkpoint's own or, where a config is given that agrees with it, that one.
+
+    A checkpoint may have some rows more in its tables than the model is said to have: copies are padded to a multiple.
+
+    Args:
+        found: of the checkpoint.
+        given: `Experiment.model`.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        UserError: they differ in more than what may be chosen per run.
+    """
+    if given is None:
+        return found
+    if type(given) is type(found) and 0 < found.vocab_size - given.vocab_size < _PADDING:
+        given = dataclasses.replace(given, vocab_size=found.vocab_size)
+    free = ("dtype", "dropout_rate", "remat", "max_length")
+    ours, theirs = ({"family": type(config).__name__, **vars(config)} for config in (given, found))
+    keys = [key for key in theirs if key not in free and ours.get(key) != theirs[key]]
+    if keys:
+        differing = ", ".join(f"{key} {ours.get(key)} instead of {theirs[key]}" for key in keys[:4])
+        raise UserError(
+            f"{path} is another model than Experiment.model says: {differing}; leave out the gin file of "
+            "the model, or give that of this checkpoint."
+        )
+    return given
+
+
+def _stage_folder(path: Path) -> Path | None:
+    """The folder of a stage that trained a model: the path itself, or that stage in a method's folder."""
+    # Of a method's stages the one that made the model: WiSE-FT's comes behind its fine-tuning.
+    for folder in (path, *(path / name for name in reversed(stages.MODEL_TUNING))):
+        description = describe(folder)
+        if description and ("model" in description["trains"] or "lora" in description):
+            return folder
+    if path.is_dir():
+        raise UserError(
+            f"{path} holds no finished run that trained a model, no Hugging Face model and no T5X checkpoint; give the "
+            "folder of one, or a .gguf file."
+        )
+    return None
+
+
+def _load_stage(
+    folder: Path, path: str, partitioner: Partitioner, options: _Options, without: Collection[str]
+) -> Pretrained:
+    """The base model with the leaves that a stage trained; of the base only the others are held."""
+    description = describe(folder)
+    assert description is not None
+    if folder.resolve() in options.stages:
+        raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
+    options = dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
+    saved = Saved(folder / "checkpoints").shapes(description["best_step"])
+    trained = {name.removeprefix("model/") for name in saved if name.startswith("model/")}
+    source = _load(description["checkpoint"], partitioner, options, trained)
+    if source.base != description["base"]:
+        raise UserError(
+            f"{folder} was trained from a base model {description['base'][:12]}, but {description['checkpoint']} now "
+            f"holds {source.base[:12]}; put the old file back."
+        )
+    start, shape = {"model": source.params}, None
+    if "lora" in description:
+        shape = lora.Lora(**description["lora"])
+        start |= partitioner.place({"lora": shape.init(jax.random.key(0), source.params)})
+    params = lora.merge(overlay(folder, description["best_step"], start, some=True), shape)["model"]
+    fingerprint = fingerprint_of(params)
+    kept = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if name in without else leaf
+        for name, leaf in trees.flatten(params).items()
+    }
+    return dataclasses.replace(source, params=trees.unflatten(kept), path=path, fingerprint=fingerprint)

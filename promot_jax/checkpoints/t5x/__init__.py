@@ -1,0 +1,1 @@
+"""Native T5X checkpoints: msgpack with Zarr arrays beside it."""

@@ -1,0 +1,1 @@
+"""Tokenizers of every file format behind one interface."""

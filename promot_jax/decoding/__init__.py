@@ -1,0 +1,1 @@
+"""Generation: greedy and sampled, beam search, and the text of the output."""

@@ -1,0 +1,371 @@
+"""Runs SeqIO tasks on a model: prompts, generation, post-processing, scores."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from promot_jax import trees
+from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.data import batches
+from promot_jax.data import examples as text
+from promot_jax.data.encoding import Binding
+from promot_jax.data.exemplars import choose, compose
+from promot_jax.decoding.generate import generate
+from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
+from promot_jax.distributed import hosts, preemption
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+from promot_jax.evaluation.format_share import format_share
+from promot_jax.evaluation.settings import Evaluation
+from promot_jax.models import Model
+from promot_jax.params import soft_prompts
+from promot_jax.params.dtypes import cast_weights
+from promot_jax.results import bootstrap
+from promot_jax.results.schema import draw_result, icl_result, task_result
+
+Params = dict[str, Any]
+
+DRAW_STRIDE = 1_000_003  # between the exemplar seeds of a run's draws, so that no draw is another seed's first one
+LONGEST_OF = 1000  # training targets that a task's longest output is estimated from
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One thing to ask a model.
+
+    Attributes:
+        text: the whole input.
+        prompt: name of the soft prompt to put in front; "" for none.
+        limit: longest output in tokens, at most `Decoding.max_tokens`; 0 for that.
+        sentinel: whether it ends with a sentinel where `Evaluation.sentinel` asks for them.
+    """
+
+    text: str
+    prompt: str = ""
+    limit: int = 0
+    sentinel: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One task's outputs and scores.
+
+    Attributes:
+        entry: the `results.json` entry: metric, score, ci95, n, format_share, and all metrics.
+        rows: one dict per example: task, id, input, where in it the query begins, target, raw and post-processed
+            output, and its own score (None where the metric is one of all examples together).
+        sample: what the bootstrap resamples.
+    """
+
+    entry: dict[str, Any]
+    rows: list[dict[str, Any]]
+    sample: bootstrap.Sample
+
+
+class Evaluator:
+    """Asks one model family with one tokenizer; parameters are given at each call."""
+
+    def __init__(self, base: Pretrained, settings: Evaluation, partitioner: Partitioner, *, task: str, icl: str):
+        """Prepares the evaluation of a fine-tuning task and an ICL mixture.
+
+        Args:
+            base: model and tokenizer.
+            settings: what is evaluated.
+            partitioner: places batches.
+            task: the fine-tuning task, whose label set the format share counts; "" for none.
+            icl: ICL mixture without the number of shots, or "" for none.
+
+        Raises:
+            UserError: sentinels are asked for, but the tokenizer has none.
+        """
+        self._model: Model = base.model
+        self._vocabulary = base.vocabulary
+        self._settings, self._partitioner = settings, partitioner
+        self._task, self._icl = task, icl
+        self._base = trees.flatten(base.params)
+        self._tuned = base.fingerprint != base.base  # by the run that it is loaded from
+        self._base_icl: dict[tuple[int, str, int, bool, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        stops = stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
+        self._sentinels = base.vocabulary.sentinels if settings.sentinel else {}
+        if settings.sentinel and SENTINELS[0] not in self._sentinels:
+            raise UserError(f"The tokenizer of this model has no {SENTINELS[0]}; set Evaluation.sentinel = False.")
+        # Padding rows of the head, if any, stop too: they are no token.
+        self._stops = np.pad(stops, (0, base.model.config.vocab_size - len(stops)), constant_values=True)
+
+    def binding(self, prompt: Mapping[str, Any] | None, default: str = "") -> Binding:
+        """Vocabulary and prompts as the batches need them."""
+        vocabulary = self._vocabulary
+        return Binding(
+            encode=vocabulary.encode,
+            eos_id=vocabulary.eos_id,
+            bos_id=vocabulary.bos_id if vocabulary.add_bos else None,
+            prompt_ids=soft_prompts.layout(prompt, self._model.config.vocab_size),
+            prompt=default,
+            continues=self._model.continues,
+        )
+
+    def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
+        """Returns the model's raw output for every request, in order.
+
+        Of several hosts all ask the same, answer the rows of their devices, and get all outputs.
+
+        Args:
+            params: `{"model": ..., "prompt": {name: rows}}`; without "prompt", or with requests that name none, the
+                plain model answers.
+            requests: what to ask; one batch may mix prompts and none.
+
+        Raises:
+            UserError: a request names a prompt that is not there, or is too long.
+            PreemptedError: between two batches.
+        """
+        table = dict(params.get("prompt", {}))
+        used = {request.prompt for request in requests} - {""}
+        if used - set(table):
+            raise UserError(f"There is no soft prompt called {min(used - set(table))!r} here.")
+        # Where no request names a prompt, the model runs without a table: the plain model, bit for bit.
+        table = {name: table[name] for name in used}
+        binding = self.binding(table)
+        spans = dataclasses.replace(binding, sentinel_id=self._sentinels.get(SENTINELS[0]))
+        rows = soft_prompts.table(table)
+        # Cast once here, not at every decoding step.
+        weights = cast_weights(params["model"], self._model.config.dtype)
+        settings, ways = self._settings.decoding, self._partitioner.rows()
+        inputs = [(spans if one.sentinel else binding).inputs(one.text, one.prompt) for one in requests]
+        limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
+        self._check_lengths(inputs, limits)
+        outputs = [""] * len(requests)
+        # A beam takes the room of a row.
+        groups = batches.buckets(inputs, self._settings.tokens_per_batch // settings.beams, ways, limits)
+        for count, (members, batch) in enumerate(groups):
+            key = jax.random.fold_in(jax.random.key(self._settings.exemplar_seed), count)
+            rows_limits = np.ones(len(batch["lengths"]), np.int32)
+            rows_limits[: len(members)] = limits[members]
+            placed = self._partitioner.batch(batch)
+            ids = generate(self._model, settings, weights, rows, placed, self._stops, rows_limits, key)
+            for member, row in zip(members, hosts.whole(ids), strict=False):
+                outputs[member] = self._text(row)
+            preemption.check("during an evaluation")
+        return outputs
+
+    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int] | np.ndarray) -> None:
+        """Raises UserError for an input that leaves its output no room in the model's context."""
+        context = self._model.config.max_length
+        for ids, limit in zip(inputs, limits, strict=True):
+            after = int(limit) if self._model.continues else 0
+            if context and len(ids) + after > context:
+                raise UserError(
+                    f"An input of {len(ids)} tokens, its prompt included, and an output of up to {limit} do not fit "
+                    f"the model's context of {context}; lower Evaluation.max_input_length or Decoding.max_tokens."
+                )
+
+    def _text(self, ids: np.ndarray) -> str:
+        output = spelled([int(i) for i in ids if i >= 0], self._sentinels, self._vocabulary.decode)
+        stop = self._settings.decoding.stop
+        return output.split(stop, 1)[0] if stop else output
+
+    def answer(self, raw: str) -> str:
+        """What a raw output says: all of it, or the first span where sentinels ask for one."""
+        return first_span(raw) if self._settings.sentinel else raw
+
+    def check_queries(self) -> None:
+        """Raises UserError for a query longer than inputs may be: before training, not in the evaluation after it.
+
+        Articles, which are cut, are left out.
+        """
+        settings = self._settings
+        wanted = [(self._task, settings.split, settings.target_examples)]
+        wanted.append((self._task, settings.curve_split, settings.curve_target_examples))
+        if self._icl:
+            wanted += [(f"{self._icl}_{shots}shot", settings.split, settings.examples) for shots in settings.shots[:1]]
+            wanted.append((f"{self._icl}_{settings.curve_shots}shot", settings.curve_split, settings.curve_examples))
+        for task, split, limit in wanted:
+            for name in text.task_names(task) if task and limit else ():
+                for example in _read(name, split, limit):
+                    if not example.suffix:
+                        compose(example, [], self._count, settings.max_input_length)
+
+    def _count(self, value: str) -> int:
+        return len(self._vocabulary.encode(value))
+
+    def target(self, params: Params, split: str, limit: int, prompt: str | Mapping[str, str] = "") -> Scored:
+        """Scores the fine-tuning task as it is trained on, behind its prompt if one is named.
+
+        So with no exemplar, or with as many as a k-shot task asks for. A mixture scores its tasks' mean, with the entry
+        of each under `tasks`, and its tasks may each name a prompt of their own. Training inputs have no sentinel: only
+        the model that no stage has trained, behind no prompt, is asked with one.
+        """
+        names = text.task_names(self._task)
+        untrained = self._is_base(params) and not self._tuned
+        scored = self._run(params, names, split, limit, prompt=prompt, sentinel=untrained)
+        if len(names) == 1:
+            return scored[names[0]]
+        parts = list(scored.values())
+        entry = {
+            "metric": "norm_avg",
+            "score": bootstrap.normalized_average({name: part.entry["score"] for name, part in scored.items()}),
+            "ci95": list(bootstrap.average_interval({name: part.sample for name, part in scored.items()})),
+            "n": sum(part.entry["n"] for part in parts),
+            "tasks": {text.base_task(name): part.entry for name, part in scored.items()},
+        }
+        return Scored(entry, [row for part in parts for row in part.rows], [])
+
+    def icl(
+        self,
+        params: Params,
+        shots: int,
+        split: str,
+        limit: int,
+        prompt: str = "",
+        intervals: bool = True,
+        draws: int = 1,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Scores the ICL mixture at a number of shots, stripped unless a prompt is named.
+
+        `intervals` asks for bootstrap intervals, which take longer than the scores where a metric is BLEU. With several
+        `draws` every example is asked that often, each time behind other exemplars; the scores are those of the first.
+
+        Returns:
+            The `results.json` entry of this number of shots (with several draws also the scores of each, under
+            `draws`), and one row per example and draw.
+        """
+        entry, rows = self._icl_draw(params, shots, split, limit, prompt, intervals, 0)
+        if draws == 1:
+            return entry, rows
+        scores, drawn = [draw_result(entry)], [row | {"draw": 0} for row in rows]
+        for draw in range(1, draws):
+            further, rows = self._icl_draw(params, shots, split, limit, prompt, False, draw)
+            scores.append(draw_result(further))
+            drawn += [row | {"draw": draw} for row in rows]
+        return entry | {"draws": scores}, drawn
+
+    def _icl_draw(
+        self, params: Params, shots: int, split: str, limit: int, prompt: str, intervals: bool, draw: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        # Every method starts at the base model: its scores are computed once.
+        is_base = not prompt and self._is_base(params)
+        asked = (shots, split, limit, intervals, draw)
+        if is_base and asked in self._base_icl:
+            return self._base_icl[asked]
+        names = text.task_names(f"{self._icl}_{shots}shot")
+        scored = self._run(params, names, split, limit, prompt=prompt, intervals=intervals, draw=draw)
+        tasks = {text.base_task(name): part for name, part in scored.items()}
+        samples = {name: part.sample for name, part in tasks.items()}
+        ci95 = list(bootstrap.average_interval(samples)) if intervals else None
+        entry = icl_result({name: part.entry for name, part in tasks.items()}, ci95=ci95)
+        entry["dropped_shots"] = sum(row["dropped_shots"] for part in tasks.values() for row in part.rows)
+        found = entry, [row for part in tasks.values() for row in part.rows]
+        if is_base:
+            self._base_icl[asked] = found
+        return found
+
+    def _is_base(self, params: Params) -> bool:
+        model = trees.flatten(params["model"])
+        return all(model[path] is leaf for path, leaf in self._base.items())
+
+    def _run(
+        self,
+        params: Params,
+        names: Sequence[str],
+        split: str,
+        limit: int,
+        *,
+        prompt: str | Mapping[str, str],
+        intervals: bool = True,
+        draw: int = 0,
+        sentinel: bool | None = None,
+    ) -> dict[str, Scored]:
+        """Asks all tasks at once, so that their prompts share batches, and scores each; `draw` chooses exemplars.
+
+        `sentinel` says whether tasks without a prompt end with one, the others not; None: all do.
+        """
+        asked: list[tuple[str, text.Example, Request, int]] = []
+        for name in names:
+            own = prompt if isinstance(prompt, str) else prompt.get(name, "")
+            asked += self._requests(name, split, limit, own, draw, sentinel is None or (sentinel and not own))
+        outputs = self.ask(params, [request for _, _, request, _ in asked])
+        answers: dict[str, list[tuple[text.Example, Request, int, str]]] = {name: [] for name in names}
+        for (name, example, request, dropped), raw in zip(asked, outputs, strict=True):
+            answers[name].append((example, request, dropped, raw))
+        return {name: self._score(name, answers[name], intervals) for name in names}
+
+    def _requests(
+        self, name: str, split: str, limit: int, prompt: str, draw: int, sentinel: bool
+    ) -> list[tuple[str, text.Example, Request, int]]:
+        settings = self._settings
+        seed = settings.exemplar_seed + draw * DRAW_STRIDE
+        examples = _read(name, split, limit)
+        if not examples:
+            raise UserError(f"Task {name!r} has no example in its split {split!r}.")
+        # Sentinels stand around the answer.
+        steps = _longest_output(self._vocabulary, name) + (len(SENTINELS) if settings.sentinel else 0)
+        asked = []
+        for example in examples:
+            chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
+            composed, dropped = compose(example, chosen, self._count, settings.max_input_length)
+            asked.append((name, example, Request(composed, prompt, steps, sentinel), dropped))
+        return asked
+
+    def _score(self, name: str, answers: Sequence[tuple[text.Example, Request, int, str]], intervals: bool) -> Scored:
+        task = text.get(name)
+        each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
+        rows, targets, answered = [], [], []
+        for example, request, dropped, raw in answers:
+            features = {**example.features, **dataclasses.asdict(example)}
+            targets.append(task.postprocess_fn(example.targets, example=features, is_target=True))
+            answered.append(task.postprocess_fn(self.answer(raw), example=features, is_target=False))
+            row = {"task": text.base_task(name), "id": example.id, "shots": example.shots, "dropped_shots": dropped}
+            query = len(request.text) - len(example.inputs) if dropped < example.shots else 0
+            row |= {"input": request.text, "query": query, "target": targets[-1], "raw": raw, "output": answered[-1]}
+            rows.append(row | {"score": None if each is None else each(targets[-1], answered[-1])})
+        metrics: dict[str, float] = {}
+        for metric_fn in task.metric_fns:
+            # SeqIO's own metrics wrap their numbers.
+            metrics |= {
+                key: float(getattr(value, "value", value)) for key, value in metric_fn(targets, answered).items()
+            }
+        if not metrics:
+            raise UserError(f"Task {name!r} has no metric; register it with metric_fns.")
+        metric = next(iter(metrics))
+        if not 0 <= metrics[metric] <= 100:
+            raise UserError(
+                f"Task {name!r} scores {metric} = {metrics[metric]}; its first metric must lie in [0, 100]."
+            )
+        sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
+        ci95 = list(bootstrap.interval(sample)) if intervals else None
+        share = format_share([str(answer) for answer in answered], self._labels)
+        entry = task_result(metric, metrics[metric], ci95=ci95, n=len(rows), format_share=share)
+        return Scored(entry | {"metrics": metrics}, rows, sample)
+
+    @functools.cached_property
+    def _labels(self) -> frozenset[str]:
+        """The fine-tuning task's label set, over all tasks of a mixture."""
+        if not self._task:
+            return frozenset()
+        first = [text.read(name, "train", within=1) for name in text.task_names(self._task)]
+        return frozenset(label for examples in first for example in examples for label in example.labels)
+
+
+@functools.lru_cache(maxsize=128)
+def _read(name: str, split: str, limit: int | None) -> list[text.Example]:
+    """`text.read`, once per process: the same examples are asked again at every checkpoint."""
+    return text.pool(name, limit) if split == text.EXEMPLARS else text.read(name, split, limit=limit)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _exemplars(name: str, seed: int, example_id: str, inputs: str, shots: int) -> list[text.Example]:
+    """Exemplars of one example, once per process: a pool of thousands takes a while to rank."""
+    pool = _read(name, text.EXEMPLARS, None) if shots else []
+    return choose(text.base_task(name), seed, example_id, pool, shots, inputs)
+
+
+@functools.lru_cache(maxsize=128)
+def _longest_output(vocabulary: Any, name: str) -> int:
+    """Room for a task's outputs in tokens: half as much again as its longest training target, never those evaluated."""
+    longest = max(
+        (len(vocabulary.encode(example.targets)) for example in _read(name, text.EXEMPLARS, LONGEST_OF)), default=1
+    )
+    return longest + longest // 2 + 2

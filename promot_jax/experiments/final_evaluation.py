@@ -1,0 +1,162 @@
+"""The closing evaluation of a run, on the test split, and its `results.json`."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from promot_jax import files, trees
+from promot_jax.checkpoints import stage_folder
+from promot_jax.distributed import hosts
+from promot_jax.experiments.initial_params import prompts_of_tasks
+from promot_jax.experiments.session import Session
+from promot_jax.experiments.settings import Experiment
+from promot_jax.methods import stages
+from promot_jax.params import lora
+from promot_jax.params.lora import Lora
+from promot_jax.results.schema import run_result
+
+Json = dict[str, Any]
+
+
+def close(
+    session: Session,
+    folder: Path,
+    method: str,
+    params: trees.Tree,
+    trained: Mapping[str, Path],
+    *,
+    shape: Lora | None = None,
+    keeps_lora: bool = False,
+) -> Json:
+    """Closing evaluation of a method's run: each task behind its prompt, and ICL on the stripped model.
+
+    Args:
+        session: model and evaluator.
+        folder: of the run.
+        method: key of `stages.METHODS`.
+        params: what its last stage left.
+        trained: folder of each stage by name.
+        shape: of the LoRA in `params`, if there is any.
+        keeps_lora: whether LoRA stays in the model for ICL.
+    """
+    described = hosts.decide(
+        lambda: {name: stage_folder.describe(path) or {} for name, path in trained.items()}, "the finished stages"
+    )
+    whole = lora.merge(params, shape)
+    plain = whole if keeps_lora else {"model": params["model"]}
+    names = prompts_of_tasks(session.experiment, params.get("prompt")) if session.experiment.task else {}
+    return evaluate(
+        session, folder, method, whole, target_prompt=names, icl_prompt="", stages=described, icl_params=plain
+    )
+
+
+def evaluate(
+    session: Session,
+    folder: Path,
+    method: str,
+    params: trees.Tree,
+    *,
+    target_prompt: str | Mapping[str, str],
+    icl_prompt: str,
+    stages: Mapping[str, Json],
+    icl_params: trees.Tree | None = None,
+) -> Json:
+    """Scores the test split, writes `outputs/` and `results.json`, returns the run.
+
+    Args:
+        session: model and evaluator.
+        folder: of the run.
+        method: its name in the results.
+        params: `{"model": ..., "prompt": {name: rows}}`.
+        target_prompt: name of the prompt that the fine-tuning task stands behind, or by task; "" for none.
+        icl_prompt: of the ICL tasks.
+        stages: what each stage's `stage.json` says, by name.
+        icl_params: in the place of `params` for ICL.
+    """
+    from promot_jax.files import write_rows
+
+    started = time.monotonic()
+    experiment, evaluator = session.experiment, session.evaluator
+    settings = experiment.evaluation
+    target = None
+    samples: list[Json] = []
+    if experiment.task:
+        scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
+        target = {"task": experiment.task, **scored.entry}
+        write_rows(folder / "outputs" / "target.jsonl", scored.rows)
+        samples += _first(scored.rows, settings.samples)
+    icl = {}
+    asked = params if icl_params is None else icl_params
+    for shots in settings.shots if experiment.icl_mixture else ():
+        icl[str(shots)], rows = evaluator.icl(
+            asked, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
+        )
+        write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
+        samples += _first(rows, settings.samples)
+    run = run_result(
+        method,
+        experiment.seed,
+        {name: stage["steps"] for name, stage in stages.items()},
+        sum(stage["seconds"] for stage in stages.values()) + time.monotonic() - started,
+        target,
+        icl,
+        _curve(stages),
+        model=experiment.checkpoint,
+        base=session.base.base,
+        best_step={name: stage["best_step"] for name, stage in stages.items()},
+        leaves=session.base.leaves,
+        samples=[
+            {key: row[key] for key in ("shots", "query", "score")}
+            | {key: _as_text(row[key]) for key in ("task", "input", "target", "output")}
+            for row in samples
+        ],
+        settings=hosts.decide(lambda: _summary(folder, stages), "the summary of settings")
+        | {"curve_shots": settings.curve_shots, "dtype": experiment.dtype, **settings_of(experiment)},
+    )
+    files.write(run, folder / "results.json")
+    return run
+
+
+def settings_of(experiment: Experiment) -> Json:
+    """The settings of the closing evaluation alone."""
+    names = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
+    return {name: files.plain(getattr(experiment.evaluation, name)) for name in names}
+
+
+def _first(rows: Sequence[Json], count: int) -> list[Json]:
+    """The first few rows of each task, for the report."""
+    by_task: dict[str, list[Json]] = {}
+    for row in rows:
+        by_task.setdefault(row["task"], []).append(row)
+    return [row for members in by_task.values() for row in members[:count]]
+
+
+def _as_text(value: Any) -> str:
+    """A post-processed target or output as a person reads it."""
+    return " | ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _curve(described: Mapping[str, Json]) -> list[Json]:
+    """The points of all stages, as far as one line can hold them.
+
+    Of several stages that tune the model only the last one's, which made the model that is evaluated; of stages that
+    several tasks have each for itself none. Those stay in the stages' own `stage.json`.
+    """
+    curves = [stage["curve"] for stage in described.values()]
+    names = [curve[0]["stage"] if curve else "" for curve in curves]
+    tuning = [index for index, name in enumerate(names) if name in stages.MODEL_TUNING]
+    kept = [i for i, name in enumerate(names) if (i in tuning[-1:] if i in tuning else names.count(name) == 1)]
+    return [point for index in kept for point in curves[index]]
+
+
+def _summary(folder: Path, described: Mapping[str, Json]) -> Json:
+    """The settings that each stage was started with, flat."""
+    summary: Json = {}
+    for name in described:
+        nested = folder / name / "settings.json"
+        path = nested if nested.is_file() else folder / "settings.json"
+        training = trees.flatten(json.loads(path.read_text("utf-8"))["training"])
+        summary |= {f"{name}/{key}": value for key, value in training.items()}
+    return summary

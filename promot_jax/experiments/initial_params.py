@@ -1,0 +1,125 @@
+"""The parameters that a method starts from: base model, fresh or saved soft prompts, fresh LoRA."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from promot_jax import trees
+from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.errors import UserError, nearest
+from promot_jax.experiments.session import Session
+from promot_jax.experiments.settings import Experiment
+from promot_jax.methods.stages import Stage
+from promot_jax.params import soft_prompts
+from promot_jax.params.lora import Lora
+from promot_jax.params.soft_prompts import PromptInit
+
+# TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
+if TYPE_CHECKING:
+    pass
+
+
+def start(session: Session, plan: Sequence[Stage], shape: Lora | None) -> trees.Tree:
+    """What the first stage of a method starts from: the base model, and the prompt and LoRA that its stages attach.
+
+    A prompt that no stage trains is the paper's fixed random one, uniform.
+
+    Args:
+        session: model and data.
+        plan: the stages.
+        shape: of LoRA.
+    """
+    params: trees.Tree = {"model": session.base.params}
+    if any(stage.prompt for stage in plan):
+        chosen = session.experiment.prompt_init
+        trained = any("prompt" in stage.trains for stage in plan)
+        params["prompt"] = fresh_prompt(session, chosen if trained else dataclasses.replace(chosen, method="uniform"))
+    if any(stage.lora for stage in plan):
+        assert shape is not None  # `tuning.require`
+        params["lora"] = fresh_lora(session, shape)
+    return params
+
+
+def fresh_prompt(session: Session, initialiser: PromptInit | None = None) -> trees.Tree:
+    """The first prompt of the training task, on the mesh; `Experiment.prompt_init`'s unless an initialiser is given."""
+    from promot_jax.data import examples
+
+    experiment, base = session.experiment, session.base
+    labels: list[str] = []
+    for task in examples.task_names(experiment.task):
+        labels += [label for example in examples.read(task, "train", within=1) for label in example.labels]
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
+    rows = (initialiser or experiment.prompt_init).rows(
+        key,
+        experiment.prompt_length,
+        (base.model.config.vocab_size, base.model.config.emb_dim),
+        partial(base.model.input_rows, base.params),
+        base.vocabulary.encode,
+        list(dict.fromkeys(labels)),
+    )
+    return experiment.partitioner.place({"prompt": {experiment.task: rows}})["prompt"]
+
+
+def fresh_lora(session: Session, settings: Lora) -> trees.Tree:
+    """LoRA that changes nothing yet, on the mesh."""
+    key = jax.random.fold_in(jax.random.key(session.experiment.seed), 2)
+    return session.experiment.partitioner.place({"lora": settings.init(key, session.base.params)})["lora"]
+
+
+def saved_prompts(session: Session) -> trees.Tree:
+    """The prompts of `prompt_path` by name, on the mesh."""
+    loaded = load_prompts(session.experiment, session.base)
+    return session.experiment.partitioner.place({"prompt": loaded})["prompt"]
+
+
+def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
+    """The prompts of `prompt_path` by name, `[length, embed]`.
+
+    Raises:
+        UserError: nothing there, or a prompt of another model.
+    """
+    given = experiment.prompt_path
+    if isinstance(given, str):
+        array, info = soft_prompts.load(given, base.accepts, experiment.force_prompt)
+        loaded = {info.task: array}
+    else:
+        loaded = {
+            name: soft_prompts.load(path, base.accepts, experiment.force_prompt)[0] for name, path in given.items()
+        }
+    width = base.model.config.emb_dim
+    for name, array in loaded.items():
+        if array.shape[1] != width:
+            raise UserError(f"The prompt {name!r} has rows of {array.shape[1]}, the model of {width}.")
+    return loaded
+
+
+def task_prompts(session: Session) -> trees.Tree:
+    """The prompts of `prompt_path` for training behind them: a single one for the task whatever its name is.
+
+    Raises:
+        UserError: one of several that is named like none of the tasks, so that no example would stand behind it.
+    """
+    from promot_jax.data import examples
+
+    experiment = session.experiment
+    saved = saved_prompts(session)
+    if isinstance(experiment.prompt_path, str):
+        return {experiment.task: next(iter(saved.values()))}
+    known = {experiment.task, *examples.task_names(experiment.task)}
+    for name in saved:
+        if name not in known:
+            hint = nearest(name, known)
+            raise UserError(f"PROMPT_PATH names {name!r}, which is no task of {experiment.task!r}{hint}.")
+    return saved
+
+
+def prompts_of_tasks(experiment: Experiment, prompt: Mapping[str, Any] | None) -> dict[str, str]:
+    """Which prompt each task of the training mixture stands behind: its own, the mixture's, or "" for none."""
+    from promot_jax.data import examples
+
+    held = prompt or {}
+    shared = experiment.task if experiment.task in held else ""
+    return {task: task if task in held else shared for task in examples.task_names(experiment.task)}

@@ -1,0 +1,95 @@
+"""One method of one run: its stages, each from the best checkpoint of the one before, then the final evaluation."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from promot_jax import trees
+from promot_jax.distributed import hosts
+from promot_jax.errors import UserError
+from promot_jax.experiments.final_evaluation import close
+from promot_jax.experiments.initial_params import fresh_prompt, start, task_prompts
+from promot_jax.experiments.resume_guard import keep_settings, shared_settings
+from promot_jax.experiments.session import Session, check_method, narrowed
+from promot_jax.experiments.stage import run_stage
+from promot_jax.methods import stages
+from promot_jax.methods.stages import Stage
+from promot_jax.results import schema
+from promot_jax.training.settings import Training
+from promot_jax.training.tuning import Tuning
+
+Json = dict[str, Any]
+
+
+def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> Json:
+    """Runs the stages of a method, each from the best checkpoint of the one before, strips the prompt and evaluates.
+
+    Args:
+        session: model and evaluator.
+        folder: of the run; a finished run in it is returned as it is.
+        method: a key of `stages.METHODS`.
+        tuning: settings of its stages.
+
+    Returns:
+        The run, as `results.json` holds it.
+
+    Raises:
+        UserError: a setting that the method needs is missing, or it needs a mixture and has none.
+    """
+    plan = stages.method(method)
+    check_method(session.experiment, method, tuning)
+    tuned = {stage.name: dataclasses.asdict(tuning.of(stage)) for stage in plan}
+    settings = {"method": method, "tuning": tuned, **shared_settings(session.experiment)}
+    done = hosts.decide(lambda: _finished_run(folder, settings), "a finished run")
+    if done:
+        print(f"[{method}] is finished in {folder}.", flush=True)
+        return done
+    if plan:
+        session.evaluator.check_queries()
+    shape = next((tuning.of(stage).lora for stage in plan if stage.lora), None)
+    params = start(session, [] if any(stage.per_task for stage in plan) else plan, shape)
+    folders: dict[str, Path] = {}
+    for stage in plan:
+        if stage.per_task:
+            params["prompt"], found = _prompt_per_task(session, folder / stage.name, stage, tuning.of(stage), params)
+            folders |= {f"{stage.name}/{task}": path for task, path in found.items()}
+            continue
+        folders[stage.name] = folder / stage.name
+        params = run_stage(session, folders[stage.name], stage, tuning.of(stage), params)
+    keeps = any(stage.keeps_lora for stage in plan)
+    return close(session, folder, method, params, folders, shape=shape, keeps_lora=keeps)
+
+
+def _finished_run(folder: Path, settings: Json) -> Json | None:
+    """The run in a folder if it is finished; its settings are kept or compared."""
+    done = (folder / "results.json").is_file()
+    if not done:  # the stages watch over their own settings; those of the closing evaluation may still change
+        (folder / "settings.json").unlink(missing_ok=True)
+    keep_settings(folder, settings)
+    return schema.read(folder) if done else None
+
+
+def _prompt_per_task(
+    session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree
+) -> tuple[trees.Tree, dict[str, Path]]:
+    """A prompt for each task of the mixture: from `prompt_path` where it names the task, otherwise trained on it alone.
+
+    Returns:
+        The prompts by task, and the folder of each stage that trained one.
+    """
+    from promot_jax.data.examples import task_names
+
+    experiment = session.experiment
+    if isinstance(experiment.prompt_path, str) and experiment.prompt_path:
+        raise UserError('Prompts of several tasks are given by name: PROMPT_PATH = {"task": "runs/..."}.')
+    paths = experiment.prompt_path or {}
+    found: trees.Tree = task_prompts(session) if paths else {}
+    folders: dict[str, Path] = {}
+    for task in task_names(experiment.task):
+        if task in found:
+            print(f"[{stage.name}] takes the prompt of {task} from {paths[task]}.", flush=True)
+            continue
+        alone, folders[task] = narrowed(session, task), folder / task
+        begun = {"model": params["model"], "prompt": fresh_prompt(alone)}
+        found[task] = run_stage(alone, folders[task], stage, training, begun)["prompt"][task]
+    return found, folders

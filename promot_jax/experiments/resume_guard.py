@@ -1,0 +1,74 @@
+"""What a folder was started with: a run goes on there only with the same settings."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from promot_jax import files, trees
+from promot_jax.errors import UserError
+from promot_jax.experiments.session import tasks_of
+from promot_jax.experiments.settings import Experiment
+from promot_jax.results import schema
+
+Json = dict[str, Any]
+
+
+def earlier_run(workdir: Path, method: str) -> Json | None:
+    """The finished run in a folder, if there is one; that of another method is not to be written over."""
+    if not (workdir / "results.json").is_file():
+        return None
+    run = schema.read(workdir)
+    if run.get("method") != method:
+        raise UserError(f"{workdir} holds results of {run.get('method', 'a comparison')!r}; give another --workdir.")
+    return run
+
+
+def shared_settings(experiment: Experiment) -> Json:
+    """The settings of an experiment that its results depend on."""
+    from promot_jax.data import examples
+
+    shared = dataclasses.asdict(experiment)
+    # A run may go on on another mesh, and where the tasks are imported from changes nothing.
+    del shared["partitioner"], shared["modules"]
+    # Nor does where a cache lies; but a task that has one is read in another order.
+    del shared["cache_dirs"]
+    if cached := examples.cached(tasks_of(experiment)):
+        shared["cached"] = cached
+    return {"experiment": shared}
+
+
+# Settings younger than some runs, with the value that those were done with.
+YOUNGER = {
+    "alphas": [],
+    "kl": 0.0,
+    "l2sp": 0.0,
+    "data_shards": 1,
+    "curve_draws": 1,
+    "exemplar_draws": 1,
+    "weight_dtype": "float32",
+    "samples": 5,
+}
+
+
+def keep_settings(folder: Path, settings: Json) -> None:
+    """Writes the settings of a run at its start, and refuses to go on in a folder that was started with others."""
+    settings = files.plain(settings)
+    path = folder / "settings.json"
+    if not path.is_file():
+        files.write(settings, path)
+        return
+    try:
+        before = trees.flatten(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete {folder} to start again.") from error
+    now = trees.flatten(settings)
+    for key in sorted({*before, *now}):
+        name = key.rpartition("/")[2]
+        if key not in before and name in YOUNGER:
+            before[key] = YOUNGER[name]
+        if before.get(key) != now.get(key) and not key.endswith(("/log_period", "/keep_period")):
+            raise UserError(
+                f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: give another "
+                "--workdir, or delete the folder to start again."
+            )

@@ -1,0 +1,130 @@
+"""A loaded model with its evaluator, and the prompts and LoRA that stages start from."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+
+from promot_jax import trees
+from promot_jax.checkpoints import pretrained
+from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.distributed import hosts
+from promot_jax.errors import UserError
+from promot_jax.experiments.settings import Experiment
+from promot_jax.methods import stages
+from promot_jax.training.tuning import Tuning
+
+# TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
+if TYPE_CHECKING:
+    from promot_jax.evaluation.evaluator import Evaluator
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A loaded model with its evaluator: what the stages and methods of one process share."""
+
+    experiment: Experiment
+    base: Pretrained
+    evaluator: "Evaluator"
+
+
+def open_session(experiment: Experiment, others: Sequence[Experiment] = ()) -> Session:
+    """Imports the tasks, checks the names, loads the model.
+
+    Args:
+        experiment: model and data.
+        others: experiments that this process will come to (`with_experiment`): their tasks may be cached ones too.
+
+    Raises:
+        UserError: an unknown task, mixture or checkpoint. Names are checked before the model is read.
+    """
+    from promot_jax.data import examples
+
+    check_data(experiment)
+    folders = [experiment.cache_dirs] if isinstance(experiment.cache_dirs, str) else experiment.cache_dirs
+    tasks = [task for one in (experiment, *others) for task in tasks_of(one)]
+    examples.use_caches(folders, tasks)
+    if cached := examples.cached(tasks):
+        print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
+    from promot_jax.evaluation.evaluator import Evaluator
+
+    started = time.monotonic()
+    base = load_base(experiment)
+    print(
+        f"{experiment.checkpoint}: {trees.count(base.params):,} parameters, {base.leaves['loaded']} leaves loaded, "
+        f"{base.leaves['new']} new, {base.leaves['unused']} unused, {time.monotonic() - started:.1f} s. "
+        f"Base {base.base[:12]}. Devices: {jax.device_count()} {jax.devices()[0].platform}, hosts: {hosts.count()}.",
+        flush=True,
+    )
+    evaluator = Evaluator(
+        base, experiment.evaluation, experiment.partitioner, task=experiment.task, icl=experiment.icl_mixture
+    )
+    return Session(experiment, base, evaluator)
+
+
+def tasks_of(experiment: Experiment) -> list[str]:
+    """The tasks that an experiment reads."""
+    from promot_jax.data import examples
+
+    return [task for name in (experiment.task, experiment.icl_mixture) if name for task in examples.task_names(name)]
+
+
+def check_data(experiment: Experiment) -> None:
+    """Imports the tasks; raises UserError for names, splits and shots that would fail only after hours of training."""
+    from promot_jax.data import examples
+
+    examples.import_tasks([experiment.modules] if isinstance(experiment.modules, str) else experiment.modules)
+    settings = experiment.evaluation
+    wanted = ("train", settings.curve_split, settings.split)
+    for name in tasks_of(experiment):
+        for split in wanted:
+            if split not in examples.get(name).splits:
+                splits = ", ".join(examples.get(name).splits)
+                raise UserError(f"Task {name!r} has no split {split!r} (it has {splits}); set Evaluation's splits.")
+
+
+def check_method(experiment: Experiment, method: str, tuning: Tuning) -> None:
+    """Raises UserError for a method that lacks a setting, the mixture it needs, or its text to replay.
+
+    The modules of the tasks have been imported (`check_data`).
+    """
+    from promot_jax.data import examples
+
+    if method in stages.MULTITASK and len(examples.task_names(experiment.task)) < 2:
+        raise UserError(
+            f"Method {method!r} trains on several tasks, but {experiment.task!r} is a single one: set "
+            "MIXTURE_OR_TASK_NAME to a mixture."
+        )
+    for stage in stages.method(method):
+        replay = tuning.of(stage).replay
+        for task in examples.task_names(replay.task) if replay else ():
+            if "train" not in examples.get(task).splits:
+                raise UserError(f"The replay task {task!r} has no split 'train', which is the one that is replayed.")
+
+
+def load_base(experiment: Experiment) -> Pretrained:
+    """The model that an experiment starts from."""
+    return pretrained.load(
+        experiment.checkpoint,
+        experiment.partitioner,
+        config=experiment.model,
+        vocabulary=experiment.vocabulary,
+        dtype=experiment.dtype,
+    )
+
+
+def narrowed(session: Session, task: str) -> Session:
+    """The session on one task of its mixture."""
+    return with_experiment(session, dataclasses.replace(session.experiment, task=task))
+
+
+def with_experiment(session: Session, experiment: Experiment) -> Session:
+    """The session with another task, seed or evaluation; the model stays the loaded one."""
+    from promot_jax.evaluation.evaluator import Evaluator
+
+    evaluator = Evaluator(
+        session.base, experiment.evaluation, experiment.partitioner, task=experiment.task, icl=experiment.icl_mixture
+    )
+    return Session(experiment, session.base, evaluator)

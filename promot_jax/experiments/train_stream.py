@@ -1,0 +1,76 @@
+"""The training stream of a run: from a task's text to batches of a model, each example behind its own task's prompt."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from promot_jax import trees
+from promot_jax.data import replay
+from promot_jax.data.replay import Replay
+from promot_jax.experiments.session import Session
+
+# TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
+if TYPE_CHECKING:
+    from promot_jax.data.batches import ShardedBatches
+    from promot_jax.data.exemplars import WithExemplars
+
+
+def train_batches(
+    session: Session,
+    prompt: trees.Tree | None,
+    *,
+    batch_size: int,
+    layout: Callable[..., Any],
+    pack: bool = False,
+    generic: Replay | None = None,
+    whole: bool = False,
+) -> "tuple[dict[int, WithExemplars], ShardedBatches]":
+    """The training stream of a session's task, from step 0 on: a function of the experiment alone.
+
+    Args:
+        session: the data and the seed.
+        prompt: soft prompts by name; an example stands behind that of its own task, else behind the mixture's, else
+            behind none.
+        batch_size: rows.
+        layout: of the model's family (`Model.layout`).
+        pack: several examples per row.
+        generic: text to replay among the examples.
+        whole: whether this host reads the rows of others too.
+
+    Returns:
+        The examples by shard of the data, which count the exemplars that did not fit, and the batches.
+    """
+    from promot_jax.data import batches, exemplars
+    from promot_jax.data import examples as text
+
+    experiment, lengths = session.experiment, session.experiment.feature_lengths
+    unprompted = session.evaluator.binding(None)
+    examples: dict[int, exemplars.WithExemplars] = {}
+
+    def open_shard(shard: int) -> batches.TrainBatches:
+        part: dict[str, int] = {"seed": experiment.seed, "shard": shard, "shards": experiment.data_shards}
+        examples[shard] = exemplars.WithExemplars(
+            text.stream(experiment.task, "train", **part),
+            experiment.seed,
+            lambda value: len(unprompted.inputs(value)),
+            lengths["inputs"],
+        )
+        passages = None
+        if generic:
+            texts = text.stream(generic.task, "train", **part)
+            passages = replay.passages(texts, unprompted, lengths["inputs"], generic.targets)
+        return batches.TrainBatches(
+            examples[shard],
+            session.evaluator.binding(prompt, experiment.task),
+            layout,
+            batch_size=batch_size // experiment.data_shards,
+            feature_lengths=dict(lengths),
+            pack=pack,
+            replay=generic,
+            passages=passages,
+            part=(shard, experiment.data_shards),
+        )
+
+    held = np.ones(batch_size, bool) if whole else experiment.partitioner.held_rows(batch_size)
+    return examples, batches.ShardedBatches(open_shard, experiment.data_shards, held)

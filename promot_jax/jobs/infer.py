@@ -1,0 +1,84 @@
+"""Job `infer`: generates for inputs of a file or the command line."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from promot_jax import files, trees
+from promot_jax.distributed import hosts
+from promot_jax.errors import UserError
+from promot_jax.experiments.initial_params import saved_prompts
+from promot_jax.experiments.session import open_session
+from promot_jax.experiments.settings import Experiment
+from promot_jax.results.provenance import commit, versions
+
+
+def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) -> None:
+    """Job: text in, text out.
+
+    Args:
+        workdir: gets `outputs.jsonl`: input, prompt, raw output and the output up to its first line's end, per line.
+        experiment: model and prompts.
+        inputs: texts; or a file, "-" for standard input: plain text with one input per line, or (`.jsonl`)
+            `{"input": ..., "prompt": name}` per line. Without "prompt" an input stands behind the first of the
+            prompts in `prompt_path`, with "prompt": "" behind none.
+
+    Raises:
+        UserError: no such file, a malformed line, or an unknown prompt.
+    """
+    from promot_jax.evaluation.evaluator import Request
+    from promot_jax.files import write_rows
+
+    started = time.monotonic()
+    if isinstance(inputs, str):
+        asked = hosts.decide(partial(_inputs, inputs), "the inputs")
+    else:
+        asked = [(text, None) for text in inputs]
+    session = open_session(experiment)
+    params: trees.Tree = {"model": session.base.params}
+    if experiment.prompt_path:
+        params["prompt"] = saved_prompts(session)
+    default = next(iter(params.get("prompt", {})), "")
+    requests = [Request(text, default if prompt is None else prompt) for text, prompt in asked]
+    outputs = session.evaluator.ask(params, requests)
+    answers = [session.evaluator.answer(output).strip() for output in outputs]
+    rows = [
+        {"input": request.text, "prompt": request.prompt, "raw": output, "output": answer}
+        for request, output, answer in zip(requests, outputs, answers, strict=True)
+    ]
+    write_rows(workdir / "outputs.jsonl", rows)
+    summary = {"job": "infer", "model": experiment.checkpoint, "base": session.base.base, "n": len(rows)}
+    summary |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
+    files.write(summary, workdir / "results.json")
+    for row in rows:
+        print(_printable(f"{row['prompt'] or '-'} | {row['input']} -> {row['output']}"), flush=True)
+
+
+def _inputs(path: str) -> list[tuple[str, str | None]]:
+    """Reads what to ask: texts, each with the name of its prompt where the file gives one."""
+    try:
+        whole = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the inputs in {path!r}: {error}.") from error
+    lines = whole.removesuffix("\n").split("\n") if whole else []  # splitlines() would cut at U+2028 within a text
+    if not path.endswith(".jsonl"):
+        return [(line, None) for line in lines if line]
+    asked: list[tuple[str, str | None]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            text, prompt = row["input"], row.get("prompt")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            text = prompt = None
+        if not isinstance(text, str) or not isinstance(prompt, str | None):
+            raise UserError(f'{path} line {number} is not {{"input": text, "prompt": name}}.')
+        asked.append((text, prompt))
+    return asked
+
+
+def _printable(text: str) -> str:
+    """Text for a terminal: control characters, which could move the cursor or worse, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -1,0 +1,1 @@
+"""The report of a comparison, as terminal text, Markdown and HTML."""

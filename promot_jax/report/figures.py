@@ -1,0 +1,352 @@
+"""The paper's curves as charts: ICL, format share and target score against step, and target score against ICL.
+
+Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff`) of the paper,
+and every method's averages beside each other.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from promot_jax.files import write_text
+from promot_jax.methods import labels
+from promot_jax.report import tables
+from promot_jax.report.svg import Chart, Line, Panel, Point, document
+from promot_jax.results import bootstrap
+from promot_jax.results.matched_target import MODEL_TUNING, model_tuning
+
+Json = dict[str, Any]
+Value = Callable[[Json], float | None]
+
+STYLES = {"finetune": 0, "promot": 1, "prompt_tuning": 2}  # the same in every report; others as they come
+REFERENCE, SHARE, ICL, TARGET = -1, 4, 5, 6  # where lines are scores rather than methods
+MODEL_STEP = "Step (updates of the model)"
+PROMPT_STEP = "Step of stage 1"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk: its SVG file, and its title and description as in `charts.Chart`."""
+
+    path: Path
+    title: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """One method's curves: `values[seed][step]`, on [0, 100]."""
+
+    method: str
+    values: dict[int, dict[int, float]]
+
+    def common(self) -> list[int]:
+        """Steps that every seed has: a mean over changing seeds would show jumps that no run has."""
+        return sorted(set.intersection(*(set(curve) for curve in self.values.values())))
+
+    def spread(self, step: int) -> bootstrap.Spread:
+        """Mean and range over seeds at a common step."""
+        spread = bootstrap.across_seeds(curve[step] for curve in self.values.values())
+        assert spread is not None  # a common step has a value for each seed
+        return spread
+
+    def ends(self) -> str:
+        """`from 52.5 at step 0 to 22.1 at step 60 (mean of 3 seeds)`."""
+        seeds = "1 seed" if len(self.values) == 1 else f"mean of {len(self.values)} seeds"
+        steps = self.common()
+        told = [f"{self.spread(step).mean:.1f} at step {step}" for step in (steps[0], steps[-1])] if steps else []
+        return f"{'from ' + ' to '.join(told) if told else 'no common step'} ({seeds})"
+
+
+def charts(results: Json) -> list[Chart]:
+    """Every figure that the results have points for.
+
+    Args:
+        results: a comparison (`results.as_comparison`).
+    """
+    drawn = (draw(results) for draw in (_tradeoff, _forgetting, _icl, _format_share, _format_share_tasks, _target))
+    return [chart for chart in drawn if chart is not None]
+
+
+def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
+    """Writes charts as `<name>.svg` into a folder."""
+    return [
+        Picture(write_text(folder / f"{chart.name}.svg", document(chart)), chart.title, chart.alt) for chart in drawn
+    ]
+
+
+def series(
+    results: Json, value: str | Value, *, stages: Sequence[str] = MODEL_TUNING, mixtures: bool = False
+) -> list[Series]:
+    """One number of the curves' points per method, for the methods that have it.
+
+    Args:
+        results: a comparison.
+        value: a key of the points (`target`, `icl`, `format_share`, `loss`), or a function of a point.
+        stages: whose points count.
+        mixtures: whether those of models between two (with a key `alpha`) count, whose step is no number of updates.
+    """
+    read: Value = (lambda point: point.get(value)) if isinstance(value, str) else value
+    found = []
+    for method in tables.ordered(results["methods"]):
+        values = {}
+        for run in results["methods"][method]:
+            counted = [p for p in run["curve"] if p["stage"] in stages and (mixtures or "alpha" not in p)]
+            points = {p["step"]: number for p in counted if (number := read(p)) is not None}
+            if points:
+                values[run["seed"]] = points
+        if values:
+            found.append(Series(method, values))
+    return found
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _icl(results: Json) -> Chart | None:
+    title, axis = "ICL normalised average against step", f"ICL normalised average{_shots(results)}"
+    return _against_step("icl", title, axis, series(results, "icl"), results, start=True)
+
+
+def _format_share(results: Json) -> Chart | None:
+    curves = series(results, "format_share")
+    return _against_step("format_share", "Format share against step", "Outputs in the label set (%)", curves, results)
+
+
+def _target(results: Json) -> Chart | None:
+    named = {point["stage"] for runs in results["methods"].values() for run in runs for point in run["curve"]}
+    stages = {PROMPT_STEP: sorted(named - {*MODEL_TUNING}), MODEL_STEP: MODEL_TUNING}
+    curves = {axis: series(results, "target", stages=names) for axis, names in stages.items()}
+    panels = [
+        Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items() if members
+    ]
+    told = " ".join(f"{axis}: {_described(members)}" for axis, members in curves.items() if members)
+    title = f"Target score{_target_name(results)} against step"
+    return Chart("target", title, f"Line chart. {told}", tuple(panels)) if panels else None
+
+
+def _forgetting(results: Json) -> Chart | None:
+    """Figure 1: the target score rises while exact match in context falls, a panel per method.
+
+    Of the paper's tasks those scored by exact match are question answering; where there are none, the average counts.
+    """
+    exact = any(_exact_match(p) is not None for runs in results["methods"].values() for r in runs for p in r["curve"])
+    value: Value = _exact_match if exact else lambda point: point.get("icl")
+    name = "ICL tasks scored by exact match" if exact else "ICL normalised average"
+    targets = {one.method: one for one in series(results, "target")}
+    panels, told = [], []
+    for icl in series(results, value):
+        if icl.method in targets:
+            label = labels.label(icl.method)
+            lines = [
+                _line(targets[icl.method], TARGET, "target score (left axis)", label),
+                _line(icl, ICL, f"{name} (right axis)", label, right=True),
+            ]
+            panels.append(Panel(MODEL_STEP, "Target score", tuple(lines), label, "ICL score"))
+            told.append(f"{label}: target {targets[icl.method].ends()}, ICL {icl.ends()}.")
+    title = "Target score and exact match in context" if exact else "Target score and ICL"
+    return Chart("forgetting", title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+
+
+def _exact_match(point: Json) -> float | None:
+    """Mean score of the ICL tasks that are scored by exact match."""
+    tasks = (point.get("tasks") or {}).values()
+    scores = [task["score"] for task in tasks if task["metric"] == "exact_match" and task.get("score") is not None]
+    return sum(scores) / len(scores) if scores else None
+
+
+def _format_share_tasks(results: Json) -> Chart | None:
+    """Figure 2: the format share of every ICL task, a panel per method."""
+    points = [point for runs in results["methods"].values() for run in runs for point in run["curve"]]
+    names = list(dict.fromkeys(name for point in points for name in point.get("tasks") or {}))
+    by_method: dict[str, list[Line]] = {}
+    told: dict[str, list[str]] = {}
+    for style, name in enumerate(names):
+
+        def share(point: Json, name: str = name) -> float | None:
+            number: float | None = ((point.get("tasks") or {}).get(name) or {}).get("format_share")
+            return number
+
+        for one in series(results, share):
+            by_method.setdefault(one.method, []).append(_line(one, style, name, labels.label(one.method), band=False))
+            told.setdefault(one.method, []).append(f"{name} {one.ends()}")
+    panels = [
+        Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), labels.label(method))
+        for method, lines in by_method.items()
+    ]
+    alt = " ".join(f"{labels.label(method)}: {', '.join(parts)}." for method, parts in told.items())
+    return (
+        Chart("format_share_tasks", "Format share of each ICL task", f"Line charts. {alt}", tuple(panels))
+        if panels
+        else None
+    )
+
+
+def _tradeoff(results: Json) -> Chart | None:
+    """Figures 5 and 6: a point per checkpoint, mean over seeds; each seed's as dots."""
+    targets = {one.method: one for one in series(results, "target", mixtures=True)}
+    lines: list[Line] = []
+    told: list[str] = []
+    for icl in series(results, "icl", mixtures=True):
+        if icl.method not in targets:
+            continue
+        target, label, style = targets[icl.method], labels.label(icl.method), _style(icl.method, results)
+        seeds = [seed for seed in target.values if seed in icl.values]
+        steps = {seed: sorted(set(target.values[seed]) & set(icl.values[seed])) for seed in seeds}
+        shared = sorted(set.intersection(*map(set, steps.values()))) if seeds else []
+        if not shared:
+            continue
+        places = _places(results, icl.method)
+        both = {(s, n): (target.values[s][n], icl.values[s][n]) for s in seeds for n in steps[s]}
+        if len(seeds) > 1:
+            dots = [Point(x, y, _pair(f"{label}, seed {s}", places[n], x, y)) for (s, n), (x, y) in both.items()]
+            lines.append(Line("", style, tuple(dots), "dots"))
+        means = [[sum(both[s, n][i] for s in seeds) / len(seeds) for n in shared] for i in (0, 1)]
+        points = [Point(x, y, _pair(label, places[n], x, y)) for n, x, y in zip(shared, *means, strict=True)]
+        lines.append(Line(label, style, tuple(points), hollow=shared[0] == 0))
+        told.append(" to ".join(f"{points[end].tip.partition(': ')[2]} at {places[shared[end]]}" for end in (0, -1)))
+        told[-1] = f"{label} from {told[-1]}."
+    x, y = f"Target score{_target_name(results)}, validation", f"ICL normalised average{_shots(results)}"
+    key = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."
+    alt = f"Scatter plot with paths. {' '.join(told)} {key}"
+    title = "Trade-off: target score against ICL, one point per checkpoint"
+    return Chart("tradeoff", title, alt, (Panel(x, y, tuple(lines)),)) if lines else None
+
+
+def gradient_alignment(found: Json) -> list[Chart]:
+    """Figures 3 and 7: cosine between the gradients of real and shuffled targets, a chart with and without the prompt.
+
+    Args:
+        found: what `analysis.gradient_alignment.along` returns.
+    """
+    drawn = []
+    for prompt in dict.fromkeys(point["prompt"] for point in found["points"]):
+        known = [p for p in found["points"] if p["prompt"] == prompt and p["mean"] is not None]
+        panels, told = [], []
+        for scope in dict.fromkeys(point["scope"] for point in known):
+            lines = []
+            for style, group in enumerate(dict.fromkeys(point["group"] for point in known)):
+                members = [p for p in known if (p["scope"], p["group"]) == (scope, group)]
+                points = [
+                    Point(
+                        p["step"],
+                        p["mean"],
+                        f"{group}, {scope}, step {p['step']}: {p['mean']:.3f} [{p['low']:.3f}, {p['high']:.3f}]",
+                        *((p["low"], p["high"]) if group == "all" else ()),  # five bands would cover each other
+                    )
+                    for p in sorted(members, key=lambda p: p["step"])
+                ]
+                if points:
+                    lines.append(Line(group, style, tuple(points)))
+                    told.append(f"{group} from {points[0].y:.2f} to {points[-1].y:.2f} ({scope})")
+            panels.append(Panel("Step", "Cosine", tuple(lines), scope))
+        behind = f"behind its prompt {prompt!r}" if prompt else "without a prompt"
+        of = f"{found['stage']} on {found['task']}, seed {found['seed']}"
+        title = f"Gradient alignment with shuffled targets: {of}, {behind}"
+        alt = f"Line charts. {', '.join(told)}. Band, of all: range over {found['batches']} batches."
+        name = "gradient_alignment" + ("" if prompt == found["points"][0]["prompt"] else "_stripped")
+        if panels:
+            drawn.append(Chart(name, title, alt, tuple(panels)))
+    return drawn
+
+
+def of_run(run: Json) -> Chart | None:
+    """The curves of one run: target score, ICL and format share, a panel per stage."""
+    panels, told = [], []
+    for stage in dict.fromkeys(point["stage"] for point in run["curve"]):
+        lines = []
+        for key, name, style in (
+            ("target", "target score", TARGET),
+            ("icl", "ICL", ICL),
+            ("format_share", "format share (%)", SHARE),
+        ):
+            points = [
+                Point(p["step"], p[key], f"{name}, {tables.place(p['step'], p.get('alpha'))}: {p[key]:.1f}")
+                for p in run["curve"]
+                if p["stage"] == stage and p.get(key) is not None
+            ]
+            if points:
+                lines.append(Line(name, style, tuple(points)))
+                told.append(f"{stage}: {name} from {points[0].y:.1f} to {points[-1].y:.1f}.")
+        if lines:
+            mixtures = any("alpha" in p for p in run["curve"] if p["stage"] == stage)
+            panels.append(Panel("Alpha (%)" if mixtures else "Step", "0 to 100", tuple(lines), stage))
+    return Chart("curves", "Curves", f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _against_step(
+    name: str, title: str, axis: str, curves: Sequence[Series], results: Json, *, start: bool = False
+) -> Chart | None:
+    if not curves:
+        return None
+    lines = list(_lines(curves, results))
+    first = [curve[0] for one in curves for curve in one.values.values() if 0 in curve]
+    if start and first:
+        # Step 0 without a prompt is the pretrained model, evaluated on the examples of the curve.
+        level = sum(first) / len(first)
+        ends = (min(p.x for line in lines for p in line.points), max(p.x for line in lines for p in line.points))
+        points = tuple(Point(x, level, f"pretrained: {level:.1f}") for x in ends)
+        lines.insert(0, Line("pretrained", REFERENCE, points, "ruled"))
+    return Chart(name, title, f"Line chart. {_described(curves)}", (Panel(MODEL_STEP, axis, tuple(lines)),))
+
+
+def _lines(curves: Sequence[Series], results: Json) -> tuple[Line, ...]:
+    lines: list[Line] = []
+    for one in curves:
+        style, label, steps = _style(one.method, results), labels.label(one.method), one.common()
+        for seed, curve in one.values.items():
+            if set(curve) != set(steps):  # a seed that is further than the others
+                points = (Point(n, curve[n], f"{label}, seed {seed}, step {n}: {curve[n]:.1f}") for n in sorted(curve))
+                lines.append(Line("", style, tuple(points), "thin"))
+        lines.append(_line(one, style, label, label))
+    return tuple(lines)
+
+
+def _line(one: Series, style: int, label: str, method: str, *, right: bool = False, band: bool = True) -> Line:
+    """Mean over seeds; their range is told, and drawn as a band unless bands would cover each other."""
+    what = method if method == label else f"{method}, {label}"
+    points = []
+    for step in one.common():
+        mean, low, high, seeds = one.spread(step)
+        told = f"{what}, step {step}: {mean:.1f}"
+        edges = (low, high) if seeds > 1 and band else (None, None)
+        points.append(Point(step, mean, told + (f" [{low:.1f}, {high:.1f}]" if seeds > 1 else ""), *edges))
+    return Line(label, style, tuple(points), right=right)
+
+
+def _pair(label: str, place: str, target: float, icl: float) -> str:
+    return f"{label}, {place}: target {target:.1f}, ICL {icl:.1f}"
+
+
+def _places(results: Json, method: str) -> dict[int, str]:
+    """What each step of a method's model tuning is called."""
+    points = [point for run in results["methods"][method] for point in model_tuning(run["curve"])]
+    return {point["step"]: tables.place(point["step"], point.get("alpha")) for point in points}
+
+
+def _style(method: str, results: Json) -> int:
+    """A style of its own for every method of a comparison, the same in all of its figures."""
+    if method in STYLES:
+        return STYLES[method]
+    others = [name for name in results["methods"] if name not in STYLES and name != labels.PRETRAINED]
+    return len(STYLES) + others.index(method) if method in others else REFERENCE
+
+
+def _described(curves: Iterable[Series]) -> str:
+    return " ".join(f"{labels.label(one.method)} {one.ends()}." for one in curves)
+
+
+def _target_name(results: Json) -> str:
+    names = {run["target"]["task"] for runs in results["methods"].values() for run in runs if run.get("target")}
+    return f" ({names.pop()})" if len(names) == 1 else ""
+
+
+def _shots(results: Json) -> str:
+    """The number of shots where the settings say at how many the curves were evaluated."""
+    runs = [run for members in results["methods"].values() for run in members]
+    shots = {(run.get("settings") or {}).get("curve_shots") for run in runs} - {None}
+    return f" ({shots.pop()}-shot)" if len(shots) == 1 else ""

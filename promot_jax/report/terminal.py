@@ -1,0 +1,91 @@
+"""The report as plain text for a terminal."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from promot_jax.distributed import hosts
+from promot_jax.methods.labels import label
+from promot_jax.report import tables
+from promot_jax.results.comparison import as_comparison
+from promot_jax.results.comparison import comparison as join_runs
+
+Json = dict[str, Any]
+
+
+def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
+    """The paper's table for a terminal, and the comparison at matched target score under it.
+
+    Args:
+        results: a comparison, or a single run.
+        width: in characters; methods that do not fit side by side follow below.
+        tolerance: of the matched target score, in points.
+
+    Raises:
+        UserError: the results are not in the layout of `promot_jax.results.schema`.
+    """
+    results = as_comparison(results)
+    main = tables.scores(results)
+    parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
+    for title, rows in ((tables.TRIED, tables.tried_settings(results)), (tables.SPREAD, tables.spreads(results))):
+        parts += [title, aligned(rows)] if rows else []
+    rows, notes = tables.matched(results, tolerance=tolerance)
+    if rows:
+        parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(tables.MATCHED, width)])]
+    return "\n\n".join(parts) + "\n"
+
+
+def text_table(scores: tables.Table, *, width: int = 120) -> str:
+    """Scores for a terminal: under each line of scores one of intervals; methods that do not fit follow below."""
+    blocks: list[str] = []
+    methods: list[str] = []
+    for method in scores.methods:
+        wider = _text_block(scores, [*methods, method])
+        fits = max(map(len, wider.splitlines())) <= width
+        if methods and fits:
+            blocks[-1] = wider
+            methods.append(method)
+        else:
+            blocks.append(_text_block(scores, [method]))
+            methods = [method]
+    return "\n\n".join(blocks)
+
+
+def _text_block(scores: tables.Table, methods: Sequence[str]) -> str:
+    columns = scores.columns(methods)
+    first = [
+        label(method) if not index or columns[index - 1][0] != method else ""
+        for index, (method, _) in enumerate(columns)
+    ]
+    rows = [["", *first], ["", *(f"{shots}-shot" if shots else "" for _, shots in columns)]]
+    for row in scores.rows:
+        parts = [scores.parts(row, column) for column in columns]
+        rows += [[row.label, *(main for main, _ in parts)], ["", *(interval for _, interval in parts)]]
+    return aligned(rows, header=2)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, header: int = 1) -> str:
+    """Plain text columns, a rule under the header; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    kept = [line for line in lines[header:] if line]
+    return "\n".join([*lines[:header], "-" * max(map(len, lines)), *kept])
+
+
+def print_table(finished: Sequence[Json]) -> None:
+    """Prints the paper's table of finished runs."""
+    print("\n" + table(join_runs(finished)), flush=True)
+
+
+def write_and_print(workdir: Path, finished: Sequence[Json]) -> None:
+    """Prints the table of finished runs and writes their report into `workdir`; on the host that writes."""
+    from promot_jax.report import markdown
+
+    if not hosts.is_writer():
+        return
+    print_table(finished)
+    print(f"\nReport: {markdown.write(join_runs(finished), workdir)}", flush=True)

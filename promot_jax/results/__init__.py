@@ -1,0 +1,1 @@
+"""What a run leaves: typed results, intervals, matched target score, provenance."""

@@ -1,0 +1,232 @@
+"""T5X checkpoints: every leaf in its place, and what is written is read back bit for bit."""
+
+import itertools
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorstore
+import tiny
+from t5x_fixtures import drawn, in_scratch  # noqa: F401, used by name
+from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, Arrays, draw, nested, save, stacked, t5_shapes
+
+from promot_jax import trees
+from promot_jax.checkpoints import pretrained
+from promot_jax.checkpoints.t5x import load as t5x
+from promot_jax.checkpoints.t5x import write, zarr
+from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+from promot_jax.models import DecoderConfig, build
+
+
+@pytest.mark.parametrize("form", ["file", "gcs", "old", "placeholder", "bare", "bounds", "inline"])
+def test_every_leaf_lands_in_its_place(tmp_path: Path, arrays: Arrays, form: str) -> None:
+    folder = save(tmp_path / "checkpoint_7", arrays, form)
+    before = sorted(tmp_path.rglob("*"))
+    assert t5x.is_checkpoint(folder)
+    params, leaves = t5x.read(folder, SHAPES)
+    flat = trees.flatten(params)
+    np.testing.assert_equal(flat, stacked(arrays))
+    assert all(leaf.dtype == np.float32 and leaf.ctypes.data % 64 == 0 for leaf in flat.values())
+    assert leaves == {"loaded": len(SHAPES), "new": 0, "unused": 2}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["file", "bare", "inline"])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_other_float_types(tmp_path: Path, form: str, dtype: Any) -> None:
+    arrays = draw(dtype=dtype)
+    np.testing.assert_equal(trees.flatten(t5x.read(save(tmp_path / "c", arrays, form), SHAPES)[0]), stacked(arrays))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"compressor": None},
+        {"compressor": {"id": "zlib", "level": 3}},
+        {"compressor": {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": -1}},
+        {"dimension_separator": "/"},
+    ],
+)
+@pytest.mark.parametrize("form", ["file", "bare"])
+def test_other_ways_to_store_chunks(tmp_path: Path, arrays: Arrays, form: str, metadata: dict[str, Any]) -> None:
+    folder = save(tmp_path / "c", arrays, form, **metadata)
+    np.testing.assert_equal(trees.flatten(t5x.read(folder, SHAPES)[0]), stacked(arrays))
+
+
+def test_arrays_that_flax_cut_into_pieces(tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 100)
+    content = {"version": 3, "optimizer": {"target": nested(arrays), "state": {}}}
+    (tmp_path / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(content))
+    assert b"__msgpack_chunked_array__" in (tmp_path / "checkpoint").read_bytes()
+    np.testing.assert_equal(trees.flatten(t5x.read(tmp_path, SHAPES)[0]), stacked(arrays))
+
+
+def test_later_files_name_the_optimizer_otherwise(tmp_path: Path, arrays: Arrays) -> None:
+    inner = {"_optimizer": {"target": nested(arrays), "state": {}}, "flax_mutables": {"stats": np.float32(2), "z": 1j}}
+    for content in (inner, {"version": 3, "optimizer": {**inner["_optimizer"], "flax_mutables": {}}}):
+        packed = flax.serialization.msgpack_serialize(content)
+        (tmp_path / "checkpoint").write_bytes(packed)
+        np.testing.assert_equal(trees.flatten(t5x.read(tmp_path, SHAPES)[0]), stacked(arrays))
+
+
+def test_kernels_with_heads_apart(tmp_path: Path, arrays: Arrays) -> None:
+    apart = dict(arrays)
+    for name, array in arrays.items():
+        if "attention/" in name and name.endswith("kernel"):
+            split = (HEADS, SIZE, EMBED) if "/out/" in name else (EMBED, HEADS, SIZE)
+            apart[name] = array.reshape(split)
+    checkpoint = t5x.Checkpoint(save(tmp_path / "c", apart), SHAPES)
+    want = stacked(arrays)
+    for path in SHAPES:
+        np.testing.assert_array_equal(checkpoint.read(path), want[path])
+    path = "decoder/layers/self_attention/query/kernel"
+    np.testing.assert_array_equal(checkpoint.read(path, ((1, 2), (0, EMBED), (2, 5))), want[path][1:2, :, 2:5])
+    apart[QUERY] = arrays[QUERY].reshape(2, EMBED // 2, HEADS * SIZE)
+    with pytest.raises(UserError, match=r"shape \(2, 4, 6\)"):
+        t5x.Checkpoint(save(tmp_path / "d", apart), SHAPES)
+
+
+def test_only_the_chunks_of_a_slice_are_read(tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    chunk = zarr.Zarr.chunk
+
+    def noted(self: zarr.Zarr, at: tuple[int, ...], *out: np.ndarray) -> np.ndarray:
+        seen.append((self.folder.name, tuple(at)))
+        return chunk(self, at, *out)
+
+    monkeypatch.setattr(zarr.Zarr, "chunk", noted)
+    want = stacked(arrays)
+    checkpoint = t5x.Checkpoint(save(tmp_path / "c", arrays), SHAPES)
+    assert seen == []
+    path = "decoder/layers/self_attention/query/kernel"
+    box = ((1, 2), (0, 4), (0, HEADS * SIZE))
+    np.testing.assert_array_equal(checkpoint.read(path, box), want[path][1:2, :4])
+    assert seen == [("target." + QUERY.replace("/", "."), (0, j)) for j in range(2)]
+    for path in ("token_embedder/embedding", "encoder/relpos_bias/rel_embedding", "decoder/layers/mlp/wo/kernel"):
+        for box in itertools.product(*([(0, size), (1, 2), (1, size)] for size in SHAPES[path])):
+            part = want[path][tuple(itertools.starmap(slice, box))]
+            np.testing.assert_array_equal(checkpoint.read(path, box), part)
+
+
+def test_the_newest_of_several(tmp_path: Path, arrays: Arrays) -> None:
+    assert not t5x.is_checkpoint(tmp_path) and not t5x.is_checkpoint(tmp_path / "none")
+    for step in (9, 100, 20):
+        marked = arrays | {"encoder/encoder_norm/scale": np.full(EMBED, step, np.float32)}
+        save(tmp_path / f"checkpoint_{step}", marked, "inline")
+    shutil.copytree(tmp_path / "checkpoint_9", tmp_path / "checkpoint_200.tmp-1")
+    (tmp_path / "checkpoint_300").mkdir()
+    assert t5x.is_checkpoint(tmp_path)
+    assert t5x.read(tmp_path, SHAPES)[0]["encoder"]["encoder_norm"]["scale"][0] == 100
+
+
+def test_what_the_model_has_no_place_for(tmp_path: Path, arrays: Arrays) -> None:
+    prompt = {"encoder/prompt/prompt/prompt": np.ones((3, EMBED), np.float32)}
+    checkpoint = t5x.Checkpoint(save(tmp_path / "c", arrays | prompt), SHAPES)
+    assert checkpoint.unused == tuple(prompt) and checkpoint.leaves["unused"] == 3
+    with pytest.raises(UserError, match=r"'encoder/layers_1/.*no place"):
+        t5x.Checkpoint(tmp_path / "c", t5_shapes(encoder=1))
+    tied = {path: shape for path, shape in SHAPES.items() if "logits" not in path}
+    with pytest.raises(UserError, match="'decoder/logits_dense/kernel', for which"):
+        t5x.Checkpoint(tmp_path / "c", tied)
+    with pytest.raises(UserError, match=r"no parameter 'decoder/layers_2/"):
+        t5x.Checkpoint(tmp_path / "c", t5_shapes(decoder=3))
+    with pytest.raises(UserError, match=r"shape \(20, 8\) and .* wants \(21, 8\)"):
+        t5x.Checkpoint(tmp_path / "c", SHAPES | {"token_embedder/embedding": (21, 8)})
+
+
+def same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
+    flat = trees.flatten(b)
+    assert trees.flatten(a).keys() == flat.keys()
+    for path, leaf in trees.flatten(a).items():
+        assert leaf.dtype == flat[path].dtype and leaf.shape == flat[path].shape
+        assert np.asarray(leaf).tobytes() == np.asarray(flat[path]).tobytes(), path
+
+
+def decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    like = jax.eval_shape(build(config).init, jax.random.key(0))
+    return {path: leaf.shape for path, leaf in trees.flatten(like).items()}
+
+
+DECODER = DecoderConfig(
+    vocab_size=20, emb_dim=8, num_heads=2, num_kv_heads=1, num_layers=3, head_dim=4, mlp_dim=12, tied_embeddings=False
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, decoder_shapes(DECODER)], ids=["t5", "decoder"])
+@pytest.mark.parametrize("inline", [1 << 14, 20, 0])
+def test_write_then_read_is_the_identity(tmp_path: Path, shapes: dict[str, tuple[int, ...]], inline: int) -> None:
+    flat = stacked(draw(shapes), shapes)
+    flat["token_embedder/embedding"][:5] = [[0.0], [-0.0], [1e-45], [3e38], [1 / 3]]
+    flat[next(path for path in flat if path.endswith("wo/kernel"))][:] = 0
+    folder = write.write(tmp_path / "a" / "b", 1_100_000, trees.unflatten(flat), inline=inline)
+    assert folder == tmp_path / "a" / "b" / "checkpoint_1100000" and os.listdir(folder.parent) == [folder.name]
+    same_bits(t5x.read(folder.parent, shapes)[0], trees.unflatten(flat))
+    with pytest.raises(UserError, match="there already"):
+        write.write(folder.parent, 1_100_000, trees.unflatten(flat))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_others_read_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """By flax and tensorstore alone; device arrays and several chunks per array."""
+    monkeypatch.setattr(t5x, "_CHUNK", 100)
+    arrays = draw()
+    params = trees.unflatten({path: jax.numpy.asarray(leaf, dtype) for path, leaf in stacked(arrays).items()})
+    folder = write.write(tmp_path, 3, params, inline=40)
+    content = flax.serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    assert content["version"] == 3 and content["optimizer"]["state"]["step"] == 3
+    for name, array in arrays.items():
+        leaf = content["optimizer"]["target"]
+        for room in name.split("/"):
+            leaf = leaf[room]
+        if isinstance(leaf, dict):
+            assert leaf["kvstore"] == {"driver": "file", "path": f"target.{name.replace('/', '.')}"}
+            leaf["kvstore"]["path"] = str(folder / leaf["kvstore"]["path"])
+            leaf = tensorstore.open(leaf, open=True).result().read().result()
+        assert leaf.dtype == dtype and (array.size < 40) == (not (folder / f"target.{name.replace('/', '.')}").exists())
+        np.testing.assert_array_equal(leaf, array.astype(dtype))
+    read = trees.flatten(t5x.read(folder, SHAPES)[0])
+    np.testing.assert_equal(read, {path: np.asarray(leaf, "float32") for path, leaf in trees.flatten(params).items()})
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = stacked(draw())
+    with pytest.raises(UserError, match="is int32"):
+        write.write(tmp_path, 1, trees.unflatten(flat | {"z": np.ones(3, np.int32)}), inline=150)
+    assert os.listdir(tmp_path) == []
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(UserError, match=r"Cannot write .* No space left"):
+        write.write(tmp_path, 1, trees.unflatten(flat))
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        write.write(tmp_path / "file", 1, trees.unflatten(flat))
+
+
+def test_pretrained_model_from_a_checkpoint(tiny_folder: Path, tmp_path: Path) -> None:
+    source = pretrained.load(str(tiny_folder / "tiny.gguf"), Partitioner())
+    folder = write.write(tmp_path, 0, source.params, inline=100)
+    source.vocabulary.save(tmp_path / "tokenizer")
+    config = source.model.config
+    for missing in ({}, {"config": config}, {"vocabulary": str(tmp_path / "tokenizer")}):
+        with pytest.raises(UserError, match="neither sizes nor a tokenizer"):
+            pretrained.load(str(folder), Partitioner(), **missing)
+    loaded = pretrained.load(
+        str(tmp_path), Partitioner(), config=config, vocabulary=str(tmp_path / "tokenizer"), dropout_rate=0.1
+    )
+    assert loaded.fingerprint == source.fingerprint and loaded.model.config.dropout_rate == 0.1
+    assert loaded.vocabulary == TokenizerVocabulary.load(tmp_path / "tokenizer")
+    assert loaded.leaves == {"loaded": len(trees.flatten(source.params)), "new": 0, "unused": 1}
+    assert math.prod(loaded.params["token_embedder"]["embedding"].shape) == len(tiny.TOKENS) * tiny.EMBED

@@ -1,0 +1,306 @@
+"""Damaged T5X checkpoints: one clear error in bounded time and memory, or the right values."""
+
+import gzip
+import json
+import os
+import random
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from t5x_fixtures import drawn, in_scratch  # noqa: F401, used by name
+from t5x_writer import EMBED, HEADS, KERNELS, QUERY, SHAPES, SIZE, Arrays, draw, pack, save, scratch, stacked, zarr
+
+from promot_jax import trees
+from promot_jax.checkpoints.t5x import load
+from promot_jax.checkpoints.t5x.msgpack import read_msgpack
+from promot_jax.errors import UserError
+
+
+def change(**changes: Any) -> Callable[[dict], Any]:
+    """An `edit` of the query kernel's spec: keys replaced, below "metadata" and "kvstore" too."""
+
+    def edit(flat: dict) -> None:
+        spec = json.loads(json.dumps(flat[QUERY]))
+        for key, value in changes.items():
+            room = next((spec[room] for room in ("metadata", "kvstore") if key in spec[room]), spec)
+            room[key] = value
+        flat[QUERY] = spec
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "../c/target.x"}, "not one inside"),
+        ({"path": "/etc"}, "not one inside"),
+        ({"path": "a/../../b"}, "not one inside"),
+        ({"path": "target.link"}, "not one inside"),
+        ({"path": "."}, "not one inside"),
+        ({"path": ""}, "not one inside"),
+        ({"path": "a\0b"}, "not one inside"),
+        ({"path": "x" * 300}, "cannot be read|damaged|missing"),
+        ({"path": 3}, "neither an array"),
+        ({"kvstore": {"driver": "s3", "path": "x"}}, "neither an array"),
+        ({"driver": "n5"}, "neither an array"),
+        ({"shape": [8, 7]}, "described differently"),
+        ({"dtype": "bfloat16"}, "described differently"),
+        ({"dtype": ["float32"]}, "described differently"),
+        ({"transform": {"input_inclusive_min": [1, 0]}}, "described differently"),
+    ],
+)
+def test_specs_that_do_not_fit(tmp_path: Path, arrays: Arrays, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "target.out").mkdir()
+    folder = save(tmp_path / "c", arrays, edit=change(**changes))
+    (folder / "target.link").symlink_to(tmp_path / "target.out")
+    with pytest.raises(UserError, match=message) as caught:
+        load.Checkpoint(folder, SHAPES)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": [2**50, 6]}, "its shape"),
+        ({"shape": [2**39, 2**39]}, "shape"),
+        ({"shape": "wide"}, "its shape"),
+        ({"shape": [8.0, 6]}, "its shape"),
+        ({"chunks": [2**30, 2**30]}, "its chunks"),
+        ({"chunks": [0, 6]}, "its chunks"),
+        ({"chunks": [1, 1]}, "is missing"),
+        ({"chunks": [4]}, "its chunks"),
+        ({"dtype": "|O"}, "floating"),
+        ({"dtype": "<i4"}, "floating"),
+        ({"dtype": [["a", "<f4"]]}, "lacks"),
+        ({"dtype": "<f2"}, "described differently"),
+        ({"compressor": {"id": "lzma"}}, "compressor"),
+        ({"compressor": {}}, "compressor"),
+        ({"filters": [{"id": "delta"}]}, "filters"),
+        ({"order": "F"}, "order"),
+        ({"zarr_format": 3}, "format"),
+        ({"dimension_separator": "/../"}, "separator"),
+        (b"[" * 50_000, "damaged"),
+        (b'{"shape": ' + b"9" * 9999 + b"}", "damaged"),
+        (b" " * 100_000, "too large"),
+        (b"\xff", "damaged"),
+        (b"[]", "lacks"),
+    ],
+)
+def test_zarr_metadata_that_do_not_fit(tmp_path: Path, arrays: Arrays, changes: Any, message: str) -> None:
+    folder = save(tmp_path / "c", arrays)
+    file = folder / f"target.{QUERY.replace('/', '.')}" / ".zarray"
+    damaged = changes if isinstance(changes, bytes) else json.dumps(json.loads(file.read_text()) | changes).encode()
+    file.write_bytes(damaged)
+    with pytest.raises(UserError, match=message):
+        load.Checkpoint(folder, SHAPES)
+
+
+def test_chunks_that_are_missing_damaged_or_elsewhere(tmp_path: Path, arrays: Arrays) -> None:
+    folder = save(tmp_path / "c", arrays)
+    chunk = folder / f"target.{QUERY.replace('/', '.')}" / "1.0"
+    whole = chunk.read_bytes()
+    chunk.unlink()
+    with pytest.raises(UserError, match=r"chunk 1\.0 is missing"):
+        load.Checkpoint(folder, SHAPES)
+    outside = tmp_path / "outside"
+    outside.write_bytes(whole)
+    chunk.symlink_to(outside)
+    with pytest.raises(UserError, match="not one inside"):
+        load.Checkpoint(folder, SHAPES)
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(UserError, match="is missing"):
+        load.Checkpoint(folder, SHAPES)
+    chunk.unlink()
+    bomb = gzip.compress(bytes(1 << 26), 1)
+    for damaged in (
+        whole[:-1],
+        whole[:9],
+        b"",
+        whole + whole,
+        gzip.compress(bytes(47)),
+        gzip.compress(bytes(49)),
+        bomb,
+    ):
+        chunk.write_bytes(damaged)
+        tracemalloc.start()
+        with pytest.raises(UserError, match=r"1\.0 (is damaged|does not unpack)"):
+            load.read(folder, SHAPES)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+    nan = np.full((4, 3), np.nan, np.float32)
+    chunk.write_bytes(gzip.compress(nan.tobytes()))
+    with pytest.raises(UserError, match="not finite"):
+        load.read(folder, SHAPES)
+
+
+def test_msgpack_that_is_no_checkpoint(tmp_path: Path, arrays: Arrays) -> None:
+    whole = (save(tmp_path / "c", arrays, "inline") / "checkpoint").read_bytes()
+    array = np.ones(3, np.float32)
+    ext = msgpack.ExtType
+    for content, message in (
+        (b"", "ends early"),
+        (b'model_checkpoint_path: "model.ckpt-1"\n', "follow its end"),
+        (whole[:-5], "ends early"),
+        (whole + b"\0", "follow its end"),
+        (b"\xdd\xff\xff\xff\xff" * 9, "ends early"),
+        (b"\xdf\xff\xff\xff\xff" * 9, "ends early"),
+        (b"\xc6\xff\xff\xff\xff", "ends early"),
+        (b"\xdb\xff\xff\xff\xff", "text of 4294967295"),
+        (b"\x91" * 5000 + b"\xc0", "nests deeper"),
+        (b"\xdd\x00\x20\x00\x00" + b"\xc0" * (1 << 21), "more than"),
+        (b"\xc1", "begins no"),
+        (b"\x81\xa1\xff\xc0", "not UTF-8"),
+        (b"\x82\xa1a\xc0\xa1a\xc0", "there twice"),
+        (b"\x81\x01\xc0", "no text"),
+        (pack([1]), "no T5X checkpoint"),
+        (pack({"version": 4}), "format version"),
+        (pack({"version": "3"}), "format version"),
+        (pack({"version": 3, "optimizer": 1}), "no parameters"),
+        (pack({"version": 3, "optimizer": {"target": {"a": {"b": array}, "a/b": array}}}), "twice"),
+        (pack({"version": 3, "optimizer": {"target": {"a": array}}}), "no parameter 'token_embedder"),
+        (pack({"a": ext(1, b"\x93\x91\x03\xa7float32")}), "ends early"),
+        (pack({"a": ext(1, msgpack.packb([[2], "float32", b"", 1]))}), "damaged"),
+        (pack({"a": ext(1, msgpack.packb([[-2], "float32", b""]))}), "damaged"),
+        (pack({"a": ext(1, msgpack.packb([[1], "float32", b"1234"]) + b"\0")}), "damaged"),
+        (pack({"__msgpack_chunked_array__": True, "shape": {"0": 3}, "chunks": {"1": array}}), "in pieces"),
+        (pack({"__msgpack_chunked_array__": True}), "in pieces"),
+    ):
+        (tmp_path / "checkpoint").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load.read(tmp_path, SHAPES)
+    with pytest.raises(UserError, match="holds no T5X checkpoint"):
+        load.read(tmp_path / "none", SHAPES)
+    (tmp_path / "checkpoint").unlink()
+    (tmp_path / "checkpoint").symlink_to(tmp_path / "c" / "checkpoint")
+    assert load.read(tmp_path, SHAPES)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "checkpoint").symlink_to(tmp_path / "c" / "checkpoint")
+    with pytest.raises(UserError, match="link out"):
+        load.read(tmp_path / "d", SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (np.ones((EMBED, HEADS * SIZE), np.int32), "'int32'"),
+        (msgpack.ExtType(1, msgpack.packb([[EMBED, HEADS * SIZE], "float32", b"123"])), "3 bytes and needs 192"),
+        (np.float32(1), r"shape \(\)"),
+        (np.full((EMBED, HEADS * SIZE), np.inf, np.float32), "not finite"),
+        (np.full((EMBED, HEADS * SIZE), 1e300), "not finite"),
+        ("PLACEHOLDER://target.none", "no .zarray"),
+        ("PLACEHOLDER://../c", "not one inside"),
+        ("elsewhere", "neither"),
+        ([1.0], "neither"),
+        (None, "no parameter"),
+    ],
+)
+def test_leaves_that_do_not_fit(tmp_path: Path, arrays: Arrays, leaf: Any, message: str) -> None:
+    folder = save(tmp_path / "c", arrays, "inline", edit=lambda flat: flat.update({QUERY: leaf}))
+    with pytest.raises(UserError, match=message):
+        load.read(folder, SHAPES)
+
+
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(width=32, allow_nan=False)
+PLAIN = st.none() | st.booleans() | NUMBERS | st.text(max_size=40)
+
+
+@settings(max_examples=40)
+@given(st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=20) | st.dictionaries(st.text(max_size=9), inner)))
+def test_msgpack_agrees_with_the_msgpack_package(value: Any) -> None:
+    with scratch() as folder:
+        for single in (False, True):
+            (folder / "any").write_bytes(msgpack.packb(value, use_single_float=single))
+            assert read_msgpack(folder / "any") == value
+
+
+SMALL = {
+    "token_embedder/embedding": (6, 4),
+    "encoder/encoder_norm/scale": (4,),
+    "encoder/layers/mlp/wi/kernel": (1, 4, 6),
+    "encoder/layers/attention/query/kernel": (1, 4, 4),
+}
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """One to three random damages."""
+    damaged = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(damaged)) if damaged else 0
+        match rng.randrange(7):
+            case 0 | 1:
+                damaged[at : at + 1] = bytes([rng.randrange(256)])
+            case 2:
+                damaged[at : at + 1] = bytes([rng.choice(b"\xc1\xc6\xc9\xdb\xdd\xdf\x9f\x8f\xd9/.")])
+            case 3:
+                damaged[at : at + 4] = rng.choice([b"\xff" * 4, bytes(4), b"../.", b"/etc", b"1e99"])
+            case 4:
+                del damaged[at : at + rng.randint(1, 32)]
+            case 5:
+                damaged[at:at] = rng.randbytes(rng.randint(1, 32))
+            case _:
+                del damaged[rng.randrange(len(damaged) + 1) :]
+    return bytes(damaged)
+
+
+def scanned(folder: Path, arrays: Arrays) -> Path:
+    """A scanned model's, packed with zstd, which has no checksum."""
+    flat = {name.replace("layers_0", "layers"): array for name, array in arrays.items()}
+    flat = {name: np.expand_dims(array, 1) if "layers" in name else array for name, array in flat.items()}
+    return save(folder, flat, "bare", compressor={"id": "zstd"})
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder, arrays: save(folder, arrays, "bare"),
+        pytest.param(lambda folder, arrays: save(folder, arrays, "inline"), marks=pytest.mark.slow),
+        pytest.param(scanned, marks=pytest.mark.slow),
+    ],
+    ids=["layers", "one file", "scanned"],
+)
+def test_damaged_checkpoints_are_user_errors_or_right(tmp_path: Path, write: Callable[..., Path]) -> None:
+    arrays, rng, valid = draw(SMALL), random.Random(1), 0
+    want = stacked(arrays, SMALL)
+    folder = write(tmp_path / "c", arrays)
+    kernel = "encoder/layers_0/mlp/wi/kernel"
+    guarded = (folder / f"target.{kernel.replace('/', '.')}").is_dir()  # gzip has a checksum, the others do not
+    if guarded:
+        zarr(folder, kernel, arrays[kernel])  # its .zarray is back
+    main = folder / "checkpoint"
+    others = sorted(file for file in folder.rglob("*") if file.is_file() and file != main)
+    for i in range(2000):
+        file = main if rng.random() < 0.7 or not others else rng.choice(others)
+        before = file.read_bytes()
+        gone = file != main and rng.random() < 0.1
+        file.unlink() if gone else file.write_bytes(mutated(before, rng))
+        began, message = time.process_time(), ""
+        if i % 10 == 0:
+            tracemalloc.start()
+        try:
+            found = trees.flatten(load.read(folder, SMALL)[0])
+            valid += 1
+            for path, leaf in found.items():
+                assert leaf.shape == SMALL[path] and leaf.dtype == np.float32 and np.isfinite(leaf).all()
+                if guarded and path.endswith(
+                    KERNELS
+                ):  # the others lie in the damaged file, where no checksum guards them
+                    np.testing.assert_array_equal(leaf, want[path], err_msg=f"checkpoint {i}")
+        except UserError as error:
+            message = str(error)
+        if i % 10 == 0:
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20, f"checkpoint {i}"
+            tracemalloc.stop()
+        assert len(message) < 800 and time.process_time() - began < 2, f"checkpoint {i}"
+        assert not gone or message or file.name == ".zarray"
+        file.write_bytes(before)
+    assert 0 < valid < (1000 if guarded else 2000)
+    np.testing.assert_equal(trees.flatten(load.read(folder, SMALL)[0]), want)

@@ -1,0 +1,234 @@
+"""Checkpoints: what is written, what is kept, what is taken for a checkpoint and what is refused."""
+
+import asyncio
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from promot_jax import trees
+from promot_jax.checkpoints import pretrained, stage_folder
+from promot_jax.checkpoints.orbax import Checkpoints, Saved
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+from promot_jax.training.optimizer import Optimizer
+
+PROGRESS = {"curve": [{"step": 0, "target": 12.5, "loss": None}], "seconds": 3.25}
+
+
+def make_state(value=0.0, rows=4, optimizer="adafactor"):
+    """The state of a stage that trains a prompt, placed as a run places it."""
+    params = Partitioner().place({"prompt": {"task": jnp.arange(rows * 8, dtype=jnp.float32).reshape(rows, 8) + value}})
+    slots = Optimizer(optimizer).build(10).init(params)
+    step = jax.device_put(jnp.int32(value), Partitioner().replicated())
+    return {"params": params, "optimizer": jax.device_put(slots, Partitioner().replicated()), "step": step}
+
+
+def assert_same(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert one.dtype == other.dtype and one.sharding == other.sharding and np.array_equal(one, other)
+
+
+@pytest.fixture(name="opened")
+def _opened(tmp_path):
+    """Opens the same folder any number of times; closes all."""
+    all_opened = []
+
+    def opened(**options):
+        all_opened.append(Checkpoints(tmp_path / "checkpoints", **options))
+        return all_opened[-1]
+
+    yield opened
+    for checkpoints in all_opened:
+        checkpoints.close()
+
+
+def save(checkpoints, scores, **kwargs):
+    for step, score in scores.items():
+        checkpoints.save(step, make_state(step, **kwargs), PROGRESS, score)
+    checkpoints.wait()
+
+
+def steps_on_disk(checkpoints):
+    return sorted(int(path.name) for path in checkpoints.folder.iterdir() if path.name.isdigit())
+
+
+def test_a_new_folder_has_no_checkpoint(opened, tmp_path):
+    assert opened().latest() is None
+    assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_checkpoints_of_an_analysis_stay(opened):
+    scores = {10: 5.0, 20: 4.0, 30: 9.0, 40: 3.0, 50: 2.0}
+    writer = opened(keep_period=20)
+    save(writer, scores)
+    assert steps_on_disk(writer) == writer.steps() == [20, 30, 40, 50]  # every 20, the best, the newest
+    writer.close()
+    save(opened(), {60: 1.0})
+    assert opened().steps() == [30, 60]
+
+
+def test_reading_beside_a_writer_leaves_what_is_half_deleted(opened, tmp_path):
+    save(opened(), {10: 5.0})
+    half = tmp_path / "checkpoints" / "5" / "state"
+    half.mkdir(parents=True)
+    assert Saved(tmp_path / "checkpoints").steps() == [10] and half.is_dir()
+    assert opened().steps() == [10] and not half.exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+def test_what_was_saved_comes_back_bitwise(opened, optimizer):
+    state = make_state(7, optimizer=optimizer)
+    state["params"]["prompt"]["task"] *= jnp.float32(1 / 3)
+    writer = opened()
+    writer.save(7, state, PROGRESS, 50.0)
+    writer.wait()
+    for reader in (writer, opened()):
+        assert reader.latest() == 7
+        restored, progress = reader.restore(7, make_state(optimizer=optimizer))
+        assert_same(restored, state)
+        assert progress == PROGRESS
+        assert_same(reader.parameters(7, make_state()["params"]), state["params"])
+        assert reader.shapes(7) == {"prompt/task": (4, 8)}
+
+
+def test_a_save_holds_what_was_there_when_it_was_called(opened, monkeypatch):
+    """The state is donated to the next update and the curve grows while the save goes on in the background."""
+
+    async def late(self, *args):
+        await asyncio.sleep(0.2)
+        await write(self, *args)
+
+    write = ocp.JsonCheckpointHandler._save_fn
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", late)
+    bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state, curve = {"params": {"prompt": {"task": jnp.zeros((500, 500))}}, "optimizer": (), "step": jnp.int32(0)}, []
+    checkpoints = opened()
+    for step in range(1, 4):
+        state = bump(state)
+        curve.append({"step": step})
+        checkpoints.save(step, state, {"curve": curve}, 1.0)
+        state = bump(state)
+        curve[-1]["late"] = True
+        curve.append({"step": "late"})
+        checkpoints.wait()
+        restored, progress = checkpoints.restore(step, state)
+        assert np.unique(restored["params"]["prompt"]["task"]).tolist() == [int(state["step"]) - 1]
+        assert "late" not in progress["curve"][-1] and progress["curve"][-1]["step"] == step
+        assert len(progress["curve"]) == 2 * step - 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ({1: 10, 2: 30, 3: 20, 4: 25}, [2, 4]),
+        ({1: 10, 2: 20, 3: 30}, [3]),
+        ({1: 30, 2: 20, 3: 10}, [1, 3]),
+        ({1: 30, 2: 30, 3: 10}, [2, 3]),  # of equals the later
+        ({1: 30, 2: 30, 3: 30}, [3]),
+        ({1: -1, 2: -1, 3: 0, 4: -1}, [3, 4]),
+    ],
+)
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_newest_and_the_best_are_kept(opened, scores, kept, interrupted):
+    checkpoints = opened()
+    for step, score in scores.items():
+        checkpoints = opened() if interrupted else checkpoints
+        save(checkpoints, {step: score})
+        assert checkpoints.latest() == step
+    assert steps_on_disk(checkpoints) == kept
+
+
+def test_what_is_no_finished_checkpoint_is_ignored(opened, tmp_path):
+    writer = opened()
+    save(writer, {3: 50, 5: 20})
+    folder = tmp_path / "checkpoints"
+    (folder / "9").mkdir()
+    (folder / "7.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    (folder / "8.orbax-checkpoint-tmp").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "11").write_text("a file")
+    shutil.copytree(folder / "5", folder / "12")  # half deleted when the process was killed
+    (folder / "12" / "_CHECKPOINT_METADATA").unlink()
+    assert writer.latest() == 5
+
+    reopened = opened()
+    assert steps_on_disk(reopened) == [3, 5, 11]  # 11 is the file: none of ours
+    assert reopened.latest() == 5
+    restored, _ = reopened.restore(5, make_state())
+    assert_same(restored, make_state(5))
+
+
+def test_training_goes_on_over_what_an_interruption_left(opened, tmp_path):
+    save(opened(), {3: 50, 5: 20})
+    (tmp_path / "checkpoints" / "9").mkdir()
+    (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+
+    checkpoints = opened()
+    for step in (6, 7, 9, 10):
+        save(checkpoints, {step: 10})
+        assert checkpoints.latest() == step and steps_on_disk(checkpoints) == [3, step]
+        assert_same(checkpoints.restore(step, make_state())[0], make_state(step))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(opened):
+    checkpoints = opened()
+    save(checkpoints, {2: 50})
+    for read in (checkpoints.restore, lambda step, like: checkpoints.parameters(step, like["params"])):
+        with pytest.raises(
+            UserError, match=r"holds prompt/task as \(4, 8\), this run has \(6, 8\); give another --work"
+        ):
+            read(2, make_state(rows=6))
+        other = make_state()
+        other["params"]["prompt"]["other"] = other["params"]["prompt"].pop("task")
+        with pytest.raises(UserError, match=r"holds prompt/other as nothing, this run has \(4, 8\)"):
+            read(2, other)
+        empty = make_state()
+        empty["params"] = {"prompt": {}}
+        with pytest.raises(UserError, match="also trains prompt/task, which this run does not"):
+            read(2, empty)
+        with pytest.raises(UserError, match="checkpoints/3 is gone; put it back"):
+            read(3, make_state())
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(opened):
+    checkpoints = opened()
+    save(checkpoints, {2: 50}, optimizer="adamw")
+    with pytest.raises(UserError, match=r"checkpoints/2 does not fit this run \("):
+        checkpoints.restore(2, make_state(optimizer="adafactor"))
+
+
+def test_only_trained_leaves_are_handed_over(opened, tmp_path, caplog):
+    save(opened(), {4: 10})
+    frozen = {"model": {"kernel": jnp.ones(3)}, "prompt": {"other": jnp.ones((2, 8))}}
+    params = trees.merge(frozen, Partitioner().place({"prompt": {"task": jnp.zeros((4, 8))}}))
+
+    caplog.clear()
+    merged = stage_folder.overlay(tmp_path, 4, params)
+    assert not [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")]
+    assert np.array_equal(merged["prompt"]["task"], make_state(4)["params"]["prompt"]["task"])
+    assert merged["model"]["kernel"] is frozen["model"]["kernel"]
+    assert merged["prompt"]["other"] is frozen["prompt"]["other"]
+
+
+def test_a_stage_is_finished_once_it_is_recorded(tmp_path):
+    description = {"stage": "stage2", "trains": "model", "checkpoint": "a.gguf", "base": "b", "best_step": 4}
+    description["curve"] = [{"step": 4, "target": 50.0}]
+    assert stage_folder.describe(tmp_path) is None
+    stage_folder.record(tmp_path, description)
+    assert stage_folder.describe(tmp_path) == description
+    for text, message in (("{", "is not readable"), ("[]", "does not describe a stage"), ("{}", "does not describe")):
+        (tmp_path / stage_folder.STAGE_FILE).write_text(text)
+        with pytest.raises(UserError, match=f"{message}.*; delete it to run the stage again"):
+            stage_folder.describe(tmp_path)
+    (tmp_path / stage_folder.STAGE_FILE).write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"No checkpoint at '.*nowhere'"):
+        pretrained.load(str(tmp_path / "nowhere"), Partitioner())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no finished run that trained a model"):
+        pretrained.load(str(tmp_path / "empty"), Partitioner())

@@ -1,0 +1,202 @@
+"""SentencePiece tokenizers from GGUF against SentencePiece itself; Qwen's way of cutting text against transformers."""
+
+import inspect
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from test_vocabularies import CORPUS, WILD
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+import promot_jax.data  # noqa: F401, silences TensorFlow
+from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
+from promot_jax.errors import UserError
+
+NORMAL, UNKNOWN, CONTROL, DEFINED, BYTE = 1, 2, 3, 4, 6
+RUNS = ["\n", "\n\n", "▁▁", "▁▁▁", "▁▁▁▁", "<b>", "\t"]  # user-defined, as Gemma's are
+PARTS = ["the", " cat", "  ", "   ", " ", "\n", "\n\n", "\t", "▁", "<pad>", "<bos>", "<b>", "<0x41>", "é", "猫", "7."]
+
+
+def train(prefix: bool) -> tuple[Any, dict[str, Any]]:
+    """A SentencePiece model with byte fallback like Gemma's (or, with a space put in front, Llama 2's), and the
+    metadata that a GGUF file of it has."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for text in CORPUS for line in text.split("\n") if line] * 20),
+        model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True, add_dummy_prefix=prefix,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        split_digits=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>",
+        bos_piece="<bos>", hard_vocab_limit=False, minloglevel=2,
+        user_defined_symbols=[] if prefix else RUNS,
+    )  # fmt: skip
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    ids = range(oracle.get_piece_size())
+    pieces = [oracle.id_to_piece(i) for i in ids]
+    controls = [CONTROL if oracle.is_control(i) else UNKNOWN if oracle.is_unknown(i) else NORMAL for i in ids]
+    fields = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        # Converters write runs of spaces as spaces.
+        "tokenizer.ggml.tokens": [p.replace("▁", " ") if len(p) > 1 and not p.strip("▁") else p for p in pieces],
+        "tokenizer.ggml.scores": np.array([oracle.get_score(i) for i in ids], np.float32),
+        "tokenizer.ggml.token_type": np.array(
+            [BYTE if oracle.is_byte(i) else kind for i, kind in zip(ids, controls, strict=True)], np.int32
+        ),
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+    for piece in () if prefix else RUNS:
+        fields["tokenizer.ggml.token_type"][pieces.index(piece)] = DEFINED
+    return oracle, fields
+
+
+@pytest.fixture(name="gemma", scope="module")
+def _gemma() -> tuple[Any, dict[str, Any], TokenizerVocabulary]:
+    oracle, fields = train(prefix=False)
+    return oracle, fields, TokenizerVocabulary.from_gguf(fields)
+
+
+@pytest.fixture(name="llama", scope="module")
+def _llama() -> tuple[Any, TokenizerVocabulary]:
+    oracle, fields = train(prefix=True)
+    return oracle, TokenizerVocabulary.from_gguf(fields)
+
+
+def sample(count: int) -> list[str]:
+    rng = random.Random(0)
+    words = [*WILD, *PARTS, *" ".join(CORPUS).split()]
+    return ["".join(rng.choice(words) for _ in range(rng.randint(1, 12))) for _ in range(count)]
+
+
+def test_ids_are_those_of_sentencepiece(gemma: tuple[Any, Any, TokenizerVocabulary]) -> None:
+    oracle, _, vocabulary = gemma
+    assert vocabulary.add_bos and (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id) == (2, 1, 0)
+    for text in [*WILD, *sample(500)]:
+        assert vocabulary.encode(text) == oracle.encode(text), repr(text)
+        if "▁" not in text:  # SentencePiece cannot tell it from a space
+            assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_ids_with_a_space_in_front(llama: tuple[Any, TokenizerVocabulary]) -> None:
+    oracle, vocabulary = llama
+    for text in [*WILD, *sample(500)]:
+        assert vocabulary.encode(text) == oracle.encode(text), repr(text)
+        if "▁" not in text:
+            assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+@hypothesis.settings(max_examples=200)
+@hypothesis.given(st.lists(st.one_of(st.text(max_size=4), st.sampled_from(PARTS))).map("".join))
+def test_any_text(gemma: tuple[Any, Any, TokenizerVocabulary], text: str) -> None:
+    oracle, _, vocabulary = gemma
+    ids = vocabulary.encode(text)
+    assert min(ids, default=4) >= 4  # no control token
+    assert ids == oracle.encode(text)
+
+
+def test_controls_count_where_they_are_ours(gemma: tuple[Any, Any, TokenizerVocabulary], tmp_path: Path) -> None:
+    _, _, vocabulary = gemma
+    assert vocabulary.encode_with_controls("<bos>the cat")[0] == 2
+    assert vocabulary.decode([2, *vocabulary.encode("the cat"), 1, 9]) == "the cat"
+    vocabulary.save(tmp_path)
+    assert TokenizerVocabulary.load(tmp_path) == vocabulary
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("scores", lambda scores: scores[:-1], "usable scores"),
+        ("scores", lambda scores: scores * np.nan, "usable scores"),
+        ("token_type", lambda types: np.where(types == BYTE, NORMAL, types), "no tokens for 256 of the 256 bytes"),
+        ("token_type", lambda types: np.full_like(types, CONTROL) * (types != BYTE) + types * (types == BYTE), "plain"),
+        ("tokens", lambda tokens: [*tokens[:-1], tokens[-2]], "distinct"),
+    ],
+)
+def test_what_does_not_fit_is_one_error(
+    gemma: tuple[Any, dict[str, Any], Any], field: str, change: Any, message: str
+) -> None:
+    key = f"tokenizer.ggml.{field}"
+    with pytest.raises(UserError, match=message):
+        TokenizerVocabulary.from_gguf(gemma[1] | {key: change(gemma[1][key])})
+
+
+def test_add_bos_is_what_the_file_says(gemma: tuple[Any, dict[str, Any], Any]) -> None:
+    fields = gemma[1]
+    assert not TokenizerVocabulary.from_gguf(fields | {"tokenizer.ggml.add_bos_token": False}).add_bos
+    without = {key: value for key, value in fields.items() if key != "tokenizer.ggml.bos_token_id"}
+    assert not TokenizerVocabulary.from_gguf(without).add_bos
+
+
+def byte_level(pre: str, **fields: Any) -> tuple[Tokenizer, dict[str, Any]]:
+    """A byte-level BPE trained across all cuts, and the metadata of a GGUF file of it."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # merges across cuts too
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )  # fmt: skip
+    trained.train_from_iterator([*CORPUS, *WILD], trainer)
+    tokens = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    return trained, {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([CONTROL] + [NORMAL] * (len(tokens) - 1), np.int32),
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+        "tokenizer.ggml.eos_token_id": 0,
+        **{f"tokenizer.ggml.{key}": value for key, value in fields.items()},
+    }
+
+
+def test_qwen_cuts_text_as_its_own_tokenizer_does() -> None:
+    qwen = pytest.importorskip("transformers.models.qwen2.tokenization_qwen2")
+    trained, fields = byte_level("qwen2")
+    vocabulary = TokenizerVocabulary.from_gguf(fields)
+    assert not vocabulary.add_bos
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    oracle = qwen.Qwen2Tokenizer(vocab=trained.get_vocab(), merges=merges)
+    for text in [*WILD, *sample(300)]:
+        assert vocabulary.encode_with_controls(text) == oracle(text)["input_ids"], repr(text)
+
+
+def test_llama_3_cuts_text_as_transformers_does() -> None:
+    """Up to three digits stay together, and a piece that is a token becomes it though no merges lead there."""
+    converter = pytest.importorskip("transformers.convert_slow_tokenizer").TikTokenConverter
+    _, fields = byte_level("llama-bpe", bos_token_id=0)
+    tokens = [*fields["tokenizer.ggml.tokens"], "Ġwhole", "789"]
+    fields |= {"tokenizer.ggml.tokens": tokens}
+    fields["tokenizer.ggml.token_type"] = np.array([CONTROL] + [NORMAL] * (len(tokens) - 1), np.int32)
+    vocabulary = TokenizerVocabulary.from_gguf(fields)
+    assert (
+        vocabulary.add_bos
+        and not TokenizerVocabulary.from_gguf(fields | {"tokenizer.ggml.add_bos_token": False}).add_bos
+    )
+    pattern = inspect.signature(converter.__init__).parameters["pattern"].default
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    oracle = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    oracle.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    for text in [*WILD, *sample(300), "a whole 123456789 12789"]:
+        assert vocabulary.encode(text) == oracle.encode(text).ids, repr(text)
+    assert vocabulary.encode(" whole") == [len(tokens) - 2] and vocabulary.encode("123789")[-1] == len(tokens) - 1
+    # Text must not become a control token by being one.
+    assert 0 not in vocabulary.encode("<|endoftext|>")
+    fields["tokenizer.ggml.tokens"] = ["stop", *tokens[1:]]
+    with pytest.raises(UserError, match="control token 'stop', which is one word"):
+        TokenizerVocabulary.from_gguf(fields)

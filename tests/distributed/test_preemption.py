@@ -1,0 +1,106 @@
+"""A notice, by signal or from the cloud, stops a run at a point that all hosts agree on."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from promot_jax.distributed import hosts, preemption
+
+
+def wait() -> bool:
+    """Whether the run is told to stop, within a few seconds."""
+    deadline = time.monotonic() + 10
+    while not preemption.stops() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return preemption.stops()
+
+
+def test_sigterm_is_heeded_inside_the_block_only() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.heeded():
+        assert not preemption.stops()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.stops() and preemption.stops()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with preemption.heeded():
+        assert not preemption.stops()  # another run
+
+
+@pytest.fixture(name="cloud")
+def _cloud() -> Iterator[SimpleNamespace]:
+    """A metadata server; it answers what `answers` holds, the last one for ever."""
+    cloud = SimpleNamespace(answers=[b"FALSE"], asked=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            cloud.asked.append((self.path, self.headers["Metadata-Flavor"]))
+            answer = cloud.answers.pop(0) if len(cloud.answers) > 1 else cloud.answers[0]
+            self.send_response(200 if answer else 503)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        cloud.address = f"http://127.0.0.1:{server.server_port}/computeMetadata/v1/instance/preempted"
+        yield cloud
+        server.shutdown()
+        thread.join()
+
+
+def test_the_notice_of_the_cloud(cloud: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # never asked
+    cloud.answers = [b"FALSE", b"", b"FALSE\n", b"TRUE\n"]
+    with preemption.heeded(cloud.address, period=0.02):
+        assert wait()
+    assert len(cloud.asked) >= 4  # an answer may come too late
+    assert set(cloud.asked) == {("/computeMetadata/v1/instance/preempted", "Google")}
+
+
+def test_no_notice_no_stop(cloud: SimpleNamespace) -> None:
+    with preemption.heeded(cloud.address, period=0.01):
+        while len(cloud.asked) < 5:
+            time.sleep(0.01)
+        assert not preemption.stops()
+
+
+def test_where_the_notice_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert preemption.notice_address("off") == ""
+    assert preemption.notice_address("http://here/x") == "http://here/x"
+    for product, address in (("Google Compute Engine\n", preemption.GCE_NOTICE), ("Something else", "")):
+        monkeypatch.setattr(preemption.Path, "read_text", lambda self, product=product: product)
+        assert preemption.notice_address("auto") == address
+
+
+@pytest.mark.parametrize("noticed", [(0,), (1,), (0, 1)])
+def test_hosts_stop_at_the_same_call(noticed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hosts in step, each with its own count and notice; they meet between two calls, in any order."""
+    store: dict[str, str] = {}
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    monkeypatch.setattr(hosts, "posted", store.get)
+    monkeypatch.setattr(hosts, "post", store.__setitem__)
+    rounds, notices = [0, 0], [threading.Event(), threading.Event()]
+
+    def call(host: int) -> bool:
+        monkeypatch.setattr(preemption, "_rounds", rounds[host])
+        monkeypatch.setattr(preemption, "_noticed", notices[host])
+        stops = preemption.stops()
+        rounds[host] = preemption._rounds
+        return stops
+
+    for step in range(6):
+        if step == 3:
+            for host in noticed:
+                notices[host].set()
+        order = (0, 1) if step % 2 else (1, 0)
+        told = {host: call(host) for host in order}
+        assert told == {0: step >= 4, 1: step >= 4}

@@ -1,0 +1,569 @@
+"""Every run that comes with the package, from gin file to results, on a model of 28 thousand weights."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tiny
+
+import promot_jax.data  # noqa: F401, silences TensorFlow
+from promot_jax import files as files_module
+from promot_jax import main, trees
+from promot_jax.checkpoints import pretrained, stage_folder
+from promot_jax.checkpoints.orbax import Checkpoints
+from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.data.encoding import Binding
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+from promot_jax.evaluation.evaluator import Evaluator
+from promot_jax.experiments import resume_guard
+from promot_jax.experiments import stage as runs
+from promot_jax.experiments.settings import Experiment
+from promot_jax.models.batch_layout import Tokens, decoder_rows
+from promot_jax.params import soft_prompts
+from promot_jax.params.fingerprint import fingerprint
+from promot_jax.results import schema
+from promot_jax.training.optimizer import Optimizer
+from promot_jax.training.settings import Training
+
+
+class Run(NamedTuple):
+    """A finished run: where it is, and the model it had loaded."""
+
+    workdir: Path
+    loaded: Pretrained
+
+
+def run(folder: Path, gin_file: str, workdir: Path, **macros: object) -> Run:
+    """Runs a gin file of the package on the tiny model, which must come out of it as it was."""
+    loaded: list[Pretrained] = []
+    load = pretrained.load
+
+    def keep(*args: Any, **kwargs: Any) -> Pretrained:
+        loaded.append(load(*args, **kwargs))
+        return loaded[-1]
+
+    before = digest(folder / "tiny.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs.pretrained, "load", keep)
+        assert main.main(tiny.command(folder, gin_file, workdir, **macros)) == 0
+    assert digest(folder / "tiny.gguf") == before
+    return Run(workdir, loaded[-1])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], folder: Path, gin_file: str, workdir: Path, **macros: object) -> str:
+    """Returns the one sentence on stderr of a run that ends with status 2."""
+    assert main.main(tiny.command(folder, gin_file, workdir, **macros)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digests(folder: Path, *patterns: str) -> dict[str, str]:
+    """SHA-256 of the files below a folder that match."""
+    found = {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    assert found
+    return {str(path.relative_to(folder)): digest(path) for path in sorted(found)}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's curves in a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()["tensors"]
+    return {tag: [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)] for tag in tags}
+
+
+def trained(folder: Path) -> dict[str, np.ndarray]:
+    """What the best checkpoint of a stage holds, by path."""
+    description = stage_folder.describe(folder)
+    assert description is not None
+    checkpoints = Checkpoints(folder / "checkpoints")
+    shapes = checkpoints.shapes(description["best_step"])
+    zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    like = Partitioner().place(trees.unflatten(zeros))
+    found = trees.flatten(checkpoints.parameters(description["best_step"], like))
+    checkpoints.close()
+    return {path: np.asarray(leaf) for path, leaf in found.items()}
+
+
+@pytest.fixture(name="stage1", scope="module")
+def _stage1(tiny_folder: Path) -> Run:
+    return run(tiny_folder, "promot_stage1.gin", tiny_folder / "stage1")
+
+
+@pytest.fixture(name="stage2", scope="module")
+def _stage2(tiny_folder: Path, stage1: Run) -> Run:
+    before = digests(stage1.workdir / "prompt", "*")
+    # A low rate: a model that has collapsed into one answer would say the same with and without a prompt.
+    done = run(tiny_folder, "promot_stage2.gin", tiny_folder / "stage2", PROMPT_PATH=stage1.workdir, LEARNING_RATE=2e-3)
+    assert digests(stage1.workdir / "prompt", "*") == before
+    return done
+
+
+@pytest.fixture(name="finetune", scope="module")
+def _finetune(tiny_folder: Path) -> Run:
+    return run(tiny_folder, "finetune.gin", tiny_folder / "finetune")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("stage1", "prompt_tuning"), ("stage2", "promot"), ("finetune", "finetune")]
+)
+def test_a_stage_leaves_its_results(name: str, method: str, request: pytest.FixtureRequest) -> None:
+    workdir = request.getfixturevalue(name).workdir
+    found = schema.read(workdir)
+    assert (found["method"], found["seed"], found["steps"]) == (method, 0, {name: 6})
+    assert found["target"]["task"] == "tiny_review" and found["target"]["n"] == 10
+    assert set(found["icl"]) == {"1", "3"}
+    for entry in found["icl"].values():
+        assert {task: one["n"] for task, one in entry["tasks"].items()} == {"tiny_colour": 6, "tiny_size": 6}
+    assert [(point["stage"], point["step"]) for point in found["curve"]] == [(name, step) for step in (0, 2, 4, 6)]
+    assert found["versions"]["jax"] and "commit" in found and found["seconds"] > 0
+
+    operative = (workdir / "operative_config.gin").read_text()
+    assert "Training.steps = %" in operative and "tiny_review" in operative
+
+    assert {path.name: len(rows(path)) for path in (workdir / "outputs").iterdir() if path.name[:4] != "step"} == {
+        "target.jsonl": 10,
+        "icl_1shot.jsonl": 12,
+        "icl_3shot.jsonl": 12,
+    }
+    for row in rows(workdir / "outputs" / "icl_3shot.jsonl"):
+        assert row["shots"] == 3 and {"task", "id", "input", "target", "raw", "output"} <= row.keys()
+    assert {path.name for path in (workdir / "outputs").glob("step_*")} == {
+        f"step_00000{i}.jsonl" for i in (0, 2, 4, 6)
+    }
+
+    curves = scalars(workdir / "events")
+    assert [step for step, _ in curves["train/loss"]] == [1, 2, 3, 4, 5, 6]
+    assert curves["eval/target"] == [(point["step"], pytest.approx(point["target"])) for point in found["curve"]]
+
+
+def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
+    assert fingerprint(stage1.loaded.params) == stage1.loaded.base
+    prompt = np.load(stage1.workdir / "prompt" / "prompt.npy", allow_pickle=False)
+    assert prompt.shape == (4, tiny.EMBED) and prompt.dtype == np.float32
+    info = json.loads((stage1.workdir / "prompt" / "prompt.json").read_text())
+    best = stage_folder.describe(stage1.workdir)["best_step"]
+    assert info | {"score": 0} == {
+        "task": "tiny_review", "length": 4, "step": best, "score": 0, "initialiser": "vocabulary",
+        "base": stage1.loaded.base,
+    }  # fmt: skip
+    saved = trained(stage1.workdir)
+    assert list(saved) == ["prompt/tiny_review"]
+    np.testing.assert_array_equal(saved["prompt/tiny_review"], prompt)
+    rows_at_start = stage1.loaded.params["token_embedder"]["embedding"]
+    assert not (prompt[:, None] == np.asarray(rows_at_start)).all(-1).any()  # every row has moved
+
+
+def test_stage2_trains_the_model_and_nothing_else(stage2: Run) -> None:
+    assert fingerprint(stage2.loaded.params) == stage2.loaded.base  # the caller's arrays were not given away
+    before, after = trees.flatten({"model": stage2.loaded.params}), trained(stage2.workdir)
+    assert after.keys() == before.keys()
+    assert all((np.asarray(before[path]) != after[path]).any() for path in after)
+    assert not (stage2.workdir / "prompt").exists()
+
+
+def test_stage2_takes_the_prompt_from_its_file_too(tiny_folder: Path, stage1: Run, stage2: Run) -> None:
+    file = stage1.workdir / "prompt" / "prompt.npy"
+    again = run(tiny_folder, "promot_stage2.gin", tiny_folder / "stage2_file", PROMPT_PATH=file, LEARNING_RATE=2e-3)
+    assert digests(again.workdir / "outputs", "*") == digests(stage2.workdir / "outputs", "*")
+    np.testing.assert_equal(trained(again.workdir), trained(stage2.workdir))
+
+
+def test_finetuning_collapses_into_the_label_format(finetune: Run) -> None:
+    """That the tiny model learns at all: without it, equal outputs before and after would prove nothing."""
+    first, *_, last = schema.read(finetune.workdir)["curve"]
+    assert first["format_share"] == 0 and last["format_share"] > 50
+    assert first["target"] == 0 and last["target"] > 0
+    assert fingerprint(finetune.loaded.params) == finetune.loaded.base
+
+
+def test_stripped_model_is_one_that_never_had_a_prompt(tiny_folder: Path, stage1: Run, stage2: Run) -> None:
+    """Stage 2's own closing evaluation, stripped, against its weights in a file that knows of no prompt."""
+    weights = trained(stage2.workdir)
+    tiny.write(tiny_folder / "never.gguf", tiny.from_params(weights))
+    plain = run(tiny_folder, "icl_eval.gin", tiny_folder / "never", INITIAL_CHECKPOINT_PATH=tiny_folder / "never.gguf")
+    stripped = pretrained.load(str(stage2.workdir), Partitioner(), dtype=plain.loaded.model.config.dtype)
+    for name, leaf in trees.flatten({"model": plain.loaded.params}).items():
+        np.testing.assert_array_equal(leaf, weights[name])
+    icl = digests(stage2.workdir / "outputs", "icl_*.jsonl")
+    assert digests(plain.workdir / "outputs", "icl_*.jsonl") == icl
+    assert len({row["raw"] for row in rows(stage2.workdir / "outputs" / "icl_1shot.jsonl")}) > 3
+    assert schema.read(plain.workdir)["icl"] == schema.read(stage2.workdir)["icl"]
+
+    ids = np.random.default_rng(0).integers(0, len(tiny.TOKENS), (4, 12)).tolist()
+    batch = decoder_rows([[Tokens(row[:8], row[8:])] for row in ids], 16, 4)
+    want = np.asarray(plain.loaded.model.logits(plain.loaded.params, None, batch))
+    assert want.std() > 0.1
+    np.testing.assert_array_equal(stripped.model.logits(stripped.params, None, batch), want)
+    # Nor does it matter that prompts are loaded, as long as no row names one.
+    table = np.load(stage1.workdir / "prompt" / "prompt.npy")
+    np.testing.assert_array_equal(stripped.model.logits(stripped.params, table, batch), want)
+
+
+def test_mixture_is_trained_behind_one_prompt(tiny_folder: Path) -> None:
+    mixture = {"MIXTURE_OR_TASK_NAME": "tiny_pair", "TRAIN_STEPS": 2, "PromptInit.method": "labels"}
+    workdir = run(tiny_folder, "promot_stage1.gin", tiny_folder / "mixture", **mixture).workdir
+    target = schema.read(workdir)["target"]
+    assert (target["task"], target["metric"], target["n"]) == ("tiny_pair", "norm_avg", 20)
+    assert list(trained(workdir)) == ["prompt/tiny_pair"]
+
+
+def test_loss_that_is_not_finite_ends_the_run(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = tiny_folder / "diverged"
+    assert main.main(tiny.command(tiny_folder, "finetune.gin", workdir, LEARNING_RATE=1e38)) == 1
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "not finite at step" in message and "LEARNING_RATE" in message
+    assert not (workdir / "results.json").exists()
+    assert scalars(workdir / "events")["eval/target"][0][0] == 0  # the curve up to there is on disk
+
+
+def test_promot_end_to_end(tiny_folder: Path, stage1: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = run(tiny_folder, "promot.gin", tiny_folder / "promot").workdir
+    found = schema.read(workdir)
+    assert found["method"] == "promot" and found["steps"] == {"stage1": 6, "stage2": 6}
+    before = schema.read(workdir / "pretrained")
+    assert before["steps"] == {} and before["icl"].keys() == found["icl"].keys()
+    report = (workdir / "report.md").read_text()
+    figures = sorted(path.name for path in (workdir / "figures").glob("*.svg"))
+    assert "ProMoT" in report and len(figures) >= 2 and all(f"figures/{name}" in report for name in figures)
+    assert "tiny_colour" in capsys.readouterr().out
+    # The same stages, one by one: stage 1 is bitwise the run of promot_stage1.gin.
+    assert digests(workdir / "stage1" / "prompt", "*") == digests(stage1.workdir / "prompt", "*")
+    np.testing.assert_equal(trained(workdir / "stage1"), trained(stage1.workdir))
+    assert all(path.startswith("model/") for path in trained(workdir / "stage2"))
+
+
+class Work:
+    """Counts what a run trains and asks."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.stages: list[str] = []
+        self.questions = 0
+        train, ask = runs.train, Evaluator.ask
+
+        def count_stage(folder: Path, *args: Any, **kwargs: Any) -> Any:
+            self.stages.append(folder.relative_to(folder.parents[2]).as_posix())
+            return train(folder, *args, **kwargs)
+
+        def count_questions(evaluator: Any, params: Any, requests: Any) -> list[str]:
+            self.questions += len(requests)
+            return ask(evaluator, params, requests)
+
+        patch.setattr(runs, "train", count_stage)
+        patch.setattr(Evaluator, "ask", count_questions)
+
+
+def test_comparison_does_no_work_twice(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, workdir = Work(monkeypatch), tiny_folder / "demo"
+    shorter = {"TRAIN_STEPS": 2, "PROMPT_TRAIN_STEPS": 2}
+    run(tiny_folder, "demo.gin", workdir, SEEDS="(0,)", **shorter)
+    assert work.stages == ["finetune/seed_0/finetune", "promot/seed_0/stage1", "promot/seed_0/stage2"]
+    first, asked = schema.read(workdir), work.questions
+
+    work.stages.clear()
+    run(tiny_folder, "demo.gin", workdir, SEEDS="(0, 1)", **shorter)
+    assert work.stages == ["finetune/seed_1/finetune", "promot/seed_1/stage1", "promot/seed_1/stage2"]
+    found = schema.read(workdir)
+    seeds = {name: [one["seed"] for one in cells] for name, cells in found["methods"].items()}
+    assert seeds == {"pretrained": [0, 1], "finetune": [0, 1], "promot": [0, 1]}
+    assert {name: cells[:1] for name, cells in found["methods"].items()} == first["methods"]
+    zero, one = found["methods"]["finetune"]
+    assert [point["loss"] for point in zero["curve"]] != [point["loss"] for point in one["curve"]]
+    assert work.questions > asked and (workdir / "report.md").is_file()
+
+    asked = work.questions
+    work.stages.clear()
+    kept = digests(workdir, "*.jsonl", "results.json", "prompt.npy", "stage.json", "report.md")
+    run(tiny_folder, "demo.gin", workdir, SEEDS="(0, 1)", **shorter)
+    assert (work.stages, work.questions) == ([], asked)
+    assert digests(workdir, "*.jsonl", "results.json", "prompt.npy", "stage.json", "report.md") == kept
+
+
+def test_finished_stage_is_not_trained_again(
+    tiny_folder: Path, finetune: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work, kept = Work(monkeypatch), digests(finetune.workdir, "*.jsonl", "results.json", "stage.json")
+    run(tiny_folder, "finetune.gin", finetune.workdir)
+    assert (work.stages, work.questions) == ([], 0) and "is finished" in capsys.readouterr().out
+    assert digests(finetune.workdir, "*.jsonl", "results.json", "stage.json") == kept
+
+
+def test_icl_evaluation_of_the_base_model(tiny_folder: Path, finetune: Run) -> None:
+    found = schema.read(run(tiny_folder, "icl_eval.gin", tiny_folder / "icl").workdir)
+    assert found["method"] == "icl_eval" and found["steps"] == {} and found["curve"] == []
+    assert found["target"]["score"] == 0 and found["icl"]["1"]["format_share"] == 0
+
+
+def test_icl_evaluation_behind_a_prompt(tiny_folder: Path, stage1: Run) -> None:
+    behind = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_prompt", PROMPT_PATH=stage1.workdir)
+    want = schema.read(stage1.workdir)
+    assert digests(behind.workdir / "outputs", "target.jsonl") == digests(stage1.workdir / "outputs", "target.jsonl")
+    assert schema.read(behind.workdir)["target"] == want["target"]
+    raw = [row["raw"] for row in rows(behind.workdir / "outputs" / "icl_1shot.jsonl")]
+    assert raw != [row["raw"] for row in rows(stage1.workdir / "outputs" / "icl_1shot.jsonl")]  # that one is stripped
+
+
+def test_icl_evaluation_of_a_finished_run(tiny_folder: Path, finetune: Run, stage1: Run) -> None:
+    again = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_tuned", INITIAL_CHECKPOINT_PATH=finetune.workdir)
+    files = ("target.jsonl", "icl_*.jsonl")
+    assert digests(again.workdir / "outputs", *files) == digests(finetune.workdir / "outputs", *files)
+    assert again.loaded.base == finetune.loaded.base  # so that prompts of the base model still fit
+    both = {"INITIAL_CHECKPOINT_PATH": finetune.workdir, "PROMPT_PATH": stage1.workdir}
+    run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_both", **both)
+
+
+QUESTIONS = ("Thing: snow\nColour:", "Review: film 3 was good\nLabel:", "Animal: ant", "x")
+
+
+@pytest.fixture(name="two_prompts", scope="module")
+def _two_prompts(tiny_folder: Path, stage1: Run) -> dict[str, str]:
+    """Two prompts by name, the second one random."""
+    info = soft_prompts.PromptInfo("tiny_size", 6, 1, None, "uniform", stage1.loaded.base)
+    array = np.random.default_rng(1).standard_normal((6, tiny.EMBED)).astype(np.float32)
+    soft_prompts.save(tiny_folder / "second", array, info)
+    return {"first": str(stage1.workdir), "second": str(tiny_folder / "second")}
+
+
+def test_icl_evaluation_behind_several_prompts(
+    tiny_folder: Path, two_prompts: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = {"tiny_review": two_prompts["first"], "tiny_size": two_prompts["second"]}
+    pair = {"MIXTURE_OR_TASK_NAME": "tiny_pair", "PROMPT_PATH": paths}
+    message = refusal(capsys, tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair)
+    assert "several prompts (tiny_review, tiny_size): set ICL_PROMPT" in message
+    message = refusal(capsys, tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair, ICL_PROMPT="tiny")
+    assert "ICL_PROMPT is 'tiny', which is none of the prompts" in message
+    several = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_several", **pair, ICL_PROMPT="tiny_size").workdir
+    found = rows(several / "outputs" / "target.jsonl")
+    for task, path in paths.items():
+        one = {"MIXTURE_OR_TASK_NAME": task, "PROMPT_PATH": path}
+        alone = run(tiny_folder, "icl_eval.gin", tiny_folder / f"icl_{task}", **one).workdir
+        assert [row for row in found if row["task"] == task] == rows(alone / "outputs" / "target.jsonl")
+    assert digests(several / "outputs", "icl_*") == digests(tiny_folder / "icl_tiny_size" / "outputs", "icl_*")
+    other = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_wrong", **one | {"PROMPT_PATH": two_prompts["first"]})
+    assert rows(other.workdir / "outputs" / "target.jsonl") != rows(alone / "outputs" / "target.jsonl")
+
+
+def infer(folder: Path, name: str, inputs: object, **macros: object) -> list[dict[str, Any]]:
+    return rows(run(folder, "infer.gin", folder / name, INPUTS=inputs, **macros).workdir / "outputs.jsonl")
+
+
+def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = infer(tiny_folder, "texts", QUESTIONS)
+    assert [(row["input"], row["prompt"]) for row in found] == [(text, "") for text in QUESTIONS]
+    shown = capsys.readouterr().out
+    assert all(row["output"] == row["raw"].strip() for row in found) and len({row["raw"] for row in found}) > 1
+    assert "\n- | Animal: ant -> " in shown and "\n- | Thing: snow\\nColour: -> " in shown  # a line for each
+    assert json.loads((tiny_folder / "texts" / "results.json").read_text())["n"] == len(QUESTIONS)
+
+
+def test_infer_reads_files_and_standard_input(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["Animal: ant", "x", "Thing: é\u2028\x0c."]
+    want = infer(tiny_folder, "lines", tuple(lines))
+    (tiny_folder / "questions.txt").write_text(
+        "Animal: ant\n\nx\nThing: é\u2028\x0c.\n", "utf-8"
+    )  # empty lines ask nothing
+    assert infer(tiny_folder, "file", tiny_folder / "questions.txt") == want
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    assert infer(tiny_folder, "stdin", "-") == want
+    assert infer(tiny_folder, "again", tiny_folder / "lines" / "outputs.jsonl") == want  # outputs may be asked again
+
+
+def test_infer_mixes_prompts_and_none(tiny_folder: Path, two_prompts: dict[str, str]) -> None:
+    asked = [{"input": text, "prompt": name} for text in QUESTIONS for name in ("first", "", "second")]
+    asked.append({"input": QUESTIONS[0]})  # behind the first prompt
+    (tiny_folder / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    found = infer(tiny_folder, "mixed", tiny_folder / "mixed.jsonl", PROMPT_PATH=two_prompts)
+    assert [row["input"] for row in found] == [row["input"] for row in asked]
+    assert [row["prompt"] for row in found] == [row.get("prompt", "first") for row in asked]
+    assert found[-1] == found[0]
+    alone = [
+        infer(tiny_folder, "alone", (row["input"],), PROMPT_PATH=two_prompts.get(row["prompt"], "")) for row in found
+    ]
+    assert [row["raw"] for (row,) in alone] == [row["raw"] for row in found]
+    assert len({row["raw"] for row in found}) > len(QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"input": "x"}\n{"inputs": "x"}\n', "line 2 is not"),
+        ("x\n", "line 1 is not"),
+        ('["x"]\n', "line 1 is not"),
+        ('{"input": 3}\n', "line 1 is not"),
+        ('{"input": "x", "prompt": "other"}\n', "no soft prompt called 'other'"),
+        ('{"input": ""}\n', "empty"),
+    ],
+)
+def test_infer_names_a_bad_line(
+    tiny_folder: Path, tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jsonl").write_text(content)
+    assert message in refusal(capsys, tiny_folder, "infer.gin", tmp_path / "run", INPUTS=tmp_path / "bad.jsonl")
+
+
+def test_training_with_one_exemplar_in_front(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    bind = Binding.tokens
+
+    def tokens(self: Binding, example: Any) -> Any:
+        seen.append(example.inputs)
+        return bind(self, example)
+
+    monkeypatch.setattr(Binding, "tokens", tokens)
+    macros: dict[str, object] = {"MIXTURE_OR_TASK_NAME": "tiny_review_1shot", "TRAIN_STEPS": 2}
+    macros |= {"TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 3}}
+    macros |= {"Evaluation.shots": "(1,)", "Evaluation.curve_examples": 0}
+    done = run(tiny_folder, "finetune.gin", tmp_path / "run", **macros)
+
+    shots = [inputs.count("Review:") - 1 for inputs in seen]
+    described = stage_folder.describe(done.workdir)
+    assert set(shots) <= {0, 1} and 1 in shots
+    assert described is not None and described["dropped_shots"] == shots.count(0)
+    asked = rows(done.workdir / "outputs" / "target.jsonl")
+    assert {row["input"].count("Review:") for row in asked} == {2}  # evaluated as it was trained
+    assert schema.read(done.workdir)["target"]["task"] == "tiny_review_1shot"
+
+
+@pytest.mark.parametrize(
+    ("gin_file", "macros", "parts"),
+    [
+        ("finetune.gin", {"MIXTURE_OR_TASK_NAME": "tiny_reviews"}, ["'tiny_reviews'", "did you mean 'tiny_review'"]),
+        ("promot.gin", {"ICL_MIXTURE": "tiny_iccl"}, ["'tiny_iccl'", "did you mean 'tiny_icl'"]),
+        ("icl_eval.gin", {"MIXTURE_OR_TASK_MODULE": "tiny_taks"}, ["'tiny_taks'"]),
+        ("demo.gin", {"compare.methods": "('pretrained', 'promott')"}, ["'promott'", "did you mean 'promot'"]),
+        ("finetune.gin", {"train_stage.stage": "stage3"}, ["'stage3'", "did you mean 'stage"]),
+        ("infer.gin", {"INITIAL_CHECKPOINT_PATH": "none.gguf"}, ["'none.gguf'", "INITIAL_CHECKPOINT_PATH"]),
+        ("infer.gin", {"INITIAL_CHECKPOINT_PATH": "asset:smollm2"}, ["'smollm2'", "did you mean 'smollm2-"]),
+        ("infer.gin", {"INPUTS": "none.txt"}, ["'none.txt'"]),
+        ("infer.gin", {"PROMPT_PATH": "nowhere"}, ["No prompt at nowhere"]),
+        ("promot_stage2.gin", {"PROMPT_PATH": ""}, ["Stage 2 needs a trained prompt", "PROMPT_PATH"]),
+        ("promot_stage2.gin", {}, ["No prompt at runs/promot_stage1"]),
+        ("finetune.gin", {"model/Optimizer.name": "adamv"}, ["'adamv'", "did you mean 'adamw'"]),
+        ("promot_stage1.gin", {"PromptInit.method": "unifrom"}, ["'unifrom'", "did you mean 'uniform'"]),
+        ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 32}}, ["TASK_FEATURE_LENGTHS", "'targets'"]),
+        ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 3, "targets": 3}}, ["longer than TASK_FEATURE_LENGTHS"]),
+        ("icl_eval.gin", {"Evaluation.split": "tset"}, ["no split 'tset'"]),
+        ("finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
+        ("methods/finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
+    ],
+)
+def test_wrong_name_is_one_sentence(
+    tiny_folder: Path, tmp_path: Path, gin_file: str, macros: dict[str, object], parts: list[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    message = refusal(capsys, tiny_folder, gin_file, tmp_path / "run", **macros)
+    assert all(part in message for part in parts), message
+    assert not list(tmp_path.glob("run/**/results.json"))
+    assert not list(tmp_path.glob("run/**/checkpoints")) or "TASK_FEATURE_LENGTHS" in macros
+
+
+def test_a_run_keeps_its_settings(
+    tiny_folder: Path, finetune: Run, stage1: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, tiny_folder, "finetune.gin", finetune.workdir, LEARNING_RATE=0.5)
+    assert "training/optimizer/learning_rate = 0.01, now it is 0.5" in message and "--workdir" in message
+    message = refusal(capsys, tiny_folder, "finetune.gin", finetune.workdir, **{"Evaluation.curve_examples": 3})
+    assert "evaluation/curve_examples = 4, now it is 3" in message
+    message = refusal(capsys, tiny_folder, "finetune.gin", finetune.workdir, **{"Evaluation.shots": "(1, 2)"})
+    assert "was evaluated with shots = [1, 3], now it is [1, 2]" in message and "results.json" in message
+    message = refusal(capsys, tiny_folder, "promot_stage1.gin", stage1.workdir, SEED=1)
+    assert "seed = 0, now it is 1" in message
+
+
+@pytest.mark.parametrize("key", resume_guard.YOUNGER)
+def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
+    experiment = Experiment("none", "tiny_review", "tiny_tasks", {"inputs": 32, "targets": 3}, "tiny_icl")
+    now = {
+        "tuning": {"finetune": dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1)))},
+        **resume_guard._shared(experiment),
+    }
+    resume_guard.keep_settings(tmp_path, now)
+    path = tmp_path / "settings.json"
+    before = trees.flatten(json.loads(path.read_text()))
+    older = {place: value for place, value in before.items() if place.rpartition("/")[2] != key}
+    assert len(older) < len(before)
+    files_module.write(trees.unflatten(older), path)
+    resume_guard.keep_settings(tmp_path, now)
+    files_module.write(trees.unflatten(older | {next(iter(older)): "other"}), path)
+    with pytest.raises(UserError, match="was started with"):
+        resume_guard.keep_settings(tmp_path, now)
+
+
+def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tmp_path: Path) -> None:
+    shutil.copytree(finetune.workdir, tmp_path / "run")
+    found = schema.read(tmp_path / "run")
+    del found["settings"]["samples"], found["settings"]["exemplar_draws"]
+    files_module.write(found, tmp_path / "run" / "results.json")
+    run(tiny_folder, "finetune.gin", tmp_path / "run")
+    assert schema.read(tmp_path / "run") == found
+
+
+def test_stage2_notices_another_prompt_in_the_same_file(
+    tiny_folder: Path, stage1: Run, stage2: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = stage1.workdir / "prompt" / "prompt.npy"
+    kept = file.read_bytes()
+    np.save(file, 2 * np.load(file))
+    same = {"PROMPT_PATH": stage1.workdir, "LEARNING_RATE": 2e-3}
+    message = refusal(capsys, tiny_folder, "promot_stage2.gin", stage2.workdir, **same)
+    file.write_bytes(kept)
+    assert "was started with start = " in message and "--workdir" in message
+    run(tiny_folder, "promot_stage2.gin", stage2.workdir, **same)
+
+
+def test_a_finished_method_keeps_its_settings(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir, shorter = tiny_folder / "kept", {"TRAIN_STEPS": 2, "compare.methods": "('pretrained', 'finetune')"}
+    run(tiny_folder, "demo.gin", workdir, **shorter)
+    message = refusal(capsys, tiny_folder, "demo.gin", workdir, **shorter, LEARNING_RATE=0.5)
+    assert "finetune/optimizer/learning_rate = 0.01, now it is 0.5" in message
+    message = refusal(capsys, tiny_folder, "demo.gin", workdir, **shorter, **{"Evaluation.examples": 3})
+    assert "evaluation/examples = 6, now it is 3" in message
+
+
+def test_finished_run_without_its_checkpoint(
+    tiny_folder: Path, finetune: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = stage_folder.describe(finetune.workdir)["best_step"]
+    shutil.copytree(finetune.workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(best) / "state")
+    message = refusal(capsys, tiny_folder, "finetune.gin", tmp_path / "run")
+    assert f"checkpoints/{best} is gone" in message
+    lost = {"INITIAL_CHECKPOINT_PATH": tmp_path / "run"}
+    assert f"checkpoints/{best} is gone" in refusal(capsys, tiny_folder, "infer.gin", tmp_path / "infer", **lost)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    message = refusal(capsys, tiny_folder, "infer.gin", tmp_path / "infer", **lost)
+    assert "holds no finished run that trained a model" in message
+
+
+def test_prompt_of_another_base_model(tiny_folder: Path, stage1: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write(tiny_folder / "other.gguf", tiny.tensors(seed=7))
+    other = {"INITIAL_CHECKPOINT_PATH": tiny_folder / "other.gguf", "PROMPT_PATH": stage1.workdir}
+    message = refusal(capsys, tiny_folder, "infer.gin", tiny_folder / "refused", **other)
+    assert "was trained on another base model" in message and "force_prompt" in message
+    message = refusal(capsys, tiny_folder, "promot_stage2.gin", tiny_folder / "refused", **other)
+    assert "was trained on another base model" in message
+    forced = {**other, "Experiment.force_prompt": True}
+    assert rows(run(tiny_folder, "infer.gin", tiny_folder / "forced", **forced).workdir / "outputs.jsonl")

@@ -1,0 +1,251 @@
+"""The job `precompile`: what it compiles and reports, on this machine's device, and for a TPU that is not there."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_gin_files import bound
+
+from promot_jax import main, trees
+from promot_jax.distributed import preemption
+from promot_jax.errors import PreemptedError, UserError
+from promot_jax.jobs.precompile import precompile
+from promot_jax.methods import stages
+from promot_jax.precompile import programs
+from promot_jax.precompile.programs import PROGRAMS, Room
+from promot_jax.precompile.summary import markdown, sentence
+from promot_jax.training import step
+
+MODEL = """\
+Experiment.model = @T5Config()
+T5Config.vocab_size = 512
+T5Config.emb_dim = 128
+T5Config.num_heads = 4
+T5Config.num_encoder_layers = 2
+T5Config.num_decoder_layers = 2
+T5Config.head_dim = 32
+T5Config.mlp_dim = 256
+T5Config.remat = "full"
+TASK_FEATURE_LENGTHS = {"inputs": 28, "targets": 8}
+PROMPT_LENGTH = 4
+BATCH_SIZE = 4
+Decoding.max_tokens = 6
+Decoding.beams = 2
+"""
+
+
+@pytest.fixture(name="files", scope="module")
+def _files(tmp_path_factory):
+    """The gin files of a run, a small model's among them."""
+    path = tmp_path_factory.mktemp("model") / "small.gin"
+    path.write_text(MODEL)
+    return ("precompile.gin", "paper.gin", str(path))
+
+
+@pytest.fixture(name="room", scope="module")
+def _room(files):
+    """Programs for this machine's one device, counted as a v5e."""
+    arguments = bound(*files)
+    partitioner = dataclasses.replace(arguments["experiment"].partitioner, devices=tuple(jax.devices()))
+    return Room(arguments["experiment"], arguments["tuning"], partitioner, "v5e:1x1", 1)
+
+
+def test_the_gin_file_compiles_what_the_paper_trains(files):
+    arguments = bound(*files, TOPOLOGY="v5p:2x2x2")
+    assert arguments["job"] == "precompile" and arguments["topology"] == "v5p:2x2x2"
+    assert {"stage1", "stage2", "finetune", "score", "decode"} == set(arguments["programs"])
+    assert arguments["experiment"].dtype == "bfloat16" and arguments["tuning"].model.optimizer.name == "adafactor"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_are_lowered_from_shapes(room, program):
+    before = len(jax.live_arrays())
+    lowered, arguments = room.lower(program)
+
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arguments))
+    assert len(jax.live_arrays()) - before < 20  # constants of the programs, no parameters
+    flat = trees.flatten(arguments["parameters"])
+    trained = {"stage2": "model/", "finetune": "model/", "gradient": "model/", "stage1": "prompt/"}.get(program, "-")
+    kernels = {path: leaf.dtype for path, leaf in flat.items() if path.endswith(("/kernel", "/embedding", "/task"))}
+    assert all(str(dtype) == "float32" for path, dtype in kernels.items() if path.startswith((trained, "prompt/")))
+    frozen = {str(dtype) for path, dtype in kernels.items() if not path.startswith((trained, "prompt/"))}
+    assert frozen == (set() if trained == "model/" else {"bfloat16"})
+    assert any(path.startswith("prompt/") for path in flat) == (program not in ("finetune", "decode"))
+    assert ("optimizer" in arguments) == (program in precompile.STAGES)
+    assert lowered.as_text().startswith("module")
+
+
+def test_the_step_is_the_one_that_trains(room, monkeypatch):
+    """Not a twin of it: what `train.make_step` builds, with the stage's optimizer."""
+    asked = []
+    make_step = step.make_step
+    monkeypatch.setattr(programs, "make_step", lambda *given: asked.append(given) or make_step(*given))
+    room.lower("stage2")
+    ((model, _, training, shardings),) = asked
+    assert training == room.tuning.of(stages.STAGE2) and model.config.dropout_rate == training.dropout_rate == 0.1
+    assert set(shardings) == {"params", "optimizer", "step"}
+
+
+def test_figures_of_one_device_agree_with_the_model(room):
+    """Compiled for this machine: its products are those that the model asks for, recomputed layers once more."""
+    entry = room.measure("stage2")
+    assert entry["failed_checks"] == [] and entry["verdict"].startswith("fits")
+    assert 0.7 < entry["model_share"] < 1.0
+    shapes = jax.eval_shape(room.model().init, jax.random.key(0))
+    expected = 4 * (trees.count({"model": shapes}) + 4 * 128)
+    assert entry["memory"]["parameters"] == expected
+    assert entry["memory"]["optimizer"] < expected / 20  # Adafactor's moments are factored
+    assert entry["step_seconds"] == max(entry["seconds"].values()) and entry["collectives"] == {}
+    table = markdown([entry | {"slices": 1}])
+    assert "| stage2 | v5e:1x1 | 1 | 4 |" in table
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_figures_that_fail_a_check_are_not_shown(room, monkeypatch):
+    monkeypatch.setattr(Room, "flops", lambda self, program: (1e6, (0.9, 1.1)))
+    entry = room.measure("score") | {"slices": 1}
+    assert "times what the model asks for" in entry["failed_checks"][0]
+    assert not {"flops", "bytes", "step_seconds", "collectives"} & set(entry)
+    assert "times what the model asks for" in sentence(entry)
+    assert markdown([entry]).splitlines()[-1].endswith("|  |  |  |  |  |  |  |")
+
+
+@pytest.fixture(name="here")
+def _here(monkeypatch):
+    """Topologies that are this machine's device."""
+    monkeypatch.setattr(programs, "topology_devices", lambda topology, slices: (Chip(),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    coords: tuple[int, ...] = (0, 0, 0)
+    core_on_chip: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_what_was_measured_is_not_compiled_again(files, tmp_path, monkeypatch, here, capsys):
+    measured = []
+
+    def measure(self, program):
+        measured.append((program, self.tuning.model.batch_size))
+        memory = {"parameters": 1.0, "optimizer": 0.0, "base": 0.0, "total": 20 * 2**30}
+        mesh = {"data": 1, "fsdp": 1, "model": 1}
+        entry = {"program": program, "topology": self.topology, "mesh": mesh, "batch": 4, "memory": memory}
+        return entry | {"verdict": "does not fit: 20 of 16 GiB"}
+
+    monkeypatch.setattr(Room, "measure", measure)
+    job = {**bound(*files), "topology": ("v5e:1x1",), "programs": ("stage1", "score")}
+    del job["job"]
+    for _ in range(2):
+        precompile(tmp_path, **job)
+    assert measured == [("stage1", 4), ("score", 4)]
+    precompile(tmp_path, **{**job, "rows_per_chip": 2})
+    assert measured[2:] == [("stage1", 2), ("score", 2)]
+    assert len(json.loads((tmp_path / "precompile.json").read_text())) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(preemption, "stops", lambda: True)
+        precompile(tmp_path, **job)  # nothing is left to do
+        with pytest.raises(PreemptedError, match="Preempted between two programs"):
+            precompile(tmp_path, **{**job, "rows_per_chip": 8})
+    assert len(measured) == 4
+    assert (tmp_path / "precompile.md").read_text().count("**too much**") == 2
+    assert "[score] does not fit: 20 of 16 GiB." in capsys.readouterr().out
+    (tmp_path / "precompile.json").write_text("[")
+    with pytest.raises(UserError, match="is damaged; delete it to compile again"):
+        precompile(tmp_path, **job)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"topology": "v9:4x4"}, "Unknown topology 'v9:4x4': write one like v4:4x4x4; chips: v4, v5e, v5p, v6e"),
+        ({"programs": ("gradients",)}, r"Unknown program 'gradients' \(did you mean 'gradient'\?\)"),
+        ({"experiment": None}, "Which model"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(files, tmp_path, change, message):
+    job = bound(*files)
+    if "experiment" in change:
+        change = {"experiment": dataclasses.replace(job["experiment"], model=None)}
+    del job["job"]
+    with pytest.raises(UserError, match=message):
+        precompile(tmp_path, **{**job, **change})
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_batch_that_does_not_divide_is_refused(room):
+    eight = np.array([dataclasses.replace(Chip(), coords=(i, 0, 0)) for i in range(8)])
+    wide = dataclasses.replace(room, partitioner=dataclasses.replace(room.partitioner, devices=tuple(eight)))
+    with pytest.raises(UserError, match="A batch of 4 rows does not divide over 8 data shards; change BATCH_SIZE"):
+        wide.batch(wide.model(), 4, 0)
+
+
+def test_a_compiler_that_refuses_says_how_much_is_needed():
+    """The messages of libtpu 0.0.52 and of earlier ones."""
+    said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    said += "temporaries (18.50G) exceeds available HBM (15.75G). HLO module: jit_step."
+    assert precompile._needed(said, arguments=2.0**30) == 19.5 * 2**30
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
+    assert precompile._needed(said, arguments=2.0**30) == 2**29
+    assert precompile._needed("INTERNAL: something else", arguments=0.0) is None
+
+
+def test_libtpu_is_asked_for(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'promot_jax\[precompile\]'"):
+        precompile.topology_devices("v4:2x2x1")
+
+
+# ---- with libtpu -----------------------------------------------------------------------------------------------------
+
+# Of which the chip's tiles, 8 by 128, are not mostly padding.
+TPU_SIZES = [
+    "--gin.T5Config.emb_dim=512",
+    "--gin.T5Config.num_heads=8",
+    "--gin.T5Config.head_dim=64",
+    "--gin.T5Config.mlp_dim=1024",
+    "--gin.T5Config.vocab_size=2048",
+    '--gin.TASK_FEATURE_LENGTHS={"inputs": 124, "targets": 128}',
+    "--gin.BATCH_SIZE=16",
+]
+
+
+@pytest.mark.libtpu
+def test_topologies():
+    cores = precompile.topology_devices("v4:2x2x1")
+    assert len(cores) == 8 and len({tuple(core.coords) for core in cores}) == 4
+    assert len({device.slice_index for device in precompile.topology_devices("v5e:4x4", 2)}) == 2
+    with pytest.raises(UserError, match="libtpu knows no topology 'v4:3x3x7'"):
+        precompile.topology_devices("v4:3x3x7")
+
+
+@pytest.mark.libtpu
+def test_the_command_compiles_for_a_tpu(files, tmp_path, capsys):
+    arguments = [f"--gin_file={name}" for name in (*files, "meshes/2d.gin")]
+    arguments += ['--gin.PROGRAMS=("stage1","decode")', "--gin.Partitioner.model=2", f"--workdir={tmp_path}"]
+    arguments += TPU_SIZES
+    assert main.main([*arguments, "--gin.TOPOLOGY=v4:2x1x1"]) == 0
+    found = json.loads((tmp_path / "precompile.json").read_text()).values()
+    assert [entry["chips"] for entry in found] == [2, 2] and [entry["devices"] for entry in found] == [4, 4]
+    assert all(entry["failed_checks"] == [] and entry["verdict"].startswith("fits") for entry in found)
+    assert all(entry["collectives"] for entry in found)
+    assert "at least" in capsys.readouterr().out
+
+
+@pytest.mark.libtpu
+def test_between_slices_go_the_gradients_and_little_else(files, tmp_path):
+    arguments = [f"--gin_file={name}" for name in (*files, "meshes/slices.gin")]
+    arguments += ['--gin.PROGRAMS=("stage2",)', "--gin.SLICES=2", f"--workdir={tmp_path}"]
+    arguments += TPU_SIZES
+    assert main.main([*arguments, "--gin.TOPOLOGY=v5e:2x2"]) == 0
+    (entry,) = json.loads((tmp_path / "precompile.json").read_text()).values()
+    assert entry["failed_checks"] == [] and entry["slices"] == 2 and entry["chips"] == 8
+    # Of two slices, each sends its sums once: float32, in as many parts as a slice has chips.
+    gradients = entry["memory"]["parameters"]
+    assert gradients <= entry["network"] < 1.1 * gradients + 2**20
+    assert entry["seconds"]["network"] == entry["network"] / 3.125e9
+    assert "GB between slices | " in (tmp_path / "precompile.md").read_text()

@@ -1,0 +1,279 @@
+"""The loop with what rivals add to it: what moves and what does not bitwise, the penalties, resuming."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from compiled_once import compiled_once
+
+from promot_jax import trees
+from promot_jax.checkpoints.orbax import Checkpoints
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+from promot_jax.methods import stages
+from promot_jax.models import DecoderConfig, T5Config, build
+from promot_jax.models.batch_layout import Tokens, decoder_rows
+from promot_jax.params import freezing
+from promot_jax.params.lora import Lora
+from promot_jax.training import optimizer
+from promot_jax.training.loop import train
+from promot_jax.training.optimizer import Optimizer
+from promot_jax.training.settings import Training
+from promot_jax.training.step import make_step
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+VOCAB, EMBED, PROMPT = 61, 16, 4
+CONFIG = DecoderConfig(VOCAB, EMBED, 2, 1, 3, 8, 24)
+MODEL = build(CONFIG)
+SHAPE = Lora(rank=2)
+ADAMW = Training(4, 4, 2, Optimizer("adamw", 0.01, weight_decay=0.1), dropout_rate=0.1)
+ADAFACTOR = dataclasses.replace(ADAMW, optimizer=Optimizer("adafactor", 0.01, weight_decay=1e-3))
+
+
+def make_params():
+    noise = np.random.default_rng(0)
+    shapes = {"model": jax.eval_shape(MODEL.init, jax.random.key(0))}
+    shapes["prompt"] = {"task": jax.ShapeDtypeStruct((PROMPT, EMBED), np.float32)}
+    shapes["lora"] = SHAPE.init(jax.random.key(0), shapes["model"])
+    return Partitioner().place(jax.tree.map(lambda x: noise.normal(0, 0.3, x.shape).astype(np.float32), shapes))
+
+
+PARAMS = make_params()
+
+
+def rooms(*names):
+    return {name: PARAMS[name] for name in names}
+
+
+def batch_of(step, attached=False):
+    noise = np.random.default_rng(step)
+    virtual = list(range(VOCAB, VOCAB + PROMPT)) if attached else []
+    rows = [
+        [Tokens([*virtual, *noise.integers(0, VOCAB, 5).tolist()], noise.integers(0, VOCAB, n).tolist())]
+        for n in (1, 2, 3, 3)
+    ]
+    return decoder_rows(rows, 16, 3)
+
+
+def host(tree):
+    return {path: np.array(leaf) for path, leaf in trees.flatten(tree).items()}
+
+
+OPENED = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_once():
+    with compiled_once(OPENED):
+        yield
+
+
+def run(folder, stage, training, params, stop=None):
+    """Trains on batches that depend on the step alone; `stop` ends it as a killed process does."""
+
+    def stream():
+        for step in itertools.count():
+            if step == stop:
+                raise KeyboardInterrupt
+            yield batch_of(step, stage.prompt)
+
+    model = build(dataclasses.replace(CONFIG, dropout_rate=training.dropout_rate))
+    options = {"partitioner": Partitioner(), "seed": 0, "write": lambda *_: None}
+    done = train(folder, model, params, stage, training, stream(), lambda _, step: {"target": step}, **options)
+    return host(done.params)
+
+
+JOINT = dataclasses.replace(ADAMW, prompt_optimizer=Optimizer("adafactor", 0.1))
+CASES = {
+    "joint": (stages.JOINT, JOINT, "model prompt"),
+    "lora": (stages.LORA, dataclasses.replace(ADAFACTOR, lora=SHAPE), "lora"),
+    "stage2_lora": (stages.LORA_STAGE2, dataclasses.replace(ADAMW, lora=SHAPE), "model"),
+    "penalties": (stages.KL, dataclasses.replace(ADAMW, l2sp=0.1, kl=0.5, microbatches=2), "model"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_moves_and_a_killed_run_goes_on_to_the_same_bits(name, tmp_path):
+    stage, training, moving = CASES[name]
+    attached = ["model", *["prompt"] * stage.prompt, *["lora"] * stage.lora]
+    params, before = rooms(*attached), host(rooms(*attached))
+    after = run(tmp_path / "whole", stage, training, params)
+
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert moved == {path for path in before if path.split("/")[0] in moving.split()}
+    assert all(np.array_equal(leaf, before[path]) for path, leaf in host(params).items())
+    assert set(Checkpoints(tmp_path / "whole" / "checkpoints").shapes(4)) == moved
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", stage, training, params, stop=3)
+    OPENED[-1].close()  # the save that was under way: a process that is killed later
+    again = run(tmp_path / "killed", stage, training, params)
+    assert all(np.array_equal(leaf, after[path]) for path, leaf in again.items())
+
+
+# ---- freezing by layer -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [ADAMW, ADAFACTOR], ids=["adamw", "adafactor"])
+def test_frozen_layers_of_a_stack_stay_bitwise(training, tmp_path, capsys):
+    """Weight decay, Adafactor's scale and dropout included; a negative zero, which adding zero would turn, too."""
+    training = dataclasses.replace(
+        training, steps=2, freeze=("model/token_embedder/.*", "model/decoder/layers_[02]/.*")
+    )
+    params = rooms("model")
+    flat = trees.flatten(params)
+    path = "model/decoder/layers/mlp/wo/kernel"
+    params = trees.unflatten(flat | {path: flat[path].at[0, 0, 0].set(-0.0)})
+    before, after = host(params), run(tmp_path, stages.FREEZE, training, params)
+
+    for path, leaf in before.items():
+        if path.startswith("model/decoder/layers/"):
+            assert leaf[[0, 2]].tobytes() == after[path][[0, 2]].tobytes(), path
+            assert not np.array_equal(leaf[1], after[path][1]), path
+    assert before["model/token_embedder/embedding"].tobytes() == after["model/token_embedder/embedding"].tobytes()
+    assert not np.array_equal(before["model/decoder/decoder_norm/scale"], after["model/decoder/decoder_norm/scale"])
+    one = sum(leaf[1].size for path, leaf in before.items() if "/layers/" in path)
+    assert f"[freeze] trains {one + EMBED:,} of " in capsys.readouterr().out
+
+
+def test_a_stack_whose_layers_are_all_frozen_is_no_trained_leaf():
+    trained, frozen = freezing.split(rooms("model", "prompt"), ("model",), (r"model/decoder/layers_\d+/mlp/.*",))
+    still = {path for path in trees.flatten(frozen) if path.startswith("model/")}
+
+    assert still == {path for path in trees.flatten(rooms("model")) if "/mlp/" in path} and len(still) == 3
+    assert not freezing.layer_masks(trained, (r"model/decoder/layers_\d+/mlp/.*",))
+    assert trees.flatten(trained).keys() == trees.flatten(rooms("model")).keys() - still
+
+
+def test_a_number_of_the_lowest_layers_of_both_stacks():
+    """ByT5 has more encoder than decoder layers; every layer reads T5's position biases."""
+    model = jax.eval_shape(build(T5Config(24, 16, 2, 3, 2, 8, 24)).init, jax.random.key(0))
+    patterns = freezing.lower_layers(2)
+    trained, frozen = freezing.split({"model": model}, ("model",), patterns)
+    still = [path for path in trees.flatten(frozen) if "/layers/" not in path]
+    assert sorted(path.split("/")[-2] for path in still) == ["relpos_bias", "relpos_bias", "token_embedder"]
+    masks = freezing.layer_masks(trained, patterns)
+    assert all(list(mask) == [False, False, True] for mask in masks.values())
+    assert masks and all(path.startswith("model/encoder/") for path in masks)
+    assert not any(path.startswith("model/decoder/layers/") for path in trees.flatten(trained))
+    with pytest.raises(UserError, match="at least one layer"):
+        freezing.lower_layers(-1)
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path):
+    training = dataclasses.replace(ADAMW, freeze=("model/decoder/layers_3/.*",))
+    with pytest.raises(UserError, match=r"'model/decoder/layers_3/.*' matches no parameter"):
+        run(tmp_path, stages.FREEZE, training, rooms("model"))
+
+
+# ---- one update ------------------------------------------------------------------------------------------------------
+
+
+def update(training, trained, frozen, batch):
+    """Gradients of one update by plain descent at rate 1, and its metrics."""
+    transform = optax.sgd(1.0)
+    state = {"params": jax.tree.map(jnp.copy, trained), "optimizer": transform.init(trained), "step": jnp.int32(0)}
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step = make_step(MODEL, transform, training, shardings)
+    before = host(trained)
+    state, metrics = step(state, frozen, batch, jax.random.key(0))
+    after = host(state["params"])
+    return {path: before[path] - after[path] for path in before}, {name: float(x) for name, x in metrics.items()}
+
+
+PLAIN = Training(1, 4, 1, Optimizer())
+
+
+@pytest.fixture(name="moved", scope="module")
+def _moved():
+    """The model after some updates: another one than it started from."""
+    noise = np.random.default_rng(1)
+    return {"model": jax.tree.map(lambda x: x + noise.normal(0, 0.1, x.shape).astype(np.float32), PARAMS["model"])}
+
+
+def test_l2sp_is_added_to_the_mean_over_tokens(moved):
+    batch, frozen = batch_of(0), {"start": PARAMS["model"]}
+    plain, before = update(PLAIN, moved, {}, batch)
+    held, after = update(dataclasses.replace(PLAIN, l2sp=0.5), moved, frozen, batch)
+    away = {path: leaf - host(PARAMS)[path] for path, leaf in host(moved).items()}
+
+    squares = sum(np.square(leaf).sum() for leaf in away.values())
+    assert after["loss"] == pytest.approx(before["loss"] + 0.5 / 2 * squares, rel=1e-4)
+    for path, leaf in held.items():
+        np.testing.assert_allclose(leaf, plain[path] + 0.5 * away[path], rtol=1e-3, atol=1e-4)
+
+
+def test_kl_is_the_mean_over_real_target_tokens(moved):
+    batch, frozen = batch_of(0), {"start": PARAMS["model"]}
+    training = dataclasses.replace(PLAIN, kl=2.0, microbatches=2)
+    plain, before = update(PLAIN, moved, {}, batch)
+    _, after = update(training, moved, frozen, batch)
+    logits = jax.jit(lambda model: MODEL.logits(model, None, batch))
+    wanted, tuned = (np.asarray(jax.nn.log_softmax(logits(p["model"]))) for p in (PARAMS, moved))
+    by_hand = float((np.exp(wanted) * (wanted - tuned)).sum(-1)[batch["weights"] > 0].mean())
+
+    assert by_hand > 0.03
+    assert after["loss"] == pytest.approx(before["loss"] + 2.0 * by_hand, rel=1e-4)
+    at_start, metrics = update(training, moved, {"start": moved["model"]}, batch)  # no distance, and no pull
+    assert metrics["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    for path, leaf in at_start.items():
+        np.testing.assert_allclose(leaf, plain[path], rtol=1e-3, atol=1e-4)
+
+
+def test_penalties_that_are_off_are_not_in_the_step():
+    def lowered(training, frozen):
+        trained = rooms("model")
+        state = {"params": trained, "optimizer": optax.sgd(1.0).init(trained), "step": jnp.int32(0)}
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        step = make_step(MODEL, optax.sgd(1.0), training, shardings)
+        return step.lower(state, frozen, batch_of(0), jax.random.key(0)).as_text()
+
+    held = dataclasses.replace(PLAIN, l2sp=1.0, kl=1.0)
+    assert lowered(PLAIN, {}) == lowered(dataclasses.replace(held, l2sp=0.0, kl=0.0), {})
+    assert len(lowered(held, {"start": PARAMS["model"]})) > len(lowered(PLAIN, {}))
+
+
+def test_a_huge_weight_keeps_the_model(tmp_path):
+    """Adam makes steps of the rate whatever the weight is; only their sum stays at zero."""
+    training = dataclasses.replace(ADAMW, steps=8, eval_period=8, optimizer=Optimizer("adamw", 0.01, "linear"))
+    before = host(rooms("model"))
+    away = []
+    for weight in (0.0, 1e6):
+        after = run(tmp_path / str(weight), stages.L2SP, dataclasses.replace(training, l2sp=weight), rooms("model"))
+        away.append(np.sqrt(sum(np.square(leaf - before[path]).sum() for path, leaf in after.items())))
+    assert 0 < away[1] < away[0] / 4
+
+
+def test_kl_behind_a_prompt_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has a prompt, which the base model of kl would not know"):
+        run(tmp_path, stages.STAGE2, dataclasses.replace(ADAMW, kl=1.0), rooms("model", "prompt"))
+
+
+@pytest.mark.parametrize("change", [{"l2sp": -1.0}, {"kl": float("inf")}, {"alphas": (0.5, 1.5)}])
+def test_settings_that_cannot_be(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        dataclasses.replace(ADAMW, **change)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_own_optimizer_for_the_prompt(swapped):
+    """Each room moves as it would alone."""
+    pair = [Optimizer("adamw", 0.01), Optimizer("adafactor", 0.3, scale_by_parameter=False)]
+    model, prompt = reversed(pair) if swapped else pair
+    params = {"model": {"decoder": {"layers": {"wo": jnp.ones((2, 3, 4))}, "norm": jnp.ones(3)}}}
+    params["prompt"] = {"task": jnp.ones((4, 3))}
+    grads = jax.tree.map(lambda x: jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape), params)
+
+    def updates(transform, *names):
+        held, slope = ({name: tree[name] for name in names} for tree in (params, grads))
+        return host(jax.jit(lambda: transform.update(slope, transform.init(held), held)[0])())
+
+    together = updates(optimizer.build(5, model, prompt=prompt), "model", "prompt")
+    apart = updates(model.build(5), "model") | updates(prompt.build(5), "prompt")
+    assert together.keys() == apart.keys()
+    for path, leaf in apart.items():
+        np.testing.assert_array_equal(together[path], leaf, err_msg=path)

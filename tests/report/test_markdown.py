@@ -1,0 +1,319 @@
+"""The report and its tables, from random results. No number here was measured."""
+
+import copy
+import html
+import random
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from random_results import NASTY, TASKS, alignment, prune, random_results, random_run
+
+from promot_jax import files
+from promot_jax.errors import UserError
+from promot_jax.methods import stages
+from promot_jax.methods.labels import LABELS, label
+from promot_jax.report import figures, markdown, tables, terminal
+from promot_jax.report import html as markup
+from promot_jax.report.page import page
+from promot_jax.report.svg import document
+from promot_jax.results.schema import curve_point, icl_result, target_result, task_result
+
+
+def with_target(method, seed, score, ci95=None, icl=None):
+    """A run of one target score and the ICL entries given."""
+    target = target_result("sentiment", "accuracy", score, ci95=ci95, n=10)
+    return {"method": method, "seed": seed, "steps": {}, "target": target, "icl": icl or {}, "curve": []}
+
+
+def test_cells_are_means_over_seeds_with_their_range_and_paired_difference():
+    runs = {
+        "pretrained": [with_target("pretrained", 0, 10.0), with_target("pretrained", 1, 20.0)],
+        "promot": [with_target("promot", 0, 90.0), with_target("promot", 1, 94.0)],
+    }
+    cells = tables.scores({"methods": runs}).rows[0].cells
+    assert cells["promot", None] == tables.Cell(92.0, 90.0, 94.0, change=77.0, seeds=2)
+    assert cells["pretrained", None] == tables.Cell(15.0, 10.0, 20.0, change=None, seeds=2)
+    del runs["promot"][0]
+    runs["promot"][0]["target"]["ci95"] = [91.0, 97.0]
+    cells = tables.scores({"methods": runs}).rows[0].cells
+    # One seed: its bootstrap interval, and the difference to pretrained of the same seed.
+    assert cells["promot", None] == tables.Cell(94.0, 91.0, 97.0, change=74.0, seeds=1)
+    assert cells["promot", None].main() == "94.0 (+74.0)"
+    assert cells["promot", None].interval() == "[91.0, 97.0]"
+
+
+def test_difference_where_no_seed_is_shared():
+    runs = {"pretrained": [with_target("pretrained", 7, 10.0)], "promot": [with_target("promot", 0, 90.0)]}
+    assert tables.scores({"methods": runs}).rows[0].cells["promot", None].change == 80.0
+    assert tables.signed(-0.04) == "+0.0"
+
+
+def test_tasks_of_a_mixture_have_rows_of_their_own():
+    runs = {name: [with_target(name, 0, score)] for name, score in (("pretrained", 20.0), ("finetune", 60.0))}
+    for (run,), accuracy, bleu in zip(runs.values(), (30.0, 80.0), (10.0, 40.0), strict=True):
+        run["target"]["tasks"] = {
+            "rte": task_result("accuracy", accuracy, ci95=[accuracy - 1, accuracy + 1], n=5),
+            "wmt14_enfr": task_result("bleu", bleu, ci95=None, n=5),
+        }
+    runs["promot"] = [with_target("promot", 0, 70.0)]  # written before they were kept apart
+    rows = {row.label: row.cells for row in tables.scores({"methods": runs}).rows}
+    assert list(rows) == ["sentiment (accuracy, target)", "rte (accuracy, target)", "wmt14_enfr (bleu, target)"]
+    assert rows["rte (accuracy, target)"]["finetune", None] == tables.Cell(80.0, 79.0, 81.0, change=50.0, seeds=1)
+    assert rows["wmt14_enfr (bleu, target)"]["finetune", None].main() == "40.0 (+30.0)"
+    assert ("promot", None) not in rows["wmt14_enfr (bleu, target)"]
+
+
+def test_targets_that_were_asked_behind_an_exemplar_are_named():
+    runs = {name: [with_target(name, 0, 80.0)] for name in ("promot", "promot_1shot")}
+    runs["promot_1shot"][0]["target"]["shots"] = 1
+    (note,) = tables.scores({"methods": runs}).notes
+    assert note == "Asked on the target as they were trained, behind exemplars: ProMoT + 1-shot (1-shot)."
+
+
+def test_gradient_alignments_are_drawn(tmp_path):
+    for name, stage in (("one", "finetune"), ("two", "stage2")):
+        files.write(alignment(stage=stage), tmp_path / "analyses" / name / "results.json")
+    made = markdown.write(random_results(), tmp_path / "report", analysed=[tmp_path]).read_text("utf-8")
+    drawn = re.findall(r"\]\(figures/(gradient_alignment\w*)\.svg\)", made)
+    assert len(set(drawn)) == len(drawn) == 4  # with a prompt and without
+    assert all((tmp_path / "report/figures" / f"{name}.svg").is_file() for name in drawn)
+    assert (
+        "seed 0, behind its prompt" in made
+        and "50 % (finetune on sentiment, seed 0), 50 % (stage2 on sentiment, seed 0)" in made
+    )
+
+
+def test_averages_over_different_tasks_are_not_shown_side_by_side():
+    def entry(*names):
+        task = task_result("exact_match", 50.0, ci95=None, n=10, format_share=1.0)
+        return {"1": icl_result(dict.fromkeys(names, task))}
+
+    runs = {
+        "pretrained": [with_target("pretrained", 0, 10.0, icl=entry("a", "b"))],
+        "promot": [with_target("promot", 0, 90.0, icl=entry("a"))],
+    }
+    table = tables.scores({"methods": runs})
+    rows = {row.label: row.cells for row in table.rows}
+    assert ("pretrained", "1") in rows["Norm. Avg."]
+    assert ("promot", "1") not in rows["Norm. Avg."]
+    assert ("promot", "1") in rows["a (exact match)"]
+    assert table.notes == ["Not in the averages, as tasks are missing: ProMoT (seed 0, 1-shot)."]
+
+
+def test_every_method_has_a_label():
+    assert LABELS.keys() == stages.METHODS.keys()
+    assert len(set(LABELS.values())) == len(LABELS)
+    assert label("multitask_promot_1shot") == "multi-task ProMoT + 1-shot"
+    assert label("finetune_16shot") == "fine-tuning + 16-shot"
+    assert label("some_other") == "some other"
+
+
+def test_models_between_two_are_told_by_alpha(tmp_path):
+    data = random_results(seeds=2)
+    for seed in (0, 1):
+        points = [(0, 5.0, 50.0), (30, 99.0, 40.0), (100, 99.5, 30.0)]
+        curve = [
+            curve_point(step, "wise_ft", target=target, icl=icl, format_share=1.0) | {"alpha": step / 100}
+            for step, target, icl in points
+        ]
+        run = random_run("wise_ft", seed) | {"steps": {"finetune": 60, "wise_ft": 30}, "curve": curve}
+        data["methods"].setdefault("wise_ft", []).append(run)
+    rows, _ = tables.matched(data)
+    assert next(row for row in rows if row[0] == "WiSE-FT")[1] == "alpha 0.30, alpha 0.30"
+    assert "alpha" not in next(row for row in rows if row[0] == "ProMoT")[1]
+    text = page.write({"": data}, tmp_path).read_text()
+    tradeoff = figures.charts(data)[0]
+    assert all("alpha 0.30" in told for told in (text, document(tradeoff), document(figures.of_run(run))))
+    assert "WiSE-FT, seed 0, alpha 0.30: target 99.0, ICL 40.0" in document(tradeoff)
+    assert not re.search(r"WiSE-FT[^<>]*step", text)
+    assert figures.of_run(run).panels[0].x == "Alpha (%)"
+
+
+def test_terminal_table_has_every_row_and_fits():
+    text = terminal.table(random_results())
+    for name in ("sentiment (accuracy, target)", *(f"{name} (" for name in TASKS), "Norm. Avg.", "format share (%)"):
+        assert f"\n{name}" in text
+    assert "1-shot" in text
+    assert "At matched target score" in text
+    assert max(map(len, text.splitlines())) <= 120
+    many = random_results(methods=("pretrained", *(f"method_{index}" for index in range(7))))
+    wide = terminal.table(many, width=100)
+    assert max(map(len, wide.split("With a sign")[0].splitlines())) <= 100
+    assert all(f"method {index}" in wide for index in range(7))
+
+
+def test_tolerance_of_the_matched_score_is_passed_on_and_told(tmp_path):
+    data = random_results()
+    for text in (terminal.table(data, tolerance=2.5), markdown.write(data, tmp_path, tolerance=2.5).read_text()):
+        assert "less a tolerance of 2.5." in text
+
+
+def test_terminal_table_is_aligned():
+    lines = terminal.table(random_results()).split("\n\n")[0].splitlines()
+    rows = [line for line in lines[3:] if "(exact match)" in line or "Norm." in line]
+    assert len({len(line) for line in rows}) == 1
+
+
+def test_report_is_complete_and_the_same_every_time(tmp_path):
+    data = random_results()
+    first, second = (markdown.write(data, tmp_path / name) for name in ("a", "b"))
+    text = first.read_text()
+    assert text == second.read_text()
+    for words in ("random_weights", "sentiment", "0123456789abcdef-dirty", "jax 0.10.2"):
+        assert words in text
+    assert "learning_rate" in text
+    names = re.findall(r"!\[(.*)\]\(figures/(.*?\.svg)\)", text)
+    wanted = ("tradeoff", "forgetting", "icl", "format_share", "format_share_tasks", "target")
+    assert [name for _, name in names] == [f"{name}.svg" for name in wanted]
+    for alt, name in names:
+        assert re.search("ProMoT(: target|: capital)? from", alt)
+        drawing = (tmp_path / "a" / "figures" / name).read_bytes()
+        assert drawing == (tmp_path / "b" / "figures" / name).read_bytes()
+        ElementTree.fromstring(drawing)
+        assert b"<dc:date>" not in drawing
+
+
+def test_report_shows_all_tasks_at_the_matched_checkpoint_where_runs_have_them(tmp_path):
+    data = random_results(seeds=1)
+    assert "at those checkpoints" not in markdown.write(data, tmp_path).read_text()
+    for method in data["methods"]:
+        run = data["methods"][method][0]
+        other = random_run(method, 99)
+        run["matched"] = {"step": 20, "target": other["target"], "icl": other["icl"]}
+    text = markdown.write(data, tmp_path).read_text()
+    shown = text.split("at those checkpoints")[1].split("## Format share")[0]
+    for method in data["methods"]:
+        assert f"{data['methods'][method][0]['matched']['target']['score']:.1f}" in shown
+    del data["methods"]["pretrained"][0]["matched"]
+    shown = markdown.write(data, tmp_path).read_text().split("at those checkpoints")[1].split("## Format share")[0]
+    assert "pretrained" not in shown.split("With a sign")[0]
+
+
+def test_seeds_of_different_length_give_a_mean_only_where_all_have_a_value():
+    data = random_results()
+    del data["methods"]["promot"][1]["curve"][-3:]
+    promot = next(one for one in figures.series(data, "icl") if one.method == "promot")
+    assert promot.common() == [0, 10, 20, 30]
+    assert len(promot.values[0]) == 7
+    assert figures.series(data, "target", stages=("stage1",))[0].method == "promot"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_is_missing_the_report_is_written(tmp_path, seed):
+    data = random_results(seeds=3)
+    prune(data, random.Random(seed))
+    original = copy.deepcopy(data)
+    assert markdown.write(data, tmp_path).read_text().startswith("# ProMoT report")
+    assert terminal.table(data).endswith("\n")
+    assert data == original
+
+
+def test_missing_scores_show_as_a_dash(tmp_path):
+    data = random_results()
+    data["methods"]["promot"] = []
+    for run in data["methods"]["finetune"]:
+        del run["icl"]["4"]
+    row = next(line for line in terminal.table(data).splitlines() if line.startswith("capital"))
+    assert row.split()[-3:] == ["-", "-", "-"]
+    assert re.search(r"\| capital .* \| - \| - \| - \|\n", markdown.write(data, tmp_path).read_text())
+
+
+@pytest.mark.parametrize("data", [{"methods": {}}, {"methods": {"promot": []}}])
+def test_nothing_at_all(tmp_path, data):
+    assert "No scores." in markdown.write(data, tmp_path).read_text()
+    assert terminal.table(data)
+
+
+def test_single_run_and_foreign_data(tmp_path):
+    assert "ProMoT" in terminal.table(random_run("promot", 0))
+    with pytest.raises(UserError):
+        markdown.write({"scores": 1}, tmp_path)
+
+
+def test_samples_stand_method_beside_method(tmp_path):
+    data = random_results()
+    for method, output in (("pretrained", "Paris"), ("finetune", "True")):
+        sample = {"task": "capital", "shots": 1, "input": "x" * 500 + "Capital:", "target": "Paris", "output": output}
+        data["methods"][method][0]["samples"] = [sample]
+    text = markdown.write(data, tmp_path).read_text().split("## Sample outputs")[1]
+    assert "| task | input | target | pretrained | fine-tuning |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| capital (1-shot)"))
+    assert row.endswith("| <code>Paris</code> | <code>Paris</code> | <code>True</code> |")
+    assert "Capital:</code>" in row
+    assert len(row) < 500
+
+
+def visible(text):
+    """What a reader should see: one kind of line break, tabs as spaces, a mark for what does not show."""
+    return markup.visible(text).replace("\t", " ")
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(NASTY, min_size=3, max_size=3))
+@example(["\\|", "a\\", "|"])
+@example(["a@b.org", "www.a.org", "https://a.org"])
+def test_model_output_never_renders_as_markup_nor_breaks_the_table(outputs):
+    markdown_it = pytest.importorskip("markdown_it")
+    parser = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    rows = [["task", "output"], *([markdown.escape(text), markdown.code(text)] for text in outputs)]
+    tokens = parser.parse("before\n\n" + markdown.markdown(rows) + "\n\nafter\n")
+    blocks = [token.type for token in tokens if token.type not in ("inline", "paragraph_open", "paragraph_close")]
+    row = ["tr_open", *["td_open", "td_close"] * 2, "tr_close"]
+    head = ["thead_open", "tr_open", *["th_open", "th_close"] * 2, "tr_close", "thead_close"]
+    assert blocks == ["table_open", *head, "tbody_open", *row * 3, "tbody_close", "table_close"]
+    cells = [token for token in tokens if token.type == "inline"][3:-1]
+    for text, cell in zip([text for text in outputs for _ in range(2)], cells, strict=True):
+        tags = [child.content for child in cell.children if child.type == "html_inline"]
+        assert set(tags) <= {"<code>", "</code>", "<br>", "<wbr>"}
+        assert {child.type for child in cell.children} <= {"text", "html_inline"}
+        parts = [child for child in cell.children if child.type == "text" or child.content == "<br>"]
+        plain = "".join("\n" if child.type == "html_inline" else child.content for child in parts)
+        assert plain.strip() == visible(text).strip()
+
+
+@given(NASTY)
+def test_escaped_text_is_safe_html(text):
+    escaped = markdown.escape(text)
+    assert set(re.findall(r"<[^>]*>?", escaped)) <= {"<br>", "<wbr>"}
+    assert '"' not in escaped
+    assert html.unescape(escaped.replace("<wbr>", "").replace("<br>", "\n")) == visible(text)
+    escaped.encode("utf-8")
+
+
+def test_names_of_tasks_and_methods_are_escaped_too(tmp_path):
+    data = random_results(seeds=1)
+    run = data["methods"].pop("finetune")[0] | {
+        "method": "<b>|x|</b> $a$",
+        "model": "<script>",
+        "settings": {"<i>": "<u>|"},
+    }
+    run["icl"]["1"]["tasks"]["<td>|"] = run["icl"]["1"]["tasks"]["capital"]
+    run["target"]["task"] = "![x](y)"
+    data["methods"][run["method"]] = [run]
+    text = markdown.write(data, tmp_path, title="<h1>").read_text()
+    assert not re.findall(r"<(?!br>|sub>|/sub>)", text)
+    assert "![x]" not in text
+
+
+def test_models_between_two_are_in_the_trade_off_but_on_no_axis_of_steps():
+    data = random_results(methods=("pretrained", "finetune", "wise_ft"))
+    for run in data["methods"]["wise_ft"]:
+        run["curve"] = [point | {"alpha": point["step"] / 100} for point in run["curve"]]
+    assert [one.method for one in figures.series(data, "icl")] == ["finetune"]
+    (panel,) = next(chart for chart in figures.charts(data) if chart.name == "tradeoff").panels
+    assert {line.label for line in panel.lines} >= {"fine-tuning", label("wise_ft")}
+
+
+def test_settings_are_told_once_and_by_stage_where_stages_differ(tmp_path):
+    data = random_results(seeds=1, methods=("pretrained", "promot"))
+    (run,) = data["methods"]["promot"]
+    run["steps"] = {"stage1": 200, "stage2": 60}
+    run["settings"] = {"dtype": "float32", "stage1/rate": 0.3, "stage2/rate": 0.1, "stage1/kl": 0.0, "stage2/kl": 0.0}
+    run["settings"] |= {"stage1/batch_size": 8, "stage2/batch_size": 8}
+    text = markdown.write(data, tmp_path).read_text("utf-8").partition("## Settings")[2]
+    assert "| rate | - | stage1: 0.3; stage2: 0.1 |" in text
+    assert re.search(r"\| batch_?size \| - \| 8 \|", text.replace("\\", ""))
+    assert "kl" not in text  # off

@@ -1,0 +1,160 @@
+"""Claims on folders: one owner at a time, whatever dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import processes
+import pytest
+
+from promot_jax.errors import UserError
+from promot_jax.sweep import leases
+
+
+def foreign(folder: Path, number: int = 0, age: float = 0.0, **said: object) -> Path:
+    """A claim by another machine, touched `age` seconds ago."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"claim.{number}"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "process": "x", "started": "", **said}))
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_a_claim_is_held_once_and_given_back(tmp_path: Path) -> None:
+    with leases.claim(tmp_path / "cell", 60) as first, leases.claim(tmp_path / "cell", 60) as second:
+        assert (first, second) == (True, False)
+        assert leases.owner(tmp_path / "cell", 60) == f"{socket.gethostname()}, process {os.getpid()}"
+    assert not list((tmp_path / "cell").iterdir()) and leases.owner(tmp_path / "cell", 60) == ""
+
+
+def test_a_claim_is_given_back_when_the_work_fails(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), leases.claim(tmp_path, 60):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_living_claim_of_another_machine_is_respected(tmp_path: Path) -> None:
+    path = foreign(tmp_path, age=50)
+    assert leases.owner(tmp_path, 60) == "elsewhere, process 1"
+    with leases.claim(tmp_path, 60) as held:
+        assert not held
+    assert path.exists()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_claim_without_a_sign_of_life_is_taken_over(tmp_path: Path, empty: bool) -> None:
+    path = foreign(tmp_path, age=70)
+    if empty:  # its owner died while it wrote
+        path.write_text("")
+        os.utime(path, (time.time() - 70,) * 2)
+    assert leases.owner(tmp_path, 60) == ""
+    with leases.claim(tmp_path, 60) as held:
+        assert held and (tmp_path / "claim.1").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_of_this_machine_that_is_gone_is_no_owner(tmp_path: Path) -> None:
+    gone = processes.start([sys.executable, "-c", ""])
+    gone.wait()
+    with leases.claim(tmp_path / "a", 60):
+        said = json.loads((tmp_path / "a" / "claim.0").read_text())
+    foreign(tmp_path / "a", **said | {"process": "x", "pid": gone.pid})
+    foreign(tmp_path / "b", **said | {"process": "x", "pid": os.getpid()})  # a predecessor
+    foreign(tmp_path / "c", **said | {"process": "x", "pid": os.getppid()})
+    # In another container of the same name, or before the machine was started anew, the number says nothing.
+    foreign(tmp_path / "d", **said | {"process": "x", "pid": gone.pid, "pid_namespace": "pid:[1]"})
+    foreign(tmp_path / "e", **said | {"process": "x", "pid": os.getpid(), "boot": "another"})
+    assert [bool(leases.owner(tmp_path / name, 60)) for name in "abcde"] == [False, False, True, True, True]
+    foreign(tmp_path / "d", age=70, **said | {"process": "x", "pid": gone.pid, "pid_namespace": "pid:[1]"})
+    assert leases.owner(tmp_path / "d", 60) == ""
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"host": "a", "pid": "1"}', '{"host": "a", "pid": 1e3', "\x00"])
+def test_a_claim_that_says_nothing_counts_until_it_is_stale(tmp_path: Path, text: str) -> None:
+    path = foreign(tmp_path)
+    path.write_text(text)
+    assert leases.owner(tmp_path, 60) == "a process that has just begun"
+    os.utime(path, (time.time() - 70,) * 2)
+    with leases.claim(tmp_path, 60) as held:
+        assert held
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_claim_is_kept_alive(tmp_path: Path) -> None:
+    with leases.claim(tmp_path, 0.2):
+        before = (tmp_path / "claim.0").stat().st_mtime
+        os.utime(tmp_path / "claim.0", (before - 100,) * 2)
+        deadline = time.monotonic() + 10
+        while (tmp_path / "claim.0").stat().st_mtime < before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("others", ["took it over", "gave it back", "gave it back and took it anew"])
+def test_an_owner_that_was_taken_for_dead_is_interrupted(tmp_path: Path, others: str) -> None:
+    left: list[Path] = []
+
+    def work() -> None:
+        with leases.claim(tmp_path, 0.2) as held:
+            assert held
+            if "took" in others:  # all at once: this one looks every few milliseconds
+                left.append(tmp_path / ("claim.0" if "anew" in others else "claim.1"))
+                os.replace(foreign(tmp_path / "elsewhere", age=-100), left[0])
+                (tmp_path / "elsewhere").rmdir()
+            else:
+                (tmp_path / "claim.0").unlink()
+            threading.Event().wait(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert list(tmp_path.iterdir()) == left  # the other one's stays
+    assert all(path.stat().st_mtime > time.time() + 50 for path in left)  # nor was it touched
+
+
+def test_a_folder_claimed_anew_meanwhile_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign(tmp_path, age=70)
+    create = os.open
+
+    def slow(path: str | Path, *arguments: int) -> int:
+        if Path(path).name == "claim.1":  # another process took the dead claim over, ended, and a third one came
+            foreign(tmp_path)
+        return create(path, *arguments)
+
+    monkeypatch.setattr(leases.os, "open", slow)
+    with leases.claim(tmp_path, 60) as held:
+        assert not held
+    assert [path.name for path in tmp_path.iterdir()] == ["claim.0"]
+
+
+COMPETE = """
+import sys, time
+from pathlib import Path
+from promot_jax import claims
+time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
+with claims.claim(Path(sys.argv[1]), 60) as held:
+    print(int(held), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_only_one_of_many_gets_it(tmp_path: Path, stale: bool) -> None:
+    if stale:
+        foreign(tmp_path, age=100)
+    command = [sys.executable, "-c", COMPETE, str(tmp_path), str(time.time() + 0.5)]
+    several = [processes.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]
+    got = [one.stdout.readline() for one in several if one.stdout]  # all hold what they got until they are told
+    for one in several:
+        one.communicate()
+    assert sorted(got) == ["0\n"] * 3 + ["1\n"]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot claim"), leases.claim(tmp_path / "file" / "cell", 60):
+        pass
