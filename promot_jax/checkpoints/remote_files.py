@@ -54,6 +54,7 @@ def read_bytes(file: Path, limit: int) -> bytes:
 
 
 def reason(error: Exception) -> str:
+    """The first line of what a library raised, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -45,6 +45,7 @@ def _digest(grid: Grid, cell: Cell) -> str:
 
 
 def state(grid: Grid, cell: Cell, stale: float) -> Json:
+    """What a report says of a cell: its settings and "finished", "failed", "running" or "missing"."""
     failed = failure(grid, cell)
     state: Json = {"method": cell.label, "seed": cell.seed, "varied": dict(cell.varied)}
     state["folder"] = cell.folder.relative_to(grid.workdir).as_posix()

@@ -214,7 +214,7 @@ def test_a_run_that_is_not_in_the_layout_is_not_made():
 
 
 def test_versions_names_what_is_installed_without_importing_it():
-    code = "import sys; from promot_jax.results import provenance as p; print(p.versions()); assert 'jax' not in sys.modules"
+    code = "import sys, promot_jax.results.provenance as p; print(p.versions()); assert 'jax' not in sys.modules"
     root = Path(results.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert "'numpy': '" in done.stdout
