@@ -10,7 +10,6 @@ from typing import Any
 
 from promot_jax import page, results
 from promot_jax.errors import UserError
-from promot_jax.markup import tag
 
 Json = dict[str, Any]
 ADDRESS = "127.0.0.1"
@@ -71,7 +70,7 @@ class _Live:
             paths = find(self._folder)
             seen = [(path, path.stat().st_mtime_ns) for path in paths + page.analyses(*self._analysed)]
             if not paths:
-                return tag("p", "No run is finished yet. This page looks again by itself.")
+                return "<p>No run is finished yet. This page looks again by itself.</p>"
             if seen != self._seen:
                 names = [path.parent.name if len(paths) > 1 else "" for path in paths]
                 found = {name: results.read(path) for name, path in zip(names, paths, strict=True)}
