@@ -11,7 +11,7 @@ README = ROOT / "README.md"
 
 # Lower bounds are the versions this was measured with. TensorFlow reads data only and comes with seqio (through
 # tensorflow-text); naming it here would install it a second time beside tensorflow-cpu. scipy and ml_dtypes come with
-# jax.
+# jax, markupsafe with jinja2.
 REQUIRES = [
     "absl-py>=2.5.1",
     "flax>=0.12.8",
@@ -19,6 +19,7 @@ REQUIRES = [
     "gin-config>=0.5.0",
     "importlib_resources>=7.1.0",  # TFDS needs it to prepare a data set, and does not say so
     "jax>=0.10.2",
+    "jinja2>=3.1.6",
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
@@ -70,7 +71,7 @@ setup(
     packages=[*find_packages(include=["promot_jax", "promot_jax.*"]), *tasks, "promot_jax.gin"],
     package_dir={"promot_jax": "promot_jax", "promot_jax.tasks": "tasks", "promot_jax.gin": "gin"},
     package_data={
-        "promot_jax.report.page": ["*.css", "*.js"],
+        "promot_jax.report.page": ["*.css", "*.js", "templates/*"],
         "promot_jax.gin": ["**/*.gin"],
         "promot_jax.tasks": [f"**/*.{kind}" for kind in DATA],
     },

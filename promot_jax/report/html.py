@@ -1,15 +1,26 @@
-"""HTML and SVG from Python values: every text is escaped unless it was built here, so that data can never be markup."""
+"""HTML, SVG and CSS from the templates in `page/templates`: data can never be markup, and every character of it shows.
 
-import html
-import unicodedata
+Templates escape every value (autoescape), and `render` makes the whole output `visible`: neither can be forgotten for
+a new value. An undefined name in a template is an error.
+"""
+
+import re
+from pathlib import Path
 from typing import Any
 
-VOID = ("br", "hr", "input", "link", "meta")  # no content, no end tag
-_BIDIRECTIONAL = ("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI")
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-
-class Markup(str):
-    """Text that is markup already."""
+# Control characters, line and paragraph separators, direction overrides and isolates, lone surrogates.
+_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+environment = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "page" / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def visible(text: str) -> str:
@@ -17,43 +28,14 @@ def visible(text: str) -> str:
 
     Those are control characters, direction overrides and lone surrogates. Line breaks become one kind, tabs stay.
     """
-    if text.isprintable():  # nearly always, and much faster to tell
-        return text
-    return "".join(map(_visible, text.replace("\r\n", "\n").replace("\r", "\n")))
+    return _HIDDEN.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def _visible(character: str) -> str:
-    if character in "\n\t":
-        return character
-    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-    return "\ufffd" if hidden or unicodedata.bidirectional(character) in _BIDIRECTIONAL else character
-
-
-def escape(value: Any) -> Markup:
-    """A value as text that is safe between tags and in quoted attributes; markup stays as it is."""
-    return value if isinstance(value, Markup) else Markup(html.escape(visible(str(value))))
-
-
-def join(*children: Any) -> Markup:
-    """Children one behind the other, None left out."""
-    return Markup("".join(escape(child) for child in children if child is not None))
-
-
-def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
-    """One element.
+def render(template: str, /, **context: Any) -> Markup:
+    """The output of a template.
 
     Args:
-        name: of the element; never data.
-        *children: markup, or text to be escaped; None is left out.
-        **attributes: values are escaped. `_` in a name becomes `-`, one at its end is dropped (`class_`, `data_task`);
-            True stands without a value, None and False are left out.
+        template: name of a file in `page/templates`.
+        **context: values that the template names; all but `Markup` is escaped.
     """
-    parts = [name]
-    for key, value in attributes.items():
-        key = key.removesuffix("_").replace("_", "-")
-        if value is True:
-            parts.append(key)
-        elif value is not None and value is not False:
-            parts.append(f'{key}="{escape(value)}"')
-    start = f"<{' '.join(parts)}>"
-    return Markup(start if name in VOID else f"{start}{join(*children)}</{name}>")
+    return Markup(visible(environment.get_template(template).render(context)))

@@ -6,13 +6,22 @@ Every point says its values in a `<title>`, which browsers show on hover and scr
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from promot_jax.report.html import Markup, tag
+from markupsafe import Markup
+
+from promot_jax.report.html import render
 
 WIDTH, HEIGHT = 480, 320  # of a panel, in units of its view box
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 46  # room for the axes around the plot
 HUES = 8
+_MARKERS = (
+    "M-4 0A4 4 0 1 1 4 0A4 4 0 1 1-4 0Z",
+    "M-3.8-3.8H3.8V3.8H-3.8Z",
+    "M0-5L4.7 3.6H-4.7Z",
+    "M0-5.2L4.6 0L0 5.2L-4.6 0Z",
+    "M0 5L4.7-3.6H-4.7Z",
+    "M-1.7-4.6H1.7V-1.7H4.6V1.7H1.7V4.6H-1.7V1.7H-4.6V-1.7H-1.7Z",
+)
 # (light, dark); the hues are told apart by the colour-blind too, and markers tell them apart in print.
 COLORS = {
     "h0": ("#c24400", "#ff8a4c"),
@@ -28,22 +37,6 @@ COLORS = {
     "rule": ("#e2e6ee", "#2b3240"),
     "card": ("#ffffff", "#171b24"),
 }
-CSS = """
-.chart { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-.chart text { fill: var(--dim); }
-.chart .title { fill: var(--ink); font-weight: 600; }
-.chart .grid { stroke: var(--rule); stroke-width: 1; }
-.chart .axis { stroke: var(--dim); stroke-width: 1; }
-.chart .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
-.chart .thin { fill: none; stroke: currentColor; stroke-width: 1.2; stroke-dasharray: 2 3; }
-.chart .ruled { fill: none; stroke: currentColor; stroke-width: 1.5; stroke-dasharray: 6 4; }
-.chart .band { fill: currentColor; opacity: 0.14; }
-.chart .mark { fill: currentColor; stroke: var(--card); stroke-width: 1.2; }
-.chart .hollow { fill: var(--card); stroke: currentColor; stroke-width: 2; }
-.chart .dot { fill: currentColor; opacity: 0.45; }
-.chart .hit { fill: transparent; }
-.ref { color: var(--dim); }
-""" + "".join(f".h{hue} {{ color: var(--h{hue}); }}\n" for hue in range(HUES))
 
 
 @dataclass(frozen=True)
@@ -76,6 +69,16 @@ class Line:
     kind: str = "line"
     right: bool = False
     hollow: bool = False
+
+    @property
+    def hue(self) -> str:
+        """Class that colours it."""
+        return "ref" if self.style < 0 else f"h{self.style % HUES}"
+
+    @property
+    def marker(self) -> str:
+        """Outline of its markers around (0, 0): one of six; with eight hues, 24 styles differ in either."""
+        return _MARKERS[self.style % len(_MARKERS)]
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,10 @@ def legend(chart: Chart) -> list[Line]:
     return list({(line.label, line.style): line for line in reversed(list(lines))}.values())[::-1]
 
 
-def swatch(line: Line) -> Markup:
-    """A legend's sample of a line, `[0, 26] x [0, 14]`."""
-    stroke = tag("path", d="M1 7H25", class_={"line": "line", "dots": None}.get(line.kind, line.kind))
-    marker = _marker(line.style, 13, 7, "mark") if line.kind == "line" else None
-    return tag("g", stroke, marker, class_=_hue(line.style))
+def css(*, light: bool = False) -> Markup:
+    """The style of charts: with the variables of a page's theme, or with the light colours themselves."""
+    colors = {name: values[0] if light else f"var(--{name})" for name, values in COLORS.items()}
+    return render("chart.css", color=colors, hues=range(HUES))
 
 
 def plots(chart: Chart) -> list[Markup]:
@@ -131,47 +133,30 @@ def plots(chart: Chart) -> list[Markup]:
     return [plot(chart, panel) for panel in chart.panels]
 
 
-def plot(chart: Chart, panel: Panel, *, x: int | None = None, y: int | None = None) -> Markup:
+def plot(chart: Chart, panel: Panel, *, place: tuple[int, int] | None = None) -> Markup:
     """A panel as an `<svg>`; its y axes reach as far as those of the panels beside it.
 
     Args:
         chart: that the panel is of.
         panel: what to draw.
-        x: place in another `<svg>`, None in a page.
-        y: likewise.
+        place: (x, y) in another `<svg>`, None in a page.
     """
     bottom, top = HEIGHT - BOTTOM, TOP if panel.title else 14
     right = WIDTH - (LEFT if panel.right else RIGHT)
-    xs = _Axis([point.x for line in panel.lines for point in line.points] or [0.0], LEFT, right, zero=False)
-    axes = {side: _Axis(_values(chart.panels, side) or [0.0], bottom, top, zero=True) for side in (False, True)}
-    parts: list[Markup] = []
-    if panel.title:
-        parts.append(_text(panel.title, (LEFT + right) / 2, 18, "title"))
-    for tick, name in axes[False].ticks():
-        parts.append(_rule("grid", LEFT, axes[False].at(tick), right, axes[False].at(tick)))
-        parts.append(_text(name, LEFT - 7, axes[False].at(tick) + 4, anchor="end"))
-    for tick, name in axes[True].ticks() if panel.right else ():
-        parts.append(_text(name, right + 7, axes[True].at(tick) + 4, anchor="start"))
-    for tick, name in xs.ticks():
-        parts += [_rule("axis", xs.at(tick), bottom, xs.at(tick), bottom + 4), _text(name, xs.at(tick), bottom + 18)]
-    parts.append(_rule("axis", LEFT, bottom, right, bottom))
-    parts.append(_text(panel.x, (LEFT + right) / 2, HEIGHT - 8))
-    for name, place in ((panel.y, 14), (panel.right, WIDTH - 6)):
-        if name:
-            turned = f"rotate(-90 {place} {(top + bottom) / 2:g})"
-            parts.append(
-                tag("text", name, x=place, y=f"{(top + bottom) / 2:g}", text_anchor="middle", transform=turned)
-            )
-    parts += [_drawn(line, xs, axes[line.right]) for line in panel.lines if line.points]
-    size: dict[str, Any] = {
-        "viewBox": f"0 0 {WIDTH} {HEIGHT}",
-        "class_": "chart",
-        "role": "img",
-        "aria_label": panel.title or chart.title,
-    }
-    if x is not None:
-        size |= {"x": x, "y": y, "width": WIDTH, "height": HEIGHT}
-    return tag("svg", *parts, **size)
+    x_axis = _Axis([point.x for line in panel.lines for point in line.points] or [0.0], LEFT, right, zero=False)
+    y_axis, right_axis = (_Axis(_values(chart.panels, side) or [0.0], bottom, top, zero=True) for side in (False, True))
+    return render(
+        "plot.svg",
+        chart=chart,
+        panel=panel,
+        place=place,
+        size=(WIDTH, HEIGHT),
+        frame={"left": LEFT, "right": right, "top": top, "bottom": bottom},
+        x_ticks=x_axis.ticks(),
+        y_ticks=y_axis.ticks(),
+        right_ticks=right_axis.ticks() if panel.right else (),
+        series=[_series(line, x_axis, right_axis if line.right else y_axis) for line in panel.lines if line.points],
+    )
 
 
 def document(chart: Chart) -> str:
@@ -179,26 +164,17 @@ def document(chart: Chart) -> str:
     columns = min(len(chart.panels), 2)
     rows = -(-len(chart.panels) // columns)
     width, top = WIDTH * columns, 34
-    parts = [tag("title", chart.title), tag("desc", chart.alt)]
-    css = CSS
-    for name, (light, _) in COLORS.items():
-        css = css.replace(f"var(--{name})", light)
-    parts.append(tag("style", Markup(css)))
-    parts.append(tag("rect", width="100%", height="100%", fill="#ffffff"))
-    parts.append(tag("text", chart.title, x=width / 2, y=22, text_anchor="middle", class_="title"))
-    for index, panel in enumerate(chart.panels):
-        place = {"x": WIDTH * (index % columns), "y": top + HEIGHT * (index // columns)}
-        parts.append(plot(chart, panel, **place))
-    x, y = 20.0, top + HEIGHT * rows + 14
+    places = [(WIDTH * (index % columns), top + HEIGHT * (index // columns)) for index in range(len(chart.panels))]
+    x, y, entries = 20.0, top + HEIGHT * rows + 14, []
     for line in legend(chart):
         wide = 34 + 7.2 * len(line.label) + 16  # no font to measure: letters are about 7 units wide
         if x > 20 and x + wide > width:
             x, y = 20.0, y + 22
-        name = tag("text", line.label, x=32, y=12)
-        parts.append(tag("g", swatch(line), name, transform=f"translate({x:.0f} {y - 7})"))
+        entries.append((line, round(x), y - 7))
         x += wide
-    box = {"viewBox": f"0 0 {width} {y + 20}", "width": width, "height": y + 20}
-    return tag("svg", *parts, xmlns="http://www.w3.org/2000/svg", class_="chart", role="img", **box) + "\n"
+    panels = [plot(chart, panel, place=place) for panel, place in zip(chart.panels, places, strict=True)]
+    size = (width, y + 20)
+    return render("figure.svg", chart=chart, size=size, css=css(light=True), plots=panels, legend=entries)
 
 
 class _Axis:
@@ -218,15 +194,15 @@ class _Axis:
         self.start, self.end = start, end
 
     def at(self, value: float) -> float:
-        """Place of a value."""
-        return self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low)
+        """Place of a value, to a tenth of a unit."""
+        return round(self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low), 1)
 
     def ticks(self) -> Iterator[tuple[float, str]]:
-        """Round values within the axis, and how they are written."""
+        """Places of round values within the axis, and how the values are written."""
         index = math.ceil(self.low / self.step - 1e-9)
         while index * self.step <= self.high + self.step * 1e-9:
             value = round(index * self.step, 10) + 0.0
-            yield value, f"{value:,.10g}"
+            yield self.at(value), f"{value:,.10g}"
             index += 1
 
 
@@ -242,50 +218,14 @@ def _round_step(step: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * (1 - 1e-9))
 
 
-def _drawn(line: Line, xs: _Axis, ys: _Axis) -> Markup:
-    """Band, line and markers of one line."""
-    places = [(xs.at(point.x), ys.at(point.y)) for point in line.points]
-    parts: list[Markup | None] = []
-    banded = [point for point in line.points if point.low is not None and point.high is not None]
-    if len(banded) > 1 and line.kind == "line":
-        edge = [(xs.at(point.x), ys.at(point.low)) for point in banded if point.low is not None]
-        edge += [(xs.at(point.x), ys.at(point.high)) for point in reversed(banded) if point.high is not None]
-        parts.append(tag("path", d=_path(edge) + "Z", class_="band"))
-    if line.kind != "dots":
-        parts.append(tag("path", d=_path(places), class_=line.kind))
-    for index, ((x, y), point) in enumerate(zip(places, line.points, strict=True)):
-        mark = _marker(line.style, x, y, "hollow" if line.hollow and index == 0 else "mark")
-        if line.kind != "line":
-            mark = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=2.5, class_="dot" if line.kind == "dots" else "hit")
-        hit = tag("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=10 if line.kind == "line" else 5, class_="hit")
-        parts.append(tag("g", tag("title", point.tip), mark, hit, class_="point"))
-    return tag("g", *parts, class_=f"series {_hue(line.style)}", data_style=line.style)
-
-
-def _hue(style: int) -> str:
-    return "ref" if style < 0 else f"h{style % HUES}"
+def _series(line: Line, x_axis: _Axis, y_axis: _Axis) -> tuple[Line, str, str, list[tuple[float, float, str]]]:
+    """A line, the paths of the line and of its band ("" for none), and (x, y, text) of each point."""
+    points = [(x_axis.at(point.x), y_axis.at(point.y), point.tip) for point in line.points]
+    ends = [(x_axis.at(p.x), p.low, p.high) for p in line.points if p.low is not None and p.high is not None]
+    edge = [(x, y_axis.at(low)) for x, low, _ in ends] + [(x, y_axis.at(high)) for x, _, high in reversed(ends)]
+    band = _path(edge) + "Z" if len(ends) > 1 and line.kind == "line" else ""
+    return line, _path([(x, y) for x, y, _ in points]), band, points
 
 
 def _path(places: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-
-
-def _marker(style: int, x: float, y: float, kind: str) -> Markup:
-    """One of six shapes; with eight hues, 24 styles differ in either."""
-    shapes = (
-        "M-4 0A4 4 0 1 1 4 0A4 4 0 1 1-4 0Z",
-        "M-3.8-3.8H3.8V3.8H-3.8Z",
-        "M0-5L4.7 3.6H-4.7Z",
-        "M0-5.2L4.6 0L0 5.2L-4.6 0Z",
-        "M0 5L4.7-3.6H-4.7Z",
-        "M-1.7-4.6H1.7V-1.7H4.6V1.7H1.7V4.6H-1.7V1.7H-4.6V-1.7H-1.7Z",
-    )
-    return tag("path", d=shapes[style % len(shapes)], transform=f"translate({x:.1f} {y:.1f})", class_=kind)
-
-
-def _text(text: str, x: float, y: float, kind: str | None = None, *, anchor: str = "middle") -> Markup:
-    return tag("text", text, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=kind)
-
-
-def _rule(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return tag("path", d=f"M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}", class_=kind)
+    return "M" + "L".join(f"{x} {y}" for x, y in places)

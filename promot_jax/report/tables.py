@@ -57,6 +57,16 @@ class Row:
     label: str
     cells: dict[tuple[str, str | None], Cell]
 
+    @property
+    def summary(self) -> bool:
+        """Whether it is the target's or an average, which stand out."""
+        return self.label in AVERAGES or self.label.endswith("target)")
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether a fall of the score is an improvement."""
+        return self.label == AVERAGES[1]
+
 
 @dataclass
 class Table:

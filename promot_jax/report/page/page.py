@@ -1,7 +1,8 @@
 """`report.html`: a comparison as one page that opens from disk, with no network and under a strict policy.
 
-Style and script lie beside this file and are written into the page; its Content-Security-Policy admits those two by
-their hash and nothing else. All that comes from data goes through `promot_jax.report.html`, which escapes it.
+`templates/page.html` is its outline. Style and script lie beside this file and are written into the page; its
+Content-Security-Policy admits those two by their hash and nothing else. All that comes from data is escaped by the
+templates (`promot_jax.report.html`).
 """
 
 import base64
@@ -13,12 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from promot_jax.errors import UserError
 from promot_jax.files import write_text
-from promot_jax.report import tables
-from promot_jax.report.html import Markup, join, tag
+from promot_jax.methods.labels import label
+from promot_jax.report import figures, html, tables
 from promot_jax.report.page import browser, sections
-from promot_jax.report.svg import COLORS, CSS
+from promot_jax.report.svg import COLORS, css, legend, plot
 from promot_jax.results.comparison import as_comparison
 
 Json = dict[str, Any]
@@ -75,34 +78,27 @@ def render(comparisons: Mapping[str, Json], aligned: Sequence[Json] = (), *, tit
         aligned: gradient alignments.
         title: of the page.
     """
-    tasks = {name: as_comparison(one) for name, one in comparisons.items()}
-    style, script = _palette() + CSS + _file("style.css"), _file("script.js")
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-    policy += "base-uri 'none'; form-action 'none'"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", title),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", Markup(style)),
+    tasks = {name: as_comparison(comparison) for name, comparison in comparisons.items()}
+    return html.render(
+        "page.html",
+        title=title,
+        style=Markup("".join([_palette(), css(), _file("style.css")])),
+        script=Markup(_file("script.js")),
+        hash=_hash,
+        label=label,
+        signed=tables.signed,
+        plot=plot,
+        legend=legend,
+        values=sections.values,
+        facts=sections.facts(tasks),
+        tasks=[sections.task(name, each, index, len(tasks) > 1) for index, (name, each) in enumerate(tasks.items())],
+        alignments=[chart for each in aligned for chart in figures.gradient_alignment(each)],
+        alignment_reading=tables.aligned_reading(aligned),
+        samples=browser.samples(tasks),
+        runs=browser.runs(tasks),
+        reading=tables.READING,
+        matched_reading=tables.MATCHED,
     )
-    shown = [sections.task(name, one, index, len(tasks) > 1) for index, (name, one) in enumerate(tasks.items())]
-    parts = [*shown, sections.alignments(aligned), browser.samples(tasks), browser.runs(tasks)]
-    main = tag("main", *parts, id="main")
-    body = tag(
-        "body",
-        tag("a", "Skip to content", href="#main", class_="skip"),
-        sections.header(title, tasks, bool(aligned)),
-        main,
-        tag("footer", tag("p", tables.READING, " ", sections.MORE_READING), tag("p", tables.MATCHED)),
-        tag("div", id="tip", role="status", hidden=True),
-        tag("script", Markup(script)),
-    )
-    return join(Markup("<!DOCTYPE html>\n"), tag("html", head, Markup("\n"), body, lang="en"), Markup("\n"))
 
 
 def _palette() -> str:
@@ -116,4 +112,5 @@ def _file(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    """Names a text in a Content-Security-Policy."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

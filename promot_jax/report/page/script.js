@@ -57,7 +57,7 @@
     const form = browser.querySelector("form");
     const more = browser.querySelector(".more");
     const items = [...browser.querySelectorAll(".item")].map((node) => [node, node.textContent.toLowerCase()]);
-    const page = Number(browser.dataset.perPage);
+    const page = 20;  // items shown at once, more on demand
     let limit = page;
     const apply = () => {
       const words = form.elements.search.value.toLowerCase().split(/\s+/);

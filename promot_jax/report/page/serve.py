@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from promot_jax.errors import UserError
-from promot_jax.report.html import tag
 from promot_jax.report.page import page
 from promot_jax.results import schema
 
@@ -72,7 +71,7 @@ class _Live:
             paths = find(self._folder)
             seen = [(path, path.stat().st_mtime_ns) for path in paths + page.analyses(*self._analysed)]
             if not paths:
-                return tag("p", "No run is finished yet. This page looks again by itself.")
+                return "<p>No run is finished yet. This page looks again by itself.</p>"
             if seen != self._seen:
                 names = [path.parent.name if len(paths) > 1 else "" for path in paths]
                 found = {name: schema.read(path) for name, path in zip(names, paths, strict=True)}

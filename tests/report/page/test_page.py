@@ -8,16 +8,19 @@ import json
 import random
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_results import NASTY, TASKS, alignment, prune, random_results
 
-from promot_jax import files
+from promot_jax import files as results
 from promot_jax.errors import UserError
-from promot_jax.report.html import VOID, visible
+from promot_jax.report.html import visible
 from promot_jax.report.page import page
+
+VOID = ("br", "hr", "input", "link", "meta")  # no content, no end tag
 
 
 class Structure(HTMLParser):
@@ -64,7 +67,7 @@ def sampled(data, samples=3):
 def test_everything_is_in_the_page(tmp_path):
     data = sampled(random_results())
     folder = tmp_path / "analyses" / "one"
-    files.write(alignment(), folder / "results.json")
+    results.write(alignment(), folder / "results.json")
     path = page.write({"": data}, tmp_path, title="A title")
     text = path.read_text()
     for words in (
@@ -97,6 +100,8 @@ def test_nothing_is_fetched_and_only_our_script_and_style_may_run():
         (content,) = re.findall(rf"<{name}>(.*?)</{name}>", text, flags=re.S)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{name}-src 'sha256-{digest}'" in policy
+        files = Path(page.__file__).parent.glob({"style": "*.css", "script": "*.js"}[name])
+        assert all(file.read_text("utf-8") in content for file in files)  # as they are, not escaped
     tags = Structure(text).tags
     attributes = {key for _, keys in tags for key in keys}
     assert not {key for key in attributes if key.startswith("on")} and not attributes & {
@@ -140,6 +145,20 @@ def _made(words):
     run["curve"][0]["tasks"] = {words[13]: {"metric": "exact_match", "score": 1.0, "format_share": 2.0}}
     data["methods"][words[0]] = [run]
     return Structure(page.render({words[7]: data}, [alignment(stage=words[6])], title=words[2]))
+
+
+def test_colour_of_a_change_says_whether_it_is_better():
+    data = random_results(seeds=1, methods=("pretrained", "promot"))
+    for method, (target, average, share) in {"pretrained": (50, 40, 30), "promot": (60, 35, 22)}.items():
+        run = data["methods"][method][0]
+        run["target"]["score"] = target
+        for entry in run["icl"].values():
+            entry |= {"norm_avg": average, "format_share": share}
+            entry["tasks"]["capital"] |= {"score": 70.0, "format_share": target}
+    cells = re.findall(r'"score">([\d.]+)</span> <span class="(\w+)">(.*?)</span>', page.render({"": data}))
+    for cell in (("60.0", "up", "+10.0"), ("35.0", "down", "-5.0"), ("22.0", "up", "-8.0"), ("70.0", "same", "+0.0")):
+        assert cell in cells
+    assert ("60.0", "down", "+10.0") in cells  # the format share of one task
 
 
 @pytest.mark.parametrize("seed", range(6))
