@@ -19,6 +19,7 @@ REQUIRES = [
     "gin-config>=0.5.0",
     "importlib_resources>=7.1.0",  # TFDS needs it to prepare a data set, and does not say so
     "jax>=0.10.2",
+    "msgspec>=0.22.0",
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",

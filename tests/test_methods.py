@@ -12,6 +12,7 @@ import tiny
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import main, pretrained, prompts, results, revisit, runs, session, stages, trees
 from promot_jax.checkpoints import Checkpoints
+from promot_jax.config import binding, gin_files
 from promot_jax.data import text
 from promot_jax.errors import UserError
 from promot_jax.partitioning import Partitioner
@@ -31,11 +32,9 @@ OWN = {
 
 def bound(folder: Path, method: str, **macros: object) -> dict[str, Any]:
     """The arguments that a method's gin file gives to its job on the tiny model."""
-    paths = (main.gin_folder() / "methods" / f"{method}.gin", folder / "tiny.gin")
-    settings = [setting for path in paths for setting in main.read(path)]
+    paths = (gin_files.folder() / "methods" / f"{method}.gin", folder / "tiny.gin")
     chosen: dict[str, object] = SHORT | OWN.get(method, {}) | macros
-    settings += [main.read_override(name, str(value)) for name, value in chosen.items()]
-    job = main.bind({setting.key: setting for setting in settings})
+    job = binding.bind(main.CONFIGURABLES, paths, [(name, str(value)) for name, value in chosen.items()])
     assert job.func.__name__ == "train_method"
     return dict(job.keywords)
 
@@ -351,7 +350,7 @@ def test_ranks_of_the_paper(tiny_folder: Path, rank: int) -> None:
     assert arguments["tuning"].of(stages.LORA).lora.rank == 7
 
 
-METHOD_FILES = sorted(path.stem for path in (main.gin_folder() / "methods").glob("*.gin") if path.stem != "one_shot")
+METHOD_FILES = sorted(path.stem for path in (gin_files.folder() / "methods").glob("*.gin") if path.stem != "one_shot")
 
 
 def test_every_method_has_a_file() -> None:
@@ -362,7 +361,7 @@ def test_every_method_has_a_file() -> None:
 def test_one_shot_is_given_after_any_method(method: str) -> None:
     """The task or mixture of the method's own file in its 1-shot form, which the method then accepts."""
     plain, one_shot = (
-        main.bind({setting.key: setting for name in names for setting in main.read(main.gin_folder() / name)}).keywords
+        binding.bind(main.CONFIGURABLES, [gin_files.folder() / name for name in names]).keywords
         for names in ((f"methods/{method}.gin",), (f"methods/{method}.gin", "methods/one_shot.gin"))
     )
     before, after = plain["experiment"], one_shot["experiment"]
