@@ -20,6 +20,7 @@ REQUIRES = [
     "importlib_resources>=7.1.0",  # TFDS needs it to prepare a data set, and does not say so
     "jax>=0.10.2",
     "jinja2>=3.1.6",
+    "msgspec>=0.22.0",
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",

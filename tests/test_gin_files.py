@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from promot_jax import assets, main
+from promot_jax.config import binding, gin_files
 from promot_jax.experiments.settings import Experiment
 from promot_jax.methods import stages
 
@@ -28,31 +29,32 @@ TRAINING = ("promot_stage1.gin", "promot_stage2.gin", "finetune.gin")
 
 def bound(*names: str, **macros: object) -> dict[str, Any]:
     """The arguments that gin files and some macros give to the job, and the job's name as "job"."""
-    settings = [setting for name in names for setting in main.read(main.gin_folder() / name)]
-    settings += [main.read_override(macro, str(value)) for macro, value in macros.items()]
-    job = main.bind({setting.key: setting for setting in settings})
+    paths = [gin_files.folder() / name for name in names]
+    job = binding.bind(main.CONFIGURABLES, paths, [(macro, str(value)) for macro, value in macros.items()])
     return {"job": job.func.__name__, **job.keywords}
 
 
 def test_every_run_is_here() -> None:
-    found = {name for name, path in main.gin_files().items() if "run.job" in path.read_text("utf-8")}
+    found = {name for name, path in gin_files.of_package().items() if "run.job" in path.read_text("utf-8")}
     assert found >= set(RUNS)
 
 
 def is_run(name: str) -> bool:
-    return any(str(setting) == "run.job" for setting in main.read(main.gin_folder() / name))
+    return ("", "run", "job") in gin_files.settings([gin_files.folder() / name])
 
 
-@pytest.mark.parametrize("name", [name for name in main.gin_files() if is_run(name) and name != "paper/common.gin"])
+@pytest.mark.parametrize(
+    "name", [name for name in gin_files.of_package() if is_run(name) and name != "paper/common.gin"]
+)
 def test_header_says_how_to_run_it(name: str) -> None:
-    header = re.match(r"(#.*\n)+", (main.gin_folder() / name).read_text("utf-8"))
+    header = re.match(r"(#.*\n)+", (gin_files.folder() / name).read_text("utf-8"))
     assert header and f"python -m promot_jax.main --gin_file={name}" in header[0]
     assert re.match(r"# \w.*\n# Command: .*\n# Hardware: .* Time: .*\bExpected\b", header[0], re.DOTALL)
 
 
-@pytest.mark.parametrize("name", main.gin_files())
+@pytest.mark.parametrize("name", gin_files.of_package())
 def test_every_file_is_short(name: str) -> None:
-    lines = (main.gin_folder() / name).read_text("utf-8").splitlines()
+    lines = (gin_files.folder() / name).read_text("utf-8").splitlines()
     assert lines[0].startswith("# ") and len(lines) < 40 and max(map(len, lines)) <= 130
 
 

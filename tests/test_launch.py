@@ -17,6 +17,7 @@ import pytest
 import tiny
 
 from promot_jax import main
+from promot_jax.config import binding, gin_files
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -408,10 +409,8 @@ def test_documented(tmp_path: Path) -> None:
         assert subprocess.run([*launcher(name, "--dry_run"), *words], capture_output=True).returncode == 0, words
         values, overrides = main.parse_flags([word for word in words if word.startswith("--gin")])
         files = [
-            main.find_gin_file(Path(path).name if "/mnt" in path else path, (tmp_path, main.gin_folder()))
+            gin_files.find(Path(path).name if "/mnt" in path else path, (tmp_path, gin_files.folder()))
             for path in values.gin_file
         ]
         if files:
-            main.bind(
-                {setting.key: setting for setting in [*(s for path in files for s in main.read(path)), *overrides]}
-            )
+            binding.bind(main.CONFIGURABLES, files, overrides)

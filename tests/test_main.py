@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from promot_jax import main
+from promot_jax.config import gin_files
 from promot_jax.errors import TrainingError, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (gin_folder / "models").mkdir(parents=True)
     (gin_folder / "base.gin").write_text(BASE)
     (gin_folder / "models" / "small.gin").write_text("# A small model.\ntrain.task = %MODEL_TASK\nMODEL_TASK = 'x'\n")
-    monkeypatch.setattr(main, "gin_folder", lambda: gin_folder)
+    monkeypatch.setattr(gin_files, "folder", lambda: gin_folder)
     here = {name: f"{__name__}:{name}" for name in ("train", "Stage", "Optimizer")}
     monkeypatch.setattr(main, "CONFIGURABLES", here)
     (tmp_path / "cwd").mkdir()
@@ -152,8 +153,8 @@ def test_strings_need_no_quotes(text: str, value: str) -> None:
     [("3", 3), ("-1e-3", -1e-3), ("True", True), ("None", None), ("(1, 2)", (1, 2)), ("{'a': [1]}", {"a": [1]})],
 )
 def test_other_values_are_ginlike(text: str, value: object) -> None:
-    setting = main.read_override("X", text)
-    assert setting.value == value and type(setting.value) is type(value) and setting.is_override
+    setting = gin_files.read_override("X", text)
+    assert setting.value == value and type(setting.value) is type(value) and gin_files.is_override(setting)
 
 
 def test_lists_become_tuples_where_asked() -> None:
@@ -283,12 +284,13 @@ def test_gin_file_of_the_package(name: str) -> None:
     assert text.startswith("# ") and len(text.splitlines()) <= 40
     code = (
         "import sys\n"
-        "from promot_jax import main, settings\n"
-        "found = {s.key: s for s in main.read(main.gin_folder() / sys.argv[1])}\n"
-        "for s in [s for s in found.values() if s.value == settings.Macro('gin.REQUIRED')]:\n"
-        "    found[s.key] = s._replace(value='some/path')\n"
-        "if ('', 'run', 'job') in found:\n"
-        "    main.bind(found)\n"
+        "from promot_jax import main\n"
+        "from promot_jax.config import binding, checks, gin_files\n"
+        "path = gin_files.folder() / sys.argv[1]\n"
+        "settings = gin_files.settings([path])\n"
+        "required = [key for key, setting in settings.items() if repr(setting.value) == '%gin.REQUIRED']\n"
+        "if ('', 'run', 'job') in settings:\n"
+        "    binding.bind(main.CONFIGURABLES, [path], [(checks.written(key), 'some/path') for key in required])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, name], env=environment, capture_output=True, text=True)

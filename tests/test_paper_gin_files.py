@@ -12,12 +12,13 @@ import seqio
 
 from promot_jax import main
 from promot_jax.checkpoints.t5x import write
+from promot_jax.config import binding, gin_files
 from promot_jax.data import batches
 from promot_jax.methods import stages
 from promot_jax.models import T5Config, build
 from promot_jax.results import schema
 
-FOLDER = main.gin_folder() / "paper"
+FOLDER = gin_files.folder() / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem != "common")
 LENGTHS = {"rte": (512, 8), "wmt14_enfr": (256, 256), "rte_enfr": (512, 256), "snli": (256, 8), "openbookqa": (256, 8)}
 COMPARISONS = [name for name in FILES if "gradients" not in name]
@@ -42,8 +43,8 @@ Evaluation.tokens_per_batch = 1000000
 
 def bound(name: str) -> dict[str, object]:
     """The arguments that a file gives to its job, and the job's name as "job"."""
-    settings = [*main.read(FOLDER / f"{name}.gin"), main.read_override("INITIAL_CHECKPOINT_PATH", "MODEL")]
-    job = main.bind({setting.key: setting for setting in settings})
+    overrides = [("INITIAL_CHECKPOINT_PATH", "MODEL")]
+    job = binding.bind(main.CONFIGURABLES, [FOLDER / f"{name}.gin"], overrides)
     return {"job": job.func.__name__, **job.keywords}
 
 

@@ -14,6 +14,7 @@ from promot_jax import main, trees
 from promot_jax.analysis.trained_stage import open_stage
 from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.orbax import Checkpoints
+from promot_jax.config import binding, gin_files
 from promot_jax.data.examples import import_tasks, task_names
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
@@ -41,11 +42,9 @@ OWN = {
 
 def bound(folder: Path, method: str, **macros: object) -> dict[str, Any]:
     """The arguments that a method's gin file gives to its job on the tiny model."""
-    paths = (main.gin_folder() / "methods" / f"{method}.gin", folder / "tiny.gin")
-    settings = [setting for path in paths for setting in main.read(path)]
+    paths = (gin_files.folder() / "methods" / f"{method}.gin", folder / "tiny.gin")
     chosen: dict[str, object] = SHORT | OWN.get(method, {}) | macros
-    settings += [main.read_override(name, str(value)) for name, value in chosen.items()]
-    job = main.bind({setting.key: setting for setting in settings})
+    job = binding.bind(main.CONFIGURABLES, paths, [(name, str(value)) for name, value in chosen.items()])
     assert job.func.__name__ == "train_method"
     return dict(job.keywords)
 
@@ -361,7 +360,7 @@ def test_ranks_of_the_paper(tiny_folder: Path, rank: int) -> None:
     assert arguments["tuning"].of(stages.LORA).lora.rank == 7
 
 
-METHOD_FILES = sorted(path.stem for path in (main.gin_folder() / "methods").glob("*.gin") if path.stem != "one_shot")
+METHOD_FILES = sorted(path.stem for path in (gin_files.folder() / "methods").glob("*.gin") if path.stem != "one_shot")
 
 
 def test_every_method_has_a_file() -> None:
@@ -372,7 +371,7 @@ def test_every_method_has_a_file() -> None:
 def test_one_shot_is_given_after_any_method(method: str) -> None:
     """The task or mixture of the method's own file in its 1-shot form, which the method then accepts."""
     plain, one_shot = (
-        main.bind({setting.key: setting for name in names for setting in main.read(main.gin_folder() / name)}).keywords
+        binding.bind(main.CONFIGURABLES, [gin_files.folder() / name for name in names]).keywords
         for names in ((f"methods/{method}.gin",), (f"methods/{method}.gin", "methods/one_shot.gin"))
     )
     before, after = plain["experiment"], one_shot["experiment"]

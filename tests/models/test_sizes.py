@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from promot_jax import main, trees
+from promot_jax.config import binding, gin_files
 from promot_jax.models import build
 
 # Of transformers' models of these sizes, built on the meta device with version 5.23, the table that T5's encoder and
@@ -40,16 +41,16 @@ PUBLISHED |= {f"flan_t5_{size}": PUBLISHED[f"t5_1_1_{size}"] for size in ("small
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count_is_the_published_one(name):
-    path = main.gin_folder() / "models" / f"{name}.gin"
+    path = gin_files.folder() / "models" / f"{name}.gin"
     lines = path.read_text("utf-8").splitlines()
     assert len(lines) < 40 and f"models/{name}.gin" in lines[1]
     assert name.startswith("flan") or f"{PUBLISHED[name]:,} parameters" in lines[0]
-    settings = [*main.read(main.gin_folder() / "icl_eval.gin"), *main.read(path)]
-    experiment = main.bind({setting.key: setting for setting in settings}).keywords["experiment"]
+    job = binding.bind(main.CONFIGURABLES, [gin_files.folder() / "icl_eval.gin", path])
+    experiment = job.keywords["experiment"]
     shapes = jax.eval_shape(build(experiment.model).init, jax.random.key(0))
     assert trees.count(shapes) == PUBLISHED[name]
     assert experiment.vocabulary == ("bytes" if name.startswith("byt5") else "")
 
 
 def test_every_gin_file_of_a_model_is_counted():
-    assert {path.stem for path in (main.gin_folder() / "models").glob("*.gin")} == set(PUBLISHED)
+    assert {path.stem for path in (gin_files.folder() / "models").glob("*.gin")} == set(PUBLISHED)

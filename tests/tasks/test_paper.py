@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from promot_jax import main
 from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.config import binding, gin_files
 from promot_jax.data import examples as text
 from promot_jax.data.exemplars import WithExemplars, choose, compose, distinct, draw
 from promot_jax.data.vocabularies.sentencepiece import ByteVocabulary
@@ -310,10 +311,9 @@ def test_documented() -> None:
     for command in commands:
         options = shlex.split(command.replace("\\\n", " ").replace("$PAPER", paper_options))
         files = [option.removeprefix("--gin_file=") for option in options if option.startswith("--gin_file=")]
-        settings = [setting for name in files for setting in main.read(main.gin_folder() / name)]
-        given = [option.removeprefix("--gin.") for option in options if option.startswith("--gin.")]
-        settings += [main.read_override(*option.split("=", 1)) for option in given]
-        arguments = main.bind({setting.key: setting for setting in settings}).keywords
+        paths = [gin_files.folder() / name for name in files]
+        given = [option.removeprefix("--gin.").split("=", 1) for option in options if option.startswith("--gin.")]
+        arguments = binding.bind(main.CONFIGURABLES, paths, given).keywords
         experiment = arguments["experiment"]
         assert experiment.modules == paper.__name__ and experiment.checkpoint == "MODEL"
         for task in [*(arguments.get("tasks") or [experiment.task]), experiment.icl_mixture]:
