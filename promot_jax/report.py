@@ -37,7 +37,6 @@ def write(
     folder: str | os.PathLike[str],
     *,
     title: str = "ProMoT report",
-    tolerance: float = 0.0,
     analysed: Sequence[Path] = (),
 ) -> Path:
     """Writes `report.md` with its figures (`figures/*.svg`), and `report.html`, into a folder.
@@ -46,7 +45,6 @@ def write(
         results: a comparison, or a single run. Methods, seeds, tasks and curves that are missing show as "-".
         folder: created if need be.
         title: first line of the report.
-        tolerance: of the matched target score, in points (`promot_jax.analysis.tradeoff`).
         analysed: further folders whose gradient alignments are shown.
 
     Returns:
@@ -59,7 +57,7 @@ def write(
     folder = Path(folder)
     shares = tables.format_shares(results)
     parts = [f"# {escape(title)}", _header(results), "## Scores", _scores(tables.scores(results))]
-    parts += ["## At matched target score", *_matched(results, tolerance)]
+    parts += ["## At matched target score", *_matched(results)]
     parts += _sections(results)
     if shares.rows:
         parts += ["## Format share per task (%)", markdown_table(shares)]
@@ -102,18 +100,17 @@ def write_tasks(
         results = as_comparison(results)
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})", _scores(tables.scores(results))]
-        parts += ["### At matched target score", *_matched(results, 0.0)]
+        parts += ["### At matched target score", *_matched(results)]
     page.write(by_task, folder, title=title, analysed=analysed)
     return write_text(Path(folder) / "report.md", "\n\n".join(parts) + "\n")
 
 
-def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
+def table(results: Json, *, width: int = 120) -> str:
     """The paper's table for a terminal, and the comparison at matched target score under it.
 
     Args:
         results: a comparison, or a single run.
         width: in characters; methods that do not fit side by side follow below.
-        tolerance: of the matched target score, in points.
 
     Raises:
         UserError: the results are not in the layout of `promot_jax.results`.
@@ -123,7 +120,7 @@ def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
     parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
     for title, rows in ((tables.TRIED, tables.tried_settings(results)), (tables.SPREAD, tables.spreads(results))):
         parts += [title, aligned(rows)] if rows else []
-    rows, notes = tables.matched(results, tolerance=tolerance)
+    rows, notes = tables.matched(results)
     if rows:
         parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(tables.MATCHED, width)])]
     return "\n\n".join(parts) + "\n"
@@ -205,8 +202,8 @@ def _sections(results: Json) -> list[str]:
     return parts
 
 
-def _matched(results: Json, tolerance: float) -> list[str]:
-    rows, notes = tables.matched(results, tolerance=tolerance)
+def _matched(results: Json) -> list[str]:
+    rows, notes = tables.matched(results)
     if not rows:
         return ["No method has a curve of target scores."]
     parts = [

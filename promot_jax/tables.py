@@ -8,7 +8,6 @@ from typing import Any
 from promot_jax.analysis import bootstrap, spread, tradeoff
 
 Json = dict[str, Any]
-Getter = Callable[[Json], Json | None]
 
 PRETRAINED = "pretrained"
 LABELS = {  # of every method (`stages.METHODS`)
@@ -175,7 +174,7 @@ def format_shares(results: Json) -> Table:
     return Table(list(runs), shots, [row for row in rows if row.cells])
 
 
-def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], list[str]]:
+def matched(results: Json) -> tuple[list[list[str]], list[str]]:
     """Compares methods at matched target score, from their curves (`tradeoff.matched`): validation scores.
 
     Returns:
@@ -184,7 +183,7 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
     members = {method: {run["seed"]: run for run in runs} for method, runs in results["methods"].items()}
     seeds = sorted({seed for runs in members.values() for seed in runs})
     curves = {name: [runs[seed]["curve"] if seed in runs else [] for seed in seeds] for name, runs in members.items()}
-    found = tradeoff.matched(curves, tolerance=tolerance)
+    found = tradeoff.matched(curves)
     used = [seed for index, seed in enumerate(seeds) if any(matches[index] for matches in found.values())]
     if not used:
         return [], []
@@ -200,7 +199,7 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
         shares = _over_seeds([match.format_share for _, match in kept])
         rows.append([label(method), *columns, _over_seeds(changes, "+.1f"), shares])
     levels = ", ".join(f"{thresholds[seed]:.1f} (seed {seed})" for seed in used)
-    notes = [f"Matched target score: {levels}" + (f", less a tolerance of {tolerance:g}." if tolerance else ".")]
+    notes = [f"Matched target score: {levels}."]
     if len(used) < len(seeds):
         left_out = ", ".join(str(seed) for seed in seeds if seed not in used)
         notes.append(f"Left out, as a method has no curve for it: seed {left_out}.")

@@ -1,6 +1,7 @@
 """Tables of shardings, and eight devices that compute what one does; the eight live in a process of their own."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forward import target_logits
 from jax.sharding import PartitionSpec
 from test_gin_files import bound
 
@@ -165,9 +167,9 @@ def logits_and_constraints():
     params = partitioner.place(make_params())
     specs = {}
     for name, given in (("placed", partitioner), ("free", None)):
-        traced = jax.jit(build(CONFIG, given).logits).trace(params["model"], None, batch)
+        traced = jax.jit(functools.partial(target_logits, build(CONFIG, given))).trace(params["model"], None, batch)
         specs[name] = str(traced.jaxpr).count("sharding_constraint")
-    logits = jax.jit(build(CONFIG, partitioner).logits)(params["model"], None, batch)
+    logits = jax.jit(functools.partial(target_logits, build(CONFIG, partitioner)))(params["model"], None, batch)
     return {**specs, "logits": str(logits.sharding.spec)}
 
 

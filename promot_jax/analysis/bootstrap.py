@@ -186,7 +186,8 @@ def _scorer(sample: Sample) -> _Scorer:
     if not isinstance(sample, Outputs):
         scores = np.asarray(sample, dtype=float)
         return _Scorer(len(scores), lambda indices: scores[indices].mean(axis=1), RESAMPLES)
-    targets, predictions, metric = sample
+    targets, predictions = sample.targets, sample.predictions
+    metric: Any = sample.metric  # what else it has is not typed
     size = len(targets)
     if size != len(predictions):
         raise ValueError(f"{size} targets and {len(predictions)} predictions, where each target needs one prediction")
