@@ -194,7 +194,7 @@ def _scorer(sample: Sample) -> _Scorer:
     pairs = list(zip(targets, predictions, strict=True))
     if hasattr(metric, "per_example"):
         return _scorer([metric.per_example(*pair) for pair in pairs])
-    if hasattr(metric, "statistics"):
+    if hasattr(metric, "of_sums"):
         table = np.array([metric.statistics(*pair) for pair in pairs])
         return _Scorer(
             size, lambda indices: np.array([metric.of_sums(table[row].sum(0)) for row in indices]), RESAMPLES
