@@ -10,8 +10,8 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "promot_jax" / "__init__.
 README = ROOT / "README.md"
 
 # Lower bounds are the versions this was measured with. TensorFlow reads data only and comes with seqio (through
-# tensorflow-text); naming it here would install it a second time beside tensorflow-cpu. scipy and ml_dtypes come with
-# jax, markupsafe with jinja2.
+# tensorflow-text); naming it here would install it a second time beside tensorflow-cpu. ml_dtypes comes with jax,
+# markupsafe with jinja2.
 REQUIRES = [
     "absl-py>=2.5.1",
     "flax>=0.12.8",
@@ -26,6 +26,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8",
     "rouge-score>=0.1.2",
     "sacrebleu>=2.6.0",
+    "scipy>=1.17.1",
     "sentencepiece>=0.2.2",
     "seqio>=0.0.20",
     "tensorboard>=2.21.0",

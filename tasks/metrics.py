@@ -1,7 +1,7 @@
 """Scores of post-processed text, in SeqIO's form `fn(targets, predictions) -> {name: score}`, all on [0, 100].
 
-A target is a string, or a list of strings where several answers are right; the best match counts. Metrics that are a
-mean over examples carry `per_example(target, prediction)`, so that a bootstrap can resample; corpus BLEU has none.
+A target is a string, or a list of strings where several answers are right; the best match counts. For the bootstrap
+(`promot_jax.analysis.bootstrap`), a metric carries what it needs of each example.
 """
 
 import collections
@@ -9,15 +9,16 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import sacrebleu
+import numpy as np
 from rouge_score import rouge_scorer
+from sacrebleu.metrics import BLEU
 
 Target = str | Sequence[str]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 _ROUGE = rouge_scorer.RougeScorer(["rouge2"])
+_BLEU = BLEU(effective_order=True)  # spares a warning about scores of sentences, of which only the counts are used
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,28 @@ class MeanMetric:
         if not scores:
             raise ValueError(f"{self.name}: no examples to score")
         return {self.name: sum(scores) / len(scores)}
+
+
+@dataclass(frozen=True)
+class CorpusMetric:
+    """A metric of all examples together, computed from the sums of numbers that each example has.
+
+    Attributes:
+      name: the key of the score.
+      statistics: (target, prediction) -> numbers of one example, equally many for each.
+      of_sums: their sums over examples -> score on [0, 100].
+    """
+
+    name: str
+    statistics: Callable[[Target, str], Sequence[float]]
+    of_sums: Callable[[np.ndarray], float]
+
+    def __call__(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
+        """Returns the score. Raises ValueError when there is nothing to score, or the lengths differ."""
+        statistics = [self.statistics(t, p) for t, p in zip(targets, predictions, strict=True)]
+        if not statistics:
+            raise ValueError(f"{self.name}: no examples to score")
+        return {self.name: self.of_sums(np.sum(statistics, axis=0))}
 
 
 def references(target: Target) -> list[str]:
@@ -77,23 +100,20 @@ def _rouge2(target: Target, prediction: str) -> float:
     return 100.0 * max(_ROUGE.score(t, prediction)["rouge2"].fmeasure for t in references(target))
 
 
+def _bleu_statistics(target: Target, prediction: str) -> list[int]:
+    """Counts of right and of all n-grams (n = 1 to 4 each), length of the prediction and of the closest reference."""
+    score = _BLEU.sentence_score(prediction, references(target))
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+
+def _bleu_of_sums(sums: np.ndarray) -> float:
+    *counts, length, wanted = map(int, sums)
+    score = BLEU.compute_bleu(counts[:4], counts[4:], length, wanted, smooth_method=_BLEU.smooth_method).score
+    return min(score, 100.0)  # a perfect corpus comes out as 100.00000000000004, through logarithms
+
+
 accuracy = MeanMetric("accuracy", _equal)
 exact_match = MeanMetric("exact_match", _squad_equal)
 token_f1 = MeanMetric("token_f1", _squad_f1)
 rouge2 = MeanMetric("rouge2", _rouge2)
-
-
-def bleu(targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns corpus BLEU as sacreBLEU computes it by default (13a tokens, case sensitive).
-
-    Raises:
-      ValueError: when there is nothing to score, or the lengths differ.
-    """
-    answers = [references(target) for target in targets]
-    if not answers or len(answers) != len(predictions):
-        raise ValueError(f"bleu: {len(answers)} targets and {len(predictions)} predictions")
-    # sacreBLEU wants one list per reference position; examples with fewer references are filled with None.
-    most = max(map(len, answers))
-    streams: list[Any] = [[a[i] if i < len(a) else None for a in answers] for i in range(most)]
-    # A perfect corpus comes out as 100.00000000000004, through logarithms.
-    return {"bleu": min(sacrebleu.corpus_bleu(list(predictions), streams).score, 100.0)}
+bleu = CorpusMetric("bleu", _bleu_statistics, _bleu_of_sums)  # sacreBLEU's by default: 13a tokens, case sensitive

@@ -225,8 +225,9 @@ class Evaluator:
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Scores the ICL mixture at a number of shots, stripped unless a prompt is named.
 
-        `intervals` asks for bootstrap intervals, which take longer than the scores where a metric is BLEU. With several
-        `draws` every example is asked that often, each time behind other exemplars; the scores are those of the first.
+        `intervals` asks for bootstrap intervals, which take longer than the scores where a user's metric is computed
+        anew for each resample. With several `draws` every example is asked that often, each time behind other
+        exemplars; the scores are those of the first.
 
         Returns:
             The `results.json` entry of this number of shots (with several draws also the scores of each, under

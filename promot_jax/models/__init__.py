@@ -58,9 +58,6 @@ class Model(Protocol):
     def head(self, params: Params, hidden: Array) -> Array:
         """Logits `[..., vocab]`, float32, of states `[..., embed]`."""
 
-    def logits(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
-        """`head` of `hidden`: `[batch, targets, vocab]`, for models whose vocabulary is small enough."""
-
     def input_rows(self, params: Params, ids: Array) -> Array:
         """What the first layer reads for real token ids: `[..., embed]`, float32; what soft prompts start from."""
 

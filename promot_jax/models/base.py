@@ -34,10 +34,6 @@ class Family:
         logits: Array = self._apply(params, "head", hidden)
         return logits
 
-    def logits(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
-        """Logits `[batch, targets, vocab]`, float32, at the target positions only."""
-        return self.head(params, self.hidden(params, prompt, batch, dropout_key))
-
     def _apply(self, params: Params, method: str, *args: Any, **rngs: Any) -> Any:
         with activations(self.partitioner):
             return self.module.apply({"params": params}, *args, method=method, rngs=rngs)

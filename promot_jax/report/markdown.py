@@ -39,7 +39,6 @@ def write(
     folder: str | os.PathLike[str],
     *,
     title: str = "ProMoT report",
-    tolerance: float = 0.0,
     analysed: Sequence[Path] = (),
 ) -> Path:
     """Writes `report.md` with its figures (`figures/*.svg`), and `report.html`, into a folder.
@@ -48,7 +47,6 @@ def write(
         results: a comparison, or a single run. Methods, seeds, tasks and curves that are missing show as "-".
         folder: created if need be.
         title: first line of the report.
-        tolerance: of the matched target score, in points (`promot_jax.results.matched_target`).
         analysed: further folders whose gradient alignments are shown.
 
     Returns:
@@ -61,7 +59,7 @@ def write(
     folder = Path(folder)
     shares = tables.format_shares(results)
     parts = [f"# {escape(title)}", _header(results), "## Scores", _scores(tables.scores(results))]
-    parts += ["## At matched target score", *_matched(results, tolerance)]
+    parts += ["## At matched target score", *_matched(results)]
     parts += _sections(results)
     if shares.rows:
         parts += ["## Format share per task (%)", markdown_table(shares)]
@@ -104,7 +102,7 @@ def write_tasks(
         results = as_comparison(results)
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})", _scores(tables.scores(results))]
-        parts += ["### At matched target score", *_matched(results, 0.0)]
+        parts += ["### At matched target score", *_matched(results)]
     page.write(by_task, folder, title=title, analysed=analysed)
     return write_text(Path(folder) / "report.md", "\n\n".join(parts) + "\n")
 
@@ -185,8 +183,8 @@ def _sections(results: Json) -> list[str]:
     return parts
 
 
-def _matched(results: Json, tolerance: float) -> list[str]:
-    rows, notes = tables.matched(results, tolerance=tolerance)
+def _matched(results: Json) -> list[str]:
+    rows, notes = tables.matched(results)
     if not rows:
         return ["No method has a curve of target scores."]
     parts = [

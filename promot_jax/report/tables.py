@@ -8,7 +8,6 @@ from promot_jax.methods.labels import PRETRAINED, label
 from promot_jax.results import bootstrap, matched_target, spread
 
 Json = dict[str, Any]
-Getter = Callable[[Json], Json | None]
 ABSENT = "-"
 AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
 
@@ -156,7 +155,7 @@ def format_shares(results: Json) -> Table:
     return Table(list(runs), shots, [row for row in rows if row.cells])
 
 
-def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], list[str]]:
+def matched(results: Json) -> tuple[list[list[str]], list[str]]:
     """Compares methods at matched target score, from their curves (`tradeoff.matched`): validation scores.
 
     Returns:
@@ -165,7 +164,7 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
     members = {method: {run["seed"]: run for run in runs} for method, runs in results["methods"].items()}
     seeds = sorted({seed for runs in members.values() for seed in runs})
     curves = {name: [runs[seed]["curve"] if seed in runs else [] for seed in seeds] for name, runs in members.items()}
-    found = matched_target.matched(curves, tolerance=tolerance)
+    found = matched_target.matched(curves)
     used = [seed for index, seed in enumerate(seeds) if any(matches[index] for matches in found.values())]
     if not used:
         return [], []
@@ -181,7 +180,7 @@ def matched(results: Json, *, tolerance: float = 0.0) -> tuple[list[list[str]], 
         shares = _over_seeds([match.format_share for _, match in kept])
         rows.append([label(method), *columns, _over_seeds(changes, "+.1f"), shares])
     levels = ", ".join(f"{thresholds[seed]:.1f} (seed {seed})" for seed in used)
-    notes = [f"Matched target score: {levels}" + (f", less a tolerance of {tolerance:g}." if tolerance else ".")]
+    notes = [f"Matched target score: {levels}."]
     if len(used) < len(seeds):
         left_out = ", ".join(str(seed) for seed in seeds if seed not in used)
         notes.append(f"Left out, as a method has no curve for it: seed {left_out}.")

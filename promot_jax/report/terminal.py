@@ -14,13 +14,12 @@ from promot_jax.results.comparison import comparison as join_runs
 Json = dict[str, Any]
 
 
-def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
+def table(results: Json, *, width: int = 120) -> str:
     """The paper's table for a terminal, and the comparison at matched target score under it.
 
     Args:
         results: a comparison, or a single run.
         width: in characters; methods that do not fit side by side follow below.
-        tolerance: of the matched target score, in points.
 
     Raises:
         UserError: the results are not in the layout of `promot_jax.results.schema`.
@@ -30,7 +29,7 @@ def table(results: Json, *, width: int = 120, tolerance: float = 0.0) -> str:
     parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
     for title, rows in ((tables.TRIED, tables.tried_settings(results)), (tables.SPREAD, tables.spreads(results))):
         parts += [title, aligned(rows)] if rows else []
-    rows, notes = tables.matched(results, tolerance=tolerance)
+    rows, notes = tables.matched(results)
     if rows:
         parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(tables.MATCHED, width)])]
     return "\n\n".join(parts) + "\n"

@@ -1,29 +1,36 @@
-"""Bootstrap intervals over examples, the paper's normalised average, and spread over seeds.
+"""Bootstrap intervals over examples, the paper's normalised average, and the mean over seeds.
 
-The intervals are percentile bootstraps over the evaluated examples: they say how much a score would move with other
-examples of the same kind, not with another seed. Where all examples score alike (all right, all wrong) the interval
-has no width, which overstates certainty.
+The intervals are 95 % percentile bootstraps over the evaluated examples (`scipy.stats.bootstrap`): they say how much a
+score would move with other examples of the same kind, not with another seed. Where all examples score alike (all right,
+all wrong) the interval has no width, which overstates certainty. Equal data give equal intervals.
+
+sacreBLEU's own bootstrap has neither intervals of averages over tasks nor of paired differences (it gives half a width
+per system, and a p-value), so corpus BLEU is resampled here by the statistics per example that sacreBLEU computes: for
+1000 examples and 1000 resamples in 0.14 s, as long as sacreBLEU's own takes.
 """
 
 import math
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from promot_jax.errors import UserError
 
+LEVEL = 0.95
 RESAMPLES = 1000
-CORPUS_RESAMPLES = 200  # a corpus metric is computed anew for each, in Python
+CORPUS_RESAMPLES = 200  # of a metric that is computed anew for each resample: 1 s for 100 examples of BLEU
 _CHUNK = 2_000_000  # indices drawn at once, so that large splits do not take the memory of resamples x examples
 
 
 class Outputs(NamedTuple):
     """A task's post-processed targets and predictions, and the seqio-style metric that scores them.
 
-    A metric that is a mean over examples carries the attribute `per_example`, a function of one target and one
-    prediction. For others (BLEU) the metric is computed anew for each resampling.
+    What the metric has decides how it is resampled:
+
+    - `per_example(target, prediction)`, a score: it is the mean of these;
+    - `statistics(target, prediction)`, numbers, and `of_sums(sums)`, the score of their sums over examples (BLEU);
+    - neither: the metric is computed anew for each resample.
 
     Attributes:
         targets: one per example.
@@ -36,11 +43,11 @@ class Outputs(NamedTuple):
     metric: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
-Sample = Sequence[float] | np.ndarray | Outputs | tuple[Sequence[Any], Sequence[Any], Callable[..., Mapping[str, Any]]]
+Sample = Sequence[float] | np.ndarray | Outputs
 
 
 class Spread(NamedTuple):
-    """Values of several seeds: their mean, the ends of their interval, and how many seeds there are."""
+    """Values of several seeds: their mean, the smallest and the largest, and how many seeds there are."""
 
     mean: float
     low: float
@@ -48,57 +55,68 @@ class Spread(NamedTuple):
     seeds: int
 
 
-def draws(sample: Sample, *, resamples: int | None = None, seed: int | Sequence[int] = 0) -> np.ndarray:
-    """Scores of `resamples` resamplings of the examples with replacement.
+class _Scorer(NamedTuple):
+    """Number of examples, the score of `[resamples, examples]` indices into them, and how many resamples to draw."""
+
+    size: int
+    score: Callable[[np.ndarray], np.ndarray]
+    resamples: int
+
+
+def interval(sample: Sample) -> tuple[float, float]:
+    """Bootstrap interval of one task's score.
 
     Args:
-        sample: per-example scores, or `Outputs` (a plain (targets, predictions, metric) will do).
-        resamples: 1000 for per-example scores, 200 for corpus metrics when None.
-        seed: equal seeds give equal draws.
+        sample: scores of the examples, or `Outputs`.
 
     Returns:
-        [resamples] float64.
+        (low, high), in the unit of the scores.
 
     Raises:
         ValueError: there is no example, or targets and predictions differ in number.
     """
-    scores, outputs = _split(sample)
-    size = len(scores) if outputs is None else len(outputs.targets)
-    if size == 0:
-        raise ValueError("a bootstrap needs at least one example")
-    generator = np.random.default_rng(seed)
-    if outputs is None:
-        count = RESAMPLES if resamples is None else resamples
-        chunk = max(1, _CHUNK // size)
-        starts = range(0, count, chunk)
-        indices = (generator.integers(0, size, (min(chunk, count - start), size)) for start in starts)
-        return np.concatenate([scores[rows].mean(axis=1) for rows in indices])
-    count = CORPUS_RESAMPLES if resamples is None else resamples
-    values = np.empty(count)
-    for row in range(count):
-        chosen = generator.integers(0, size, size)
-        targets = [outputs.targets[index] for index in chosen]
-        metrics = outputs.metric(targets, [outputs.predictions[index] for index in chosen])
-        first = next(iter(metrics.values()))
-        values[row] = float(getattr(first, "value", first))
-    return values
+    return average_interval({"": sample})
 
 
-def interval(
-    sample: Sample, *, level: float = 0.95, resamples: int | None = None, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of one task's score.
+def average_interval(samples: Mapping[str, Sample]) -> tuple[float, float]:
+    """Bootstrap interval of the normalised average: examples are resampled within each task, independently.
 
     Args:
-        sample: per-example scores, or `Outputs` (a plain (targets, predictions, metric) will do).
-        level: coverage, in (0, 1).
-        resamples: as in `draws`.
-        seed: equal seeds give equal intervals.
+        samples: task name -> scores of the examples, or `Outputs`. Their order makes no difference.
 
     Returns:
         (low, high), in the unit of the scores.
+
+    Raises:
+        ValueError: there is no task, a task has no example, or its targets and predictions differ in number.
     """
-    return _quantiles(draws(sample, resamples=resamples, seed=seed), level)
+    return _interval([[_scorer(samples[task])] for task in sorted(samples)])
+
+
+def difference_interval(first: Mapping[str, Sample], second: Mapping[str, Sample]) -> tuple[float, float]:
+    """Paired bootstrap interval of the difference of two methods' normalised averages on the same examples.
+
+    Each resample holds the same examples for both methods, so that what makes an example hard for both cancels. The
+    methods differ at the 5 % level where the interval leaves out 0.
+
+    Args:
+        first: task name -> scores of the examples, or `Outputs`, of one method.
+        second: the same tasks, with the same examples in the same order, of the other. A difference on one task is that
+            of averages over it alone.
+
+    Returns:
+        (low, high) of first less second, in the unit of the scores.
+
+    Raises:
+        ValueError: the tasks, or the numbers of examples of a task, are not the same; or as `average_interval`.
+    """
+    if first.keys() != second.keys():
+        raise ValueError(f"a paired difference needs the same tasks twice, not {sorted(first)} and {sorted(second)}")
+    pairs = [[_scorer(first[task]), _scorer(second[task])] for task in sorted(first)]
+    for task, (ours, theirs) in zip(sorted(first), pairs, strict=True):
+        if ours.size != theirs.size:
+            raise ValueError(f"task {task!r} has {ours.size} examples of one method and {theirs.size} of the other")
+    return _interval(pairs)
 
 
 def normalized_average(scores: Mapping[str, float]) -> float:
@@ -118,77 +136,72 @@ def normalized_average(scores: Mapping[str, float]) -> float:
     return math.fsum(scores.values()) / len(scores)
 
 
-def average_interval(
-    samples: Mapping[str, Sample], *, level: float = 0.95, resamples: int | None = None, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the normalised average: examples are resampled within each task, independently.
-
-    Args:
-        samples: task name -> per-example scores or `Outputs`.
-        level: coverage, in (0, 1).
-        resamples: as in `draws`.
-        seed: equal seeds give equal intervals, whatever the order of the tasks.
-
-    Returns:
-        (low, high) on [0, 100].
-    """
-    if not samples:
-        raise ValueError("the interval of a normalised average needs at least one task")
-    # A generator per task: tasks of the same size must not be resampled by the same indices.
-    columns = [
-        draws(samples[task], resamples=resamples, seed=(seed, zlib.crc32(task.encode()))) for task in sorted(samples)
-    ]
-    length = max(map(len, columns))
-    # Tasks are independent, so repeating the fewer draws of a corpus metric pairs them with new draws of the others.
-    return _quantiles(np.mean([np.resize(column, length) for column in columns], axis=0), level)
-
-
-def across_seeds(
-    values: Iterable[float | None], *, kind: Literal["range", "t"] = "range", level: float = 0.95
-) -> Spread | None:
-    """Mean over seeds with their range, or with Student's t-interval of the mean.
+def across_seeds(values: Iterable[float | None]) -> Spread | None:
+    """Mean over seeds with their range.
 
     Args:
         values: one per seed; None and what is not finite (a seed that is not there yet) are left out.
-        kind: "range" gives minimum and maximum, "t" the interval, which assumes normally distributed seeds and is
-            infinitely wide for one.
-        level: coverage of the t-interval, in (0, 1).
 
     Returns:
         None when no value is left.
     """
-    known = np.array([value for value in values if value is not None and math.isfinite(value)], dtype=float)
-    if not len(known):
-        return None
-    mean = float(known.mean())
-    if kind == "range":
-        return Spread(mean, float(known.min()), float(known.max()), len(known))
-    if len(known) == 1:
-        return Spread(mean, -math.inf, math.inf, 1)
-    from scipy.special import stdtrit  # scipy comes with JAX; imported here to keep this module light
-
-    half = float(stdtrit(len(known) - 1, 0.5 + level / 2)) * float(known.std(ddof=1)) / math.sqrt(len(known))
-    return Spread(mean, mean - half, mean + half, len(known))
+    known = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return Spread(float(np.mean(known)), min(known), max(known), len(known)) if known else None
 
 
-def _split(sample: Sample) -> tuple[np.ndarray, Outputs | None]:
-    """Per-example scores where there are any, else the outputs to be scored as a corpus."""
-    if not (isinstance(sample, tuple) and len(sample) == 3 and callable(sample[2])):
-        return np.asarray(sample, dtype=float), None
-    outputs = Outputs(*sample)
-    if len(outputs.targets) != len(outputs.predictions):
-        sizes = f"{len(outputs.targets)} targets and {len(outputs.predictions)} predictions"
-        raise ValueError(f"there must be one prediction for each target, but there are {sizes}")
-    per_example = getattr(outputs.metric, "per_example", None)
-    if per_example is None:
-        return np.empty(0), outputs
-    return np.array(
-        [per_example(*pair) for pair in zip(outputs.targets, outputs.predictions, strict=True)], dtype=float
-    ), None
+def _interval(tasks: Sequence[Sequence[_Scorer]]) -> tuple[float, float]:
+    """Interval of the mean over tasks of a task's score, or of its first score less its second."""
+    if not tasks:
+        raise ValueError("the interval of a normalised average needs at least one task")
+    from scipy import stats  # half a second, which jobs that compute no interval need not wait
 
+    def statistic(*indices: np.ndarray, axis: int) -> np.ndarray:
+        del axis  # the last
+        return np.mean([_score(scorers, rows) for scorers, rows in zip(tasks, indices, strict=True)], axis=0)
 
-def _quantiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"the level of an interval lies between 0 and 1, not at {level}")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    sizes = [scorers[0].size for scorers in tasks]
+    if not all(sizes):
+        raise ValueError("a bootstrap needs at least one example of every task")
+    resampled = stats.bootstrap(
+        # scipy takes no sample of one example: the second index is cut off again in `_score`.
+        [np.arange(max(size, 2)) % size for size in sizes],
+        statistic,
+        n_resamples=min(scorer.resamples for scorers in tasks for scorer in scorers),
+        batch=max(1, _CHUNK // sum(sizes)),
+        vectorized=True,
+        confidence_level=LEVEL,
+        method="percentile",  # BCa has no interval where all examples score alike
+        rng=np.random.default_rng(0),
+    )
+    low, high = resampled.confidence_interval
     return float(low), float(high)
+
+
+def _score(scorers: Sequence[_Scorer], indices: np.ndarray) -> np.ndarray:
+    scores = [scorer.score(indices[:, : scorer.size]) for scorer in scorers]
+    return scores[0] if len(scores) == 1 else scores[0] - scores[1]
+
+
+def _scorer(sample: Sample) -> _Scorer:
+    if not isinstance(sample, Outputs):
+        scores = np.asarray(sample, dtype=float)
+        return _Scorer(len(scores), lambda indices: scores[indices].mean(axis=1), RESAMPLES)
+    targets, predictions = sample.targets, sample.predictions
+    metric: Any = sample.metric  # what else it has is not typed
+    size = len(targets)
+    if size != len(predictions):
+        raise ValueError(f"{size} targets and {len(predictions)} predictions, where each target needs one prediction")
+    pairs = list(zip(targets, predictions, strict=True))
+    if hasattr(metric, "per_example"):
+        return _scorer([metric.per_example(*pair) for pair in pairs])
+    if hasattr(metric, "of_sums"):
+        table = np.array([metric.statistics(*pair) for pair in pairs])
+        return _Scorer(
+            size, lambda indices: np.array([metric.of_sums(table[row].sum(0)) for row in indices]), RESAMPLES
+        )
+
+    def anew(row: np.ndarray) -> float:
+        first = next(iter(metric([targets[index] for index in row], [predictions[index] for index in row]).values()))
+        return float(getattr(first, "value", first))  # SeqIO's own metrics wrap their numbers
+
+    return _Scorer(size, lambda indices: np.array([anew(row) for row in indices]), CORPUS_RESAMPLES)

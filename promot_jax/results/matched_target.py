@@ -19,7 +19,7 @@ class Match:
     """The checkpoint of one run at the matched target score; scores on [0, 100], of the validation split.
 
     Attributes:
-        threshold: the target score that was asked for, before the tolerance.
+        threshold: the target score that all methods reach.
         step: updates of the model.
         target: target score there.
         icl: ICL normalised average there, None where it was not evaluated.
@@ -36,54 +36,50 @@ class Match:
     alpha: float | None = None
 
 
-def model_tuning(points: Sequence[Point], *, updated: bool = False) -> list[Point]:
-    """The part of a curve in which the model is trained, by step; `updated` leaves out step 0, before any update."""
-    kept = [point for point in points if point["stage"] in MODEL_TUNING and (point["step"] > 0 or not updated)]
-    return sorted(kept, key=lambda point: point["step"])
+def model_tuning(points: Sequence[Point]) -> list[Point]:
+    """The part of a curve in which the model is trained, by step."""
+    return sorted((point for point in points if point["stage"] in MODEL_TUNING), key=lambda point: point["step"])
 
 
-def matched(
-    curves: Mapping[str, Sequence[Sequence[Point]]], *, tolerance: float = 0.0, updated: bool = True
-) -> dict[str, list[Match | None]]:
+def matched(curves: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, list[Match | None]]:
     """Finds each run's checkpoint at the target score that all methods reach.
 
     What is compared, seed by seed (the i-th curves of all methods): for each method the best target score on the
     validation split anywhere on its model-tuning curve (`stages.MODEL_TUNING`; never stage 1); the lowest of these is
     the threshold, so every method reaches it. Each method is represented by its *first* checkpoint whose target score
-    is at or above threshold - tolerance: the least trained model that is good enough. ICL plays no part in the choice.
+    is at or above the threshold: the least trained model that is good enough. ICL plays no part in the choice.
 
-    Methods without any model-tuning curve (pretrained, prompt tuning) take no part. A seed counts only where every
-    other method has a curve for it. The best score of a noisy curve is biased upwards, the more so the more checkpoints
-    there are, so methods should be evaluated at the same steps.
+    Step 0 is left out. Before any update of the model ProMoT is prompt tuning alone, which keeps all ICL by
+    construction; counting it would compare another method. Methods without any model-tuning curve (pretrained, prompt
+    tuning) take no part. A seed counts only where every other method has a curve for it. The best score of a noisy
+    curve is biased upwards, the more so the more checkpoints there are, so methods should be evaluated at the same
+    steps.
 
     Args:
-        curves: method -> one curve per seed, seeds in the same order for all methods; a missing seed is an empty curve.
-        tolerance: in points of the target score.
-        updated: whether step 0 is left out. Before any update of the model ProMoT is prompt tuning alone, which keeps
-            all ICL by construction; counting it would compare another method.
+        curves: method -> one curve per seed, equally many and in the same order for all methods; a missing seed is an
+            empty curve.
 
     Returns:
         method -> one Match per seed, None for a seed that does not count; methods that take no part are absent.
     """
-    scored = {
-        method: [
-            [point for point in model_tuning(curve, updated=updated) if point.get("target") is not None]
-            for curve in seeds
-        ]
-        for method, seeds in curves.items()
-    }
+    scored = {method: [_scored(curve) for curve in seeds] for method, seeds in curves.items()}
     scored = {method: seeds for method, seeds in scored.items() if any(seeds)}
-    found: dict[str, list[Match | None]] = {method: [] for method in scored}
-    for seed in range(max(map(len, scored.values()), default=0)):
-        of_seed = {method: seeds[seed] if seed < len(seeds) else [] for method, seeds in scored.items()}
-        complete = all(of_seed.values())
-        threshold = min(max(point["target"] for point in points) for points in of_seed.values()) if complete else 0.0
-        for method, points in of_seed.items():
-            found[method].append(_first(points, threshold, tolerance) if complete else None)
-    return found
+    matches: dict[str, list[Match | None]] = {method: [] for method in scored}
+    for of_seed in zip(*scored.values(), strict=True):
+        complete = all(of_seed)
+        threshold = min(max(point["target"] for point in points) for points in of_seed) if complete else 0.0
+        for method, points in zip(scored, of_seed, strict=True):
+            matches[method].append(_first(points, threshold) if complete else None)
+    return matches
 
 
-def _first(points: Sequence[Point], threshold: float, tolerance: float) -> Match:
-    point = next(point for point in points if point["target"] >= threshold - tolerance)
-    told = (point.get(key) for key in ("icl", "format_share", "alpha"))
-    return Match(threshold, point["step"], point["target"], *told)
+def _scored(curve: Sequence[Point]) -> list[Point]:
+    """Evaluations after at least one update of the model that have a target score."""
+    return [point for point in model_tuning(curve) if point["step"] > 0 and point.get("target") is not None]
+
+
+def _first(points: Sequence[Point], threshold: float) -> Match:
+    point = next(point for point in points if point["target"] >= threshold)
+    return Match(
+        threshold, point["step"], point["target"], *(point.get(key) for key in ("icl", "format_share", "alpha"))
+    )

@@ -41,7 +41,6 @@ def chunked_cross_entropy(
     targets: Array,
     weights: Array,
     label_smoothing: float,
-    chunk: int | None = None,
 ) -> Array:
     """`cross_entropy` of the logits of hidden states, of which only a chunk exists at a time, backward too.
 
@@ -55,19 +54,17 @@ def chunked_cross_entropy(
         targets: `[batch, targets]`.
         weights: `[batch, targets]`, 0 at padding.
         label_smoothing: as for `cross_entropy`.
-        chunk: logits of a chunk, over all devices; one position of the whole batch is the least. None is `CHUNK` times
-            the devices: with fewer chunks, a sharded head is gathered less often.
     """
 
     def total(hidden: Array, targets: Array, weights: Array) -> Array:
         # Parameters as a closure: as an argument, gradients of the whole model would go through the loop.
         return cross_entropy(model.head(params, hidden), targets, weights, label_smoothing)
 
-    return _in_chunks(total, (hidden, targets, weights), _room(model, chunk) // model.config.vocab_size)
+    return _in_chunks(total, (hidden, targets, weights), _room(model) // model.config.vocab_size)
 
 
 def chunked_divergence(
-    model: Model, params: Any, hidden: Array, base: Any, base_hidden: Array, weights: Array, chunk: int | None = None
+    model: Model, params: Any, hidden: Array, base: Any, base_hidden: Array, weights: Array
 ) -> Array:
     """Sum over target tokens of KL(base || tuned) of the next token, in nats; in chunks as `chunked_cross_entropy`.
 
@@ -78,7 +75,6 @@ def chunked_divergence(
         base: parameters of the frozen base model.
         base_hidden: its states at the same targets, `[batch, targets, embed]`.
         weights: `[batch, targets]`, 0 at padding.
-        chunk: as for `chunked_cross_entropy`, of both models together.
     """
 
     def total(hidden: Array, base_hidden: Array, weights: Array) -> Array:
@@ -86,11 +82,12 @@ def chunked_divergence(
         wanted = jax.nn.log_softmax(model.head(base, base_hidden), axis=-1)
         return jnp.sum(jnp.sum(jnp.exp(wanted) * (wanted - tuned), axis=-1) * weights)
 
-    return _in_chunks(total, (hidden, base_hidden, weights), _room(model, chunk) // (2 * model.config.vocab_size))
+    return _in_chunks(total, (hidden, base_hidden, weights), _room(model) // (2 * model.config.vocab_size))
 
 
-def _room(model: Model, chunk: int | None) -> int:
-    return CHUNK * (model.partitioner.mesh().size if model.partitioner else 1) if chunk is None else chunk
+def _room(model: Model) -> int:
+    """Logits of a chunk over all devices: with fewer chunks, a sharded head is gathered less often."""
+    return CHUNK * (model.partitioner.mesh().size if model.partitioner else 1)
 
 
 def _in_chunks(total: Callable[..., Array], arrays: tuple[Array, ...], rows: int) -> Array:

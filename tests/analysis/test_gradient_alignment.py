@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from forward import target_logits
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import main, trees
@@ -38,7 +39,7 @@ def test_cosines_are_those_of_whole_gradients(name, label_smoothing):
     @jax.jit
     def gradient(batch):
         def loss(params):
-            logits = model.logits(params, table, batch)
+            logits = target_logits(model, params, table, batch)
             return cross_entropy(logits, batch["targets"], batch["weights"], label_smoothing)
 
         return trees.flatten(jax.grad(loss)(params))

@@ -1,6 +1,7 @@
 """Beam search against all sequences there are, and against a plain one (with PyTorch's models: test_parity.py)."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import plain_beam
 import pytest
+from forward import target_logits
 
 from promot_jax.decoding import generate as decoding
 from promot_jax.decoding.settings import Decoding
@@ -68,7 +70,7 @@ ALL = np.array(list(itertools.product(range(7), repeat=4)))
 
 @jax.jit
 def sequence_log_probs(params, batch):
-    log_probs = jax.nn.log_softmax(SMALL.logits(params, None, batch))
+    log_probs = jax.nn.log_softmax(target_logits(SMALL, params, None, batch))
     return jnp.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)[..., 0]
 
 
@@ -138,7 +140,7 @@ def test_a_higher_penalty_favours_longer_outputs(found):
 def score(rows, outputs):
     """Log-probability of each output behind its input."""
     batch = decoder_rows([[Tokens(row, out)] for row, out in zip(rows, outputs, strict=True)], WIDTH + STEPS, STEPS)
-    log_probs = jax.nn.log_softmax(jax.jit(MODEL.logits)(PARAMS, None, batch))
+    log_probs = jax.nn.log_softmax(jax.jit(functools.partial(target_logits, MODEL))(PARAMS, None, batch))
     picked = jnp.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)[..., 0]
     return np.asarray((picked * batch["weights"]).sum(axis=1))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tiny
+from forward import target_logits
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import files as files_module
@@ -210,12 +211,12 @@ def test_stripped_model_is_one_that_never_had_a_prompt(tiny_folder: Path, stage1
 
     ids = np.random.default_rng(0).integers(0, len(tiny.TOKENS), (4, 12)).tolist()
     batch = decoder_rows([[Tokens(row[:8], row[8:])] for row in ids], 16, 4)
-    want = np.asarray(plain.loaded.model.logits(plain.loaded.params, None, batch))
+    want = np.asarray(target_logits(plain.loaded.model, plain.loaded.params, None, batch))
     assert want.std() > 0.1
-    np.testing.assert_array_equal(stripped.model.logits(stripped.params, None, batch), want)
+    np.testing.assert_array_equal(target_logits(stripped.model, stripped.params, None, batch), want)
     # Nor does it matter that prompts are loaded, as long as no row names one.
     table = np.load(stage1.workdir / "prompt" / "prompt.npy")
-    np.testing.assert_array_equal(stripped.model.logits(stripped.params, table, batch), want)
+    np.testing.assert_array_equal(target_logits(stripped.model, stripped.params, table, batch), want)
 
 
 def test_mixture_is_trained_behind_one_prompt(tiny_folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from compiled_once import compiled_once
+from forward import target_logits
 
 from promot_jax import trees
 from promot_jax.checkpoints.orbax import Checkpoints
@@ -212,7 +213,7 @@ def test_kl_is_the_mean_over_real_target_tokens(moved):
     training = dataclasses.replace(PLAIN, kl=2.0, microbatches=2)
     plain, before = update(PLAIN, moved, {}, batch)
     _, after = update(training, moved, frozen, batch)
-    logits = jax.jit(lambda model: MODEL.logits(model, None, batch))
+    logits = jax.jit(lambda model: target_logits(MODEL, model, None, batch))
     wanted, tuned = (np.asarray(jax.nn.log_softmax(logits(p["model"]))) for p in (PARAMS, moved))
     by_hand = float((np.exp(wanted) * (wanted - tuned)).sum(-1)[batch["weights"] > 0].mean())
 

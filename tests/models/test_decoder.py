@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forward import target_logits
 
 from promot_jax import trees
 from promot_jax.decoding.generate import generate
@@ -65,7 +66,7 @@ def test_decoding_with_a_prompt_equals_teacher_forcing(case):
     rows = [[*range(vocab, vocab + 4), *row] for row in _rows(vocab, count=3)] + _rows(vocab, count=2)
     out = _generate(model, params, prompt, rows)
     for row, tokens in zip(rows, out, strict=True):
-        logits = model.logits(params, prompt, _batch([[*row, *tokens.tolist()]], 40, targets=10))
+        logits = target_logits(model, params, prompt, _batch([[*row, *tokens.tolist()]], 40, targets=10))
         assert jnp.argmax(logits[0], -1).tolist() == tokens.tolist()
 
 
@@ -91,9 +92,9 @@ def test_mixed_batch_gives_each_row_its_logits_alone(case):
     rows = _rows(vocab, count=3)
     # Ids of task A, of task B, and none.
     rows = [[*range(vocab, vocab + 4), *rows[0]], [*range(vocab + 4, vocab + 7), *rows[1]], rows[2]]
-    together = model.logits(params, prompt, _batch(rows, 28))
+    together = target_logits(model, params, prompt, _batch(rows, 28))
     for row, logits in zip(rows, together, strict=True):
-        alone = model.logits(params, prompt if row[0] >= vocab else None, _batch([row], 28))[0]
+        alone = target_logits(model, params, prompt if row[0] >= vocab else None, _batch([row], 28))[0]
         np.testing.assert_allclose(logits, alone, rtol=1e-5, atol=1e-5 * np.abs(alone).max())
 
 
@@ -104,9 +105,9 @@ def test_packed_rows_equal_unpacked(case):
     rows = _rows(vocab, count=3)
     rows = [[*range(vocab, vocab + 4), *rows[0]], rows[1], [*range(vocab, vocab + 4), *rows[2]]]
     packed = decoder_rows([[Tokens(row[:-6], row[-6:]) for row in rows]], 64, 18)
-    together = model.logits(params, prompt, packed)[0].reshape(3, 6, -1)
+    together = target_logits(model, params, prompt, packed)[0].reshape(3, 6, -1)
     for row, logits in zip(rows, together, strict=True):
-        alone = model.logits(params, prompt, _batch([row], 30))[0]
+        alone = target_logits(model, params, prompt, _batch([row], 30))[0]
         np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-4)  # logits of about 10, summed in another order
 
 
@@ -161,7 +162,7 @@ def test_layers_recompute_what_their_policy_does_not_keep():
 
     def products(remat):
         model = build(dataclasses.replace(config, remat=remat))
-        gradient = jax.grad(lambda params: model.logits(params, None, batch).sum())
+        gradient = jax.grad(lambda params: target_logits(model, params, None, batch).sum())
         return str(jax.make_jaxpr(gradient)(params)).count("dot_general")
 
     linear, attention = 7, 2

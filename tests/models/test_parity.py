@@ -20,6 +20,7 @@ import peft
 import plain_beam
 import pytest
 import torch
+from forward import target_logits
 
 from promot_jax.checkpoints import export
 from promot_jax.checkpoints.huggingface import config, load
@@ -123,7 +124,7 @@ def measured(name: str) -> tuple[list[np.ndarray], list[float], dict[str, np.nda
     alone = np.arange(len(rows) + 1) < len(rows)
 
     def loss(params: Any, prompt: Any) -> Any:
-        logits = both.model.logits(params, prompt, batch)
+        logits = target_logits(both.model, params, prompt, batch)
         each = jax.vmap(functools.partial(losses.cross_entropy, label_smoothing=0.0))
         found = each(logits, batch["targets"], batch["weights"])
         return (found * alone).sum(), (logits, found)

@@ -5,6 +5,7 @@ import random
 import jax
 import numpy as np
 import pytest
+from forward import target_logits
 
 from promot_jax import assets, main
 from promot_jax.checkpoints import pretrained
@@ -65,7 +66,7 @@ def test_logits_equal_transformers(base, path):
     assert len(rows[-1]) > 600
     for row in rows:
         batch = decoder_rows([[Tokens(row[:-8], row[-8:])]], len(row), 8)
-        ours = np.asarray(base.model.logits(base.params, None, batch)[0])
+        ours = np.asarray(target_logits(base.model, base.params, None, batch)[0])
         with torch.no_grad():
             theirs = twin(torch.tensor([row]), logits_to_keep=9).logits[0, :-1].numpy()
         difference = np.abs(ours - theirs).max() / np.abs(theirs).max()

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from forward import target_logits
 
 from promot_jax import assets
 from promot_jax.checkpoints import pretrained
@@ -77,7 +78,7 @@ def test_logits_agree_with_pytorch(base, twin):
 
     rows = [list(base.vocabulary.encode(text)) for text in TEXTS]
     batch = decoder_rows([[Tokens(row[:-8], row[-8:])] for row in rows], 32, 8)
-    for row, ours in zip(rows, base.model.logits(base.params, None, batch), strict=True):
+    for row, ours in zip(rows, target_logits(base.model, base.params, None, batch), strict=True):
         with torch.no_grad():
             theirs = twin(torch.tensor([row])).logits[0, -9:-1].numpy()
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forward import target_logits
 
 from promot_jax import trees
 from promot_jax.decoding import generate as generate_module
@@ -84,7 +85,7 @@ def logits_of(model, params, prompt, rows, inputs=INPUTS, targets=TARGETS):
 
 @partial(jax.jit, static_argnums=0)
 def _logits(model, params, prompt, batch):
-    return model.logits(params, prompt, batch)
+    return target_logits(model, params, prompt, batch)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -92,7 +93,7 @@ def _measured(model, params, prompt, batch, key=None):
     """Logits, and the gradients of the loss in parameters and prompt."""
 
     def loss(params, prompt):
-        logits = model.logits(params, prompt, batch, key)
+        logits = target_logits(model, params, prompt, batch, key)
         return losses.cross_entropy(logits, batch["targets"], batch["weights"], 0.0), logits
 
     gradients, logits = jax.grad(loss, (0, 1), has_aux=True)(params, prompt)

@@ -145,12 +145,6 @@ def test_terminal_table_has_every_row_and_fits():
     assert all(f"method {index}" in wide for index in range(7))
 
 
-def test_tolerance_of_the_matched_score_is_passed_on_and_told(tmp_path):
-    data = random_results()
-    for text in (terminal.table(data, tolerance=2.5), markdown.write(data, tmp_path, tolerance=2.5).read_text()):
-        assert "less a tolerance of 2.5." in text
-
-
 def test_terminal_table_is_aligned():
     lines = terminal.table(random_results()).split("\n\n")[0].splitlines()
     rows = [line for line in lines[3:] if "(exact match)" in line or "Norm." in line]

@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promot_jax.errors import UserError
 from promot_jax.results import bootstrap
+from promot_jax.tasks import metrics
 
 # Per-task rows of the paper's main table (mT5 XXL fine-tuned on RTE), 1-shot and 4-shot:
 # CB, WiC, TriviaQA, WebQuestions, WMT16 En-De, WMT16 En-Ro, XSum, WikiLingua/en.
@@ -73,39 +75,55 @@ def test_interval_is_close_to_the_normal_approximation():
 
 
 def test_interval_covers_the_true_mean_about_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    samples = 100.0 * (generator.random((300, 80)) < 0.3)
-    intervals = [bootstrap.interval(sample, resamples=300, seed=index) for index, sample in enumerate(samples)]
-    assert 0.90 <= np.mean([low <= 30 <= high for low, high in intervals]) <= 0.98
+    samples = 100.0 * (np.random.default_rng(0).random((300, 80)) < 0.3)
+    assert 0.90 <= np.mean([low <= 30 <= high for low, high in map(bootstrap.interval, samples)]) <= 0.98
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    scores=st.lists(st.floats(0, 100), min_size=1, max_size=30),
-    seed=st.integers(0, 2**32 - 1),
-    level=st.floats(0.5, 0.99),
-)
-def test_interval_is_deterministic_ordered_and_within_the_scores(scores, seed, level):
-    low, high = bootstrap.interval(scores, seed=seed, level=level, resamples=50)
-    assert (low, high) == bootstrap.interval(scores, seed=seed, level=level, resamples=50)
+@given(scores=st.lists(st.floats(0, 100), min_size=1, max_size=30))
+def test_interval_is_deterministic_ordered_and_within_the_scores(scores):
+    low, high = bootstrap.interval(scores)
+    assert (low, high) == bootstrap.interval(scores)
     assert min(scores) - 1e-9 <= low <= high <= max(scores) + 1e-9
 
 
-def test_another_seed_gives_other_draws():
-    scores = np.random.default_rng(1).random(50)
-    assert not np.array_equal(bootstrap.draws(scores, seed=0), bootstrap.draws(scores, seed=1))
+def resampled(size, seed=0, resamples=bootstrap.RESAMPLES):
+    """Indices of plain resamples, for references."""
+    return np.random.default_rng(seed).integers(0, size, (resamples, size))
 
 
-def test_chunks_do_not_change_how_many_draws_there_are(monkeypatch):
+@pytest.mark.parametrize("size", [2, 20, 1000])
+def test_interval_is_that_of_plain_resamples(size):
+    scores = 100.0 * (np.random.default_rng(size).random(size) < 0.4)
+    expected = np.quantile(scores[resampled(size)].mean(axis=1), [0.025, 0.975])
+    assert bootstrap.interval(scores) == pytest.approx(tuple(expected), abs=1e-9)
+
+
+def test_splits_that_do_not_fit_one_chunk_have_the_same_interval(monkeypatch):
     scores = np.random.default_rng(1).random(50)
-    monkeypatch.setattr(bootstrap, "_CHUNK", 350)  # 7 resamplings at a time
-    assert bootstrap.draws(scores, resamples=100).shape == (100,)
+    whole = bootstrap.interval(scores)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 350)  # 7 resamples at a time
+    assert bootstrap.interval(scores) == whole
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+@pytest.mark.parametrize("metric", ["mean", "bleu", "corpus"])
+def test_equal_scores_have_an_interval_without_width(count, metric):
+    outputs = ["the cat sat on the mat"] * count, ["the cat sat on a mat"] * count
+    if metric == "mean":
+        score, sample = 100 / 3, [100 / 3] * count
+    else:
+        function = {"bleu": metrics.bleu, "corpus": lambda *texts: metrics.bleu(*texts)}[metric]
+        score, sample = metrics.bleu(*outputs)["bleu"], bootstrap.Outputs(*outputs, function)
+    assert bootstrap.interval(sample) == pytest.approx((score, score))
+    assert bootstrap.average_interval({"a": sample, "b": [score] * 3}) == pytest.approx((score, score))
+    assert bootstrap.difference_interval({"a": sample}, {"a": sample}) == (0, 0)
 
 
 def test_per_example_metric_gives_the_interval_of_its_scores():
     targets, predictions = list("aabbccdd"), list("aabbxxdd")
     scores = [100.0 * (t == p) for t, p in zip(targets, predictions, strict=True)]
-    assert bootstrap.interval((targets, predictions, Mean())) == bootstrap.interval(scores)
+    assert bootstrap.interval(bootstrap.Outputs(targets, predictions, Mean())) == bootstrap.interval(scores)
 
 
 def test_corpus_metric_is_recomputed_on_resampled_pairs():
@@ -122,20 +140,10 @@ def test_corpus_metric_is_recomputed_on_resampled_pairs():
     assert 35 < low < 50 < high < 65
 
 
-def test_three_scores_in_a_tuple_are_scores():
-    assert bootstrap.interval((50.0, 50.0, 50.0)) == (50.0, 50.0)
-
-
-@pytest.mark.parametrize("sample", [[], ([], [], corpus), (["a"], [], corpus)])
-def test_nothing_to_resample_is_an_error(sample):
-    with pytest.raises(ValueError, match=r"at least one example|one prediction for each target"):
-        bootstrap.interval(sample)
-
-
-@pytest.mark.parametrize("level", [0, 1, 95])
-def test_level_is_a_fraction(level):
-    with pytest.raises(ValueError, match="level"):
-        bootstrap.interval([1.0, 2.0], level=level)
+@pytest.mark.parametrize("outputs", [[], ([], [], corpus), ([], [], metrics.bleu), (["a"], [], corpus)])
+def test_nothing_to_resample_is_an_error(outputs):
+    with pytest.raises(ValueError, match=r"at least one example|each target needs one prediction"):
+        bootstrap.interval(bootstrap.Outputs(*outputs) if outputs else [])
 
 
 def test_average_interval_resamples_tasks_independently():
@@ -148,7 +156,7 @@ def test_average_interval_resamples_tasks_independently():
 
 
 def test_average_interval_mixes_kinds_and_ignores_the_order_of_tasks():
-    outputs = (list("ab" * 20), list("aa" * 20), corpus)
+    outputs = bootstrap.Outputs(list("ab" * 20), list("aa" * 20), corpus)
     scores = np.repeat([0.0, 100.0], [5, 15])
     forward = bootstrap.average_interval({"x": scores, "y": outputs})
     assert forward == bootstrap.average_interval({"y": outputs, "x": scores})
@@ -157,18 +165,77 @@ def test_average_interval_mixes_kinds_and_ignores_the_order_of_tasks():
         bootstrap.average_interval({})
 
 
-def test_across_seeds_range_and_t_interval():
+def noisy_pair(size):
+    """Scores of two methods on the same examples: the second is 5 lower on each, with little noise of its own."""
+    generator = np.random.default_rng(size)
+    first = generator.uniform(20, 90, size)
+    return first, first - 5 + generator.normal(0, 2, size)
+
+
+@pytest.mark.parametrize("size", [20, 50])
+def test_paired_difference_is_that_of_plain_resamples_of_pairs(size):
+    first, second = noisy_pair(size)
+    rows = resampled(size, seed=7, resamples=20_000)  # other resamples than ours: the same interval, up to their noise
+    expected = np.quantile(first[rows].mean(axis=1) - second[rows].mean(axis=1), [0.025, 0.975])
+    found = bootstrap.difference_interval({"a": first}, {"a": second})
+    assert found == pytest.approx(tuple(expected), abs=0.15 * (expected[1] - expected[0]))
+    assert found == bootstrap.difference_interval({"a": first}, {"a": second})
+    # Neither method's own interval leaves out the other's mean, but the paired difference leaves out 0.
+    assert 0 < found[0] < 5 < found[1] and bootstrap.interval(first)[0] < second.mean()
+
+
+def test_paired_difference_of_averages_resamples_tasks_independently():
+    first, second = noisy_pair(100)
+    (low, high), (one_low, one_high) = (
+        bootstrap.difference_interval(
+            {str(task): first for task in range(count)}, {str(task): second for task in reversed(range(count))}
+        )
+        for count in (16, 1)
+    )
+    assert (high - low) == pytest.approx((one_high - one_low) / 4, rel=0.2)
+    assert low < (first - second).mean() < high
+
+
+def test_paired_difference_of_bleu_is_that_of_corpora_of_the_same_examples():
+    generator = np.random.default_rng(3)
+    targets = [" ".join(generator.choice(list("abcdef"), 8)) for _ in range(30)]
+    better, worse = (
+        [" ".join(word if generator.random() < kept else "x" for word in target.split()) for target in targets]
+        for kept in (0.9, 0.8)
+    )
+    found = bootstrap.difference_interval(
+        {"a": bootstrap.Outputs(targets, better, metrics.bleu)}, {"a": bootstrap.Outputs(targets, worse, metrics.bleu)}
+    )
+    differences = [
+        sacrebleu.corpus_bleu([better[i] for i in row], [[targets[i] for i in row]]).score
+        - sacrebleu.corpus_bleu([worse[i] for i in row], [[targets[i] for i in row]]).score
+        for row in resampled(30)
+    ]
+    assert found == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+
+
+def test_paired_differences_need_the_same_examples():
+    with pytest.raises(ValueError, match=r"same tasks twice, not \['a'\] and \['b'\]"):
+        bootstrap.difference_interval({"a": [1.0]}, {"b": [1.0]})
+    with pytest.raises(ValueError, match="task 'a' has 2 examples of one method and 3 of the other"):
+        bootstrap.difference_interval({"a": [1.0, 2.0]}, {"a": [1.0, 2.0, 3.0]})
+
+
+def test_across_seeds_is_the_mean_with_its_range():
     assert bootstrap.across_seeds([10.0, None, 30.0, math.nan, 20.0]) == (20.0, 10.0, 30.0, 3)
-    spread = bootstrap.across_seeds([10.0, 20.0, 30.0], kind="t")
-    half = 4.302653 * 10 / math.sqrt(3)  # the t quantile of 2 degrees of freedom
-    assert spread == pytest.approx((20.0, 20 - half, 20 + half, 3), rel=1e-5)
     assert bootstrap.across_seeds([None]) is None
-    assert bootstrap.across_seeds([7.0], kind="t") == (7.0, -math.inf, math.inf, 1)
 
 
 def test_the_metrics_of_the_tasks_are_understood():
-    metrics = pytest.importorskip("promot_jax.tasks.metrics")
-    outputs = (["a b", "c d"] * 10, ["a b", "c x"] * 10)
-    assert bootstrap.interval((*outputs, metrics.exact_match)) == bootstrap.interval([100.0, 0.0] * 10)
-    low, high = bootstrap.interval((*outputs, metrics.bleu), resamples=20)
-    assert 0 <= low <= high <= 100
+    texts = (["a b", "c d"] * 10, ["a b", "c x"] * 10)
+    exact = bootstrap.Outputs(*texts, metrics.exact_match)
+    assert bootstrap.interval(exact) == bootstrap.interval([100.0, 0.0] * 10)
+
+
+def test_bleu_is_resampled_by_its_statistics_as_corpora_would_be(monkeypatch):
+    targets = ["the cat sat on the mat", "a dog sat there", ["it is so", "so it is now"], "no"] * 5
+    predictions = ["the cat sat on a mat", "a dog sat here", "it is so now", ""] * 5
+    monkeypatch.setattr(bootstrap, "RESAMPLES", bootstrap.CORPUS_RESAMPLES)
+    anew = bootstrap.Outputs(targets, predictions, lambda *texts: metrics.bleu(*texts))
+    low, high = bootstrap.interval(bootstrap.Outputs(targets, predictions, metrics.bleu))
+    assert (low, high) == bootstrap.interval(anew) and 0 < low < high < 100

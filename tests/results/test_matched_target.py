@@ -24,16 +24,9 @@ def test_lowest_of_the_best_scores_is_the_threshold_and_the_first_to_reach_it_co
     assert found["promot"] == [Match(threshold=91, step=30, target=91, icl=47.0, format_share=3.0)]
 
 
-def test_tolerance_lowers_what_is_asked_for():
-    found = matched({"a": [points(0, 89.5, 95)], "b": [points(0, 50, 90)]}, tolerance=1.0)
-    assert (found["a"][0].step, found["a"][0].threshold) == (10, 90)
-    assert found["b"][0].step == 20
-
-
 def test_step_0_is_not_a_model_that_was_tuned():
     curves = {"finetune": [points(3, 60, 90)], "promot": [points(99, 91, 92, stage="stage2")]}
     assert matched(curves)["promot"][0].step == 10
-    assert matched(curves, updated=False)["promot"][0].step == 0
 
 
 def test_stage_1_takes_no_part():
@@ -55,9 +48,9 @@ def test_seeds_are_matched_one_by_one_and_only_where_all_methods_have_them():
     assert [match and match.threshold for match in found["b"]] == [60, None, 80]
 
 
-def test_shorter_lists_and_unscored_points():
+def test_missing_seeds_and_unscored_points():
     unscored = [{"step": 10, "stage": "finetune", "target": None}, {"step": 20, "stage": "finetune", "target": 50.0}]
-    found = matched({"a": [unscored, points(0, 10)], "b": [points(0, 60)]})
+    found = matched({"a": [unscored, points(0, 10)], "b": [points(0, 60), []]})
     assert found["a"] == [Match(50.0, 20, 50.0, None, None), None]
     assert found["b"][1] is None
     assert matched({}) == {}
@@ -67,11 +60,11 @@ def test_shorter_lists_and_unscored_points():
 scores = st.lists(st.floats(0, 100), min_size=2, max_size=8)
 
 
-@given(st.dictionaries(st.sampled_from("abcd"), scores, min_size=1), st.floats(0, 5))
-def test_every_method_reaches_the_threshold_and_no_earlier_checkpoint_does(curves, tolerance):
-    found = matched({method: [points(*targets)] for method, targets in curves.items()}, tolerance=tolerance)
+@given(st.dictionaries(st.sampled_from("abcd"), scores, min_size=1))
+def test_every_method_reaches_the_threshold_and_no_earlier_checkpoint_does(curves):
+    found = matched({method: [points(*targets)] for method, targets in curves.items()})
     for method, (match,) in found.items():
         tuned = curves[method][1:]
         assert match.threshold == min(max(targets[1:]) for targets in curves.values())
-        assert match.target >= match.threshold - tolerance
-        assert all(target < match.threshold - tolerance for target in tuned[: match.step // 10 - 1])
+        assert match.target >= match.threshold
+        assert all(target < match.threshold for target in tuned[: match.step // 10 - 1])

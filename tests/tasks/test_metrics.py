@@ -81,12 +81,24 @@ SENTENCES = ["The camera was not a marvel.", "It is time for us to take action."
 OUTPUTS = ["The camera was a marvel.", "it is not time for us to take action.", "Are its priorities skewed?"]
 
 
+SENTENCE = st.lists(st.sampled_from([*"abcd", "the", "Cat!", "3.5"]), max_size=9).map(" ".join)
+
+
 def test_bleu_is_sacrebleus() -> None:
     expected = sacrebleu.corpus_bleu(OUTPUTS, [SENTENCES]).score
 
     assert 0 < expected < 100
     assert metrics.bleu(SENTENCES, OUTPUTS) == {"bleu": pytest.approx(expected)}
     assert not hasattr(metrics.bleu, "per_example")
+
+
+@given(st.lists(st.tuples(st.lists(SENTENCE, min_size=1, max_size=3), SENTENCE), min_size=1, max_size=6))
+def test_bleu_of_summed_statistics_is_that_of_the_corpus(pairs: list[tuple[list[str], str]]) -> None:
+    targets, predictions = zip(*pairs, strict=True)
+    streams = [[references[i] if i < len(references) else None for references in targets] for i in range(3)]
+    expected = sacrebleu.corpus_bleu(list(predictions), streams).score
+
+    assert metrics.bleu(targets, predictions)["bleu"] == pytest.approx(expected)
 
 
 def test_a_perfect_corpus_has_bleu_100_and_no_more() -> None:
@@ -118,7 +130,9 @@ def test_seqio_recognises_the_signature(metric: object) -> None:
 
 @pytest.mark.parametrize("metric", [*MEANS, metrics.bleu])
 @pytest.mark.parametrize(("targets", "predictions"), [([], []), (["a"], []), (["a"], ["a", "b"]), ([[]], ["a"])])
-def test_nothing_to_score(metric: metrics.MeanMetric, targets: Sequence[str], predictions: Sequence[str]) -> None:
+def test_nothing_to_score(
+    metric: metrics.MeanMetric | metrics.CorpusMetric, targets: Sequence[str], predictions: Sequence[str]
+) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  each says it its own way
         metric(targets, predictions)
 

@@ -1,6 +1,7 @@
 """The training loop: what moves and what does not, the loss, resuming, choosing the best."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -10,6 +11,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from compiled_once import compiled_once
+from forward import target_logits
 
 from promot_jax import trees
 from promot_jax.checkpoints.orbax import Checkpoints, Saved
@@ -280,7 +282,7 @@ def assert_close(ours, theirs):
 def test_the_loss_is_the_mean_over_real_target_tokens(plain):
     """By hand: every example alone, the logits behind each prefix, nothing on inputs or padding."""
     table = soft_prompts.table(PARAMS["prompt"])
-    logits = jax.jit(build(CONFIG).logits)
+    logits = jax.jit(functools.partial(target_logits, build(CONFIG)))
     losses = []
     for one in SIX:
         alone = logits(PARAMS["model"], table, decoder_rows([[one]], 16, 3))[0]

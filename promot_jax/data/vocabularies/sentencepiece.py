@@ -33,12 +33,11 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
 
     add_bos = False
 
-    def __init__(self, path: str | os.PathLike[str], extra_ids: int = EXTRA_IDS) -> None:
-        """Reads a model.
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Reads a model; `EXTRA_IDS` are added behind its pieces, unless they hold `<extra_id_0>` as mT5's do.
 
         Args:
             path: the `.model` file, local or `gs://`.
-            extra_ids: added behind the pieces, unless they hold `<extra_id_0>` as mT5's do.
 
         Raises:
             UserError: no such file, not a SentencePiece model, or one without an end of sequence.
@@ -61,7 +60,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
             if not found:
                 break
             self.sentinels[name] = found.pop()
-        added = 0 if self.sentinels else extra_ids
+        added = 0 if self.sentinels else EXTRA_IDS
         size = processor.GetPieceSize() + added
         self.sentinels = self.sentinels or {f"<extra_id_{i}>": size - 1 - i for i in range(added)}
         super().__init__(os.fspath(path), extra_ids=added)
@@ -121,9 +120,9 @@ class ByteVocabulary(seqio.ByteVocabulary):
 
     add_bos = False
 
-    def __init__(self, extra_ids: int = 384 - 259) -> None:
-        """Makes a vocabulary of 259 ids and `extra_ids`; published tables have 384 rows."""
-        super().__init__(extra_ids=extra_ids)
+    def __init__(self) -> None:
+        """Makes a vocabulary of 384 ids, the rows of published tables."""
+        super().__init__(extra_ids=384 - 259)
         self.sentinels = {f"<extra_id_{i}>": 3 + 0xFF - i for i in range(0x100 - 0xF5)}
 
     def decode(self, ids: Iterable[int]) -> str:

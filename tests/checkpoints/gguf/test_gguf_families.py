@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from forward import target_logits
 
 from promot_jax import trees
 from promot_jax.checkpoints.gguf import load
@@ -128,7 +129,7 @@ def test_transformers_makes_the_same_model_of_it(tmp_path: Path, arch: str) -> N
     batch = decoder_rows([[Tokens(row[:1], row[1:])]], 24, 23)
     with torch.no_grad():
         theirs = twin(torch.tensor([row])).logits[0, :-1].numpy()
-    ours = build(config).logits(params, None, batch)[0]
+    ours = target_logits(build(config), params, None, batch)[0]
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
