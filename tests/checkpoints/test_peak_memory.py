@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import tiny
-from test_places import python
+from test_placement import python
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import trees

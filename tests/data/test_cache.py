@@ -264,12 +264,12 @@ def test_a_damaged_cache(damage: Callable[[Path], None], reason: str, read: str,
 
 def test_a_run_goes_on_with_the_same_tasks_cached_only(cache: Callable[..., str], tmp_path: Path) -> None:
     experiment = Experiment("none", "tiny_review", "tiny_tasks", {"inputs": 32, "targets": 3}, "tiny_icl")
-    plain = resume_guard._shared(experiment)
+    plain = resume_guard.shared_settings(experiment)
     assert not {"cached", "cache_dirs"} & set(plain["experiment"])
     resume_guard.keep_settings(tmp_path, plain)
 
     folder = cache("tiny_review")
-    shared = resume_guard._shared(dataclasses.replace(experiment, cache_dirs=[folder]))
+    shared = resume_guard.shared_settings(dataclasses.replace(experiment, cache_dirs=[folder]))
 
     assert shared["experiment"] == {**plain["experiment"], "cached": ["tiny_review"]}
     with pytest.raises(UserError, match=r"was started with experiment/cached = None, now it is \['tiny_review'\]"):

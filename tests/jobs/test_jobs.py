@@ -52,7 +52,7 @@ def run(folder: Path, gin_file: str, workdir: Path, **macros: object) -> Run:
 
     before = digest(folder / "tiny.gguf")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs.pretrained, "load", keep)
+        patch.setattr(pretrained, "load", keep)
         assert main.main(tiny.command(folder, gin_file, workdir, **macros)) == 0
     assert digest(folder / "tiny.gguf") == before
     return Run(workdir, loaded[-1])
@@ -498,7 +498,7 @@ def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
     experiment = Experiment("none", "tiny_review", "tiny_tasks", {"inputs": 32, "targets": 3}, "tiny_icl")
     now = {
         "tuning": {"finetune": dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1)))},
-        **resume_guard._shared(experiment),
+        **resume_guard.shared_settings(experiment),
     }
     resume_guard.keep_settings(tmp_path, now)
     path = tmp_path / "settings.json"

@@ -74,7 +74,7 @@ def test_programs_are_lowered_from_shapes(room, program):
     frozen = {str(dtype) for path, dtype in kernels.items() if not path.startswith((trained, "prompt/"))}
     assert frozen == (set() if trained == "model/" else {"bfloat16"})
     assert any(path.startswith("prompt/") for path in flat) == (program not in ("finetune", "decode"))
-    assert ("optimizer" in arguments) == (program in precompile.STAGES)
+    assert ("optimizer" in arguments) == (program in programs.STAGES)
     assert lowered.as_text().startswith("module")
 
 
@@ -188,16 +188,16 @@ def test_a_compiler_that_refuses_says_how_much_is_needed():
     """The messages of libtpu 0.0.52 and of earlier ones."""
     said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
     said += "temporaries (18.50G) exceeds available HBM (15.75G). HLO module: jit_step."
-    assert precompile._needed(said, arguments=2.0**30) == 19.5 * 2**30
+    assert programs._needed(said, arguments=2.0**30) == 19.5 * 2**30
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
-    assert precompile._needed(said, arguments=2.0**30) == 2**29
-    assert precompile._needed("INTERNAL: something else", arguments=0.0) is None
+    assert programs._needed(said, arguments=2.0**30) == 2**29
+    assert programs._needed("INTERNAL: something else", arguments=0.0) is None
 
 
 def test_libtpu_is_asked_for(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'promot_jax\[precompile\]'"):
-        precompile.topology_devices("v4:2x2x1")
+        programs.topology_devices("v4:2x2x1")
 
 
 # ---- with libtpu -----------------------------------------------------------------------------------------------------
@@ -216,11 +216,11 @@ TPU_SIZES = [
 
 @pytest.mark.libtpu
 def test_topologies():
-    cores = precompile.topology_devices("v4:2x2x1")
+    cores = programs.topology_devices("v4:2x2x1")
     assert len(cores) == 8 and len({tuple(core.coords) for core in cores}) == 4
-    assert len({device.slice_index for device in precompile.topology_devices("v5e:4x4", 2)}) == 2
+    assert len({device.slice_index for device in programs.topology_devices("v5e:4x4", 2)}) == 2
     with pytest.raises(UserError, match="libtpu knows no topology 'v4:3x3x7'"):
-        precompile.topology_devices("v4:3x3x7")
+        programs.topology_devices("v4:3x3x7")
 
 
 @pytest.mark.libtpu

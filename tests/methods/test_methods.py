@@ -18,8 +18,8 @@ from promot_jax.config import binding, gin_files
 from promot_jax.data.examples import import_tasks, task_names
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.experiments import session
-from promot_jax.experiments import stage as runs
+from promot_jax.experiments import initial_params, session
+from promot_jax.experiments import method as method_module
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.method import run_method
 from promot_jax.methods import stages
@@ -64,12 +64,12 @@ def host(tree: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(name="opened", scope="module")
-def _opened(tiny_folder: Path) -> runs.Session:
-    return runs.open_session(bound(tiny_folder, "pretrained")["experiment"])
+def _opened(tiny_folder: Path) -> session.Session:
+    return session.open_session(bound(tiny_folder, "pretrained")["experiment"])
 
 
 @pytest.fixture(name="finished", scope="module")
-def _finished(tiny_folder: Path, opened: runs.Session) -> Any:
+def _finished(tiny_folder: Path, opened: session.Session) -> Any:
     """Runs each method once."""
     done: dict[str, Done] = {}
 
@@ -78,7 +78,7 @@ def _finished(tiny_folder: Path, opened: runs.Session) -> Any:
             arguments = bound(tiny_folder, method)
             own = session.with_experiment(opened, arguments["experiment"])
             seen: dict[str, Any] = {}
-            run_stage = runs.run_stage
+            run_stage = method_module.run_stage
 
             def watched(at: Any, folder: Path, stage: Any, training: Any, params: Any) -> Any:
                 after = run_stage(at, folder, stage, training, params)
@@ -86,7 +86,7 @@ def _finished(tiny_folder: Path, opened: runs.Session) -> Any:
                 return after
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(runs, "run_stage", watched)
+                patch.setattr(method_module, "run_stage", watched)
                 run = run_method(own, tiny_folder / method, arguments["method"], arguments["tuning"])
             done[method] = Done(run, tiny_folder / method, host({"model": opened.base.params}), seen)
         return done[method]
@@ -128,7 +128,7 @@ TAKEN_AWAY = [name for name in METHODS if any(stage.prompt or stage.lora for sta
 
 
 @pytest.mark.parametrize("method", TAKEN_AWAY)
-def test_in_context_the_model_is_plain(tiny_folder: Path, opened: runs.Session, finished: Any, method: str) -> None:
+def test_in_context_the_model_is_plain(tiny_folder: Path, opened: session.Session, finished: Any, method: str) -> None:
     """The closing ICL outputs against those of the weights alone, which know of no prompt and no LoRA."""
     done = finished(method)
     if stages.method(method)[-1].tunes_model:
@@ -182,7 +182,7 @@ def test_a_lora_run_is_loaded_with_lora_in_its_kernels(finished: Any) -> None:
         np.testing.assert_allclose(loaded[path] - done.base[path], update, atol=1e-6)
 
 
-def test_wise_ft_goes_from_the_base_to_the_fine_tuned_model(finished: Any, opened: runs.Session) -> None:
+def test_wise_ft_goes_from_the_base_to_the_fine_tuned_model(finished: Any, opened: session.Session) -> None:
     done, plain = finished("wise_ft"), finished("finetune")
     _, tuned = done.stages["finetune"]
     assert not moved(plain.stages["finetune"][1], tuned)
@@ -239,7 +239,7 @@ def test_each_task_has_a_prompt_of_its_own_trained_on_it_alone(finished: Any) ->
 
 
 def test_target_is_asked_behind_each_tasks_own_prompt(
-    tiny_folder: Path, finished: Any, opened: runs.Session, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, finished: Any, opened: session.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = finished("multitask_promot")
     own = session.with_experiment(opened, bound(tiny_folder, "multitask_promot")["experiment"])
@@ -264,7 +264,7 @@ def test_target_is_asked_behind_each_tasks_own_prompt(
 
 
 def test_stage2_takes_prompts_that_are_there(
-    tiny_folder: Path, tmp_path: Path, finished: Any, opened: runs.Session, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path, tmp_path: Path, finished: Any, opened: session.Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = finished("multitask_promot")
     paths = {
@@ -278,11 +278,11 @@ def test_stage2_takes_prompts_that_are_there(
     assert run["target"]["score"] == done.run["target"]["score"] and run["icl"] == done.run["icl"]
     wrong = dataclasses.replace(arguments["experiment"], prompt_path={"tiny_sise": paths["tiny_size"]})
     with pytest.raises(UserError, match=r"'tiny_sise', which is no task of 'tiny_pair' \(did you mean 'tiny_size'\?\)"):
-        runs.task_prompts(session.with_experiment(opened, wrong))
+        initial_params.task_prompts(session.with_experiment(opened, wrong))
 
 
 def test_a_stage_behind_given_and_trained_prompts_is_opened_again(
-    tiny_folder: Path, tmp_path: Path, finished: Any, opened: runs.Session
+    tiny_folder: Path, tmp_path: Path, finished: Any, opened: session.Session
 ) -> None:
     done = finished("multitask_promot")
     arguments = bound(
@@ -295,7 +295,9 @@ def test_a_stage_behind_given_and_trained_prompts_is_opened_again(
     assert set(start["prompt"]) == {"tiny_review", "tiny_size"}
 
 
-def test_stage2_batch_mixes_tasks_and_unprompted_rows(tiny_folder: Path, finished: Any, opened: runs.Session) -> None:
+def test_stage2_batch_mixes_tasks_and_unprompted_rows(
+    tiny_folder: Path, finished: Any, opened: session.Session
+) -> None:
     """Each row behind its own task's prompt, or none: what the model makes of it is what it makes of it alone."""
     params = trees.unflatten(finished("multitask_promot").stages["stage2"][1])
     experiment = dataclasses.replace(bound(tiny_folder, "multitask_promot")["experiment"], task="tiny_trio")
@@ -325,7 +327,7 @@ def test_stage2_batch_mixes_tasks_and_unprompted_rows(tiny_folder: Path, finishe
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
-def test_a_method_without_what_it_needs(tiny_folder: Path, tmp_path: Path, opened: runs.Session) -> None:
+def test_a_method_without_what_it_needs(tiny_folder: Path, tmp_path: Path, opened: session.Session) -> None:
     arguments = bound(tiny_folder, "replay")
     for method, change, message in (
         ("replay", {"replay": None}, "Stage 'replay' needs a value for 'replay': set Tuning.replay"),
