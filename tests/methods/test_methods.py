@@ -22,6 +22,7 @@ from promot_jax.experiments import initial_params, session
 from promot_jax.experiments import method as method_module
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.method import run_method
+from promot_jax.experiments.train_stream import train_batches
 from promot_jax.methods import stages
 from promot_jax.params import soft_prompts
 from promot_jax.results import schema
@@ -304,7 +305,7 @@ def test_stage2_batch_mixes_tasks_and_unprompted_rows(
     own = session.with_experiment(opened, experiment)
     prompt, vocab = params["prompt"], opened.base.model.config.vocab_size
     prompt["other"] = np.ones((3, tiny.EMBED), np.float32)  # of no task here; its rows come first
-    _, stream = runs.train_batches(own, prompt, batch_size=16, layout=opened.base.model.layout)
+    _, stream = train_batches(own, prompt, batch_size=16, layout=opened.base.model.layout)
     batch = next(iter(stream))
     virtual = [[int(i) - vocab for i in row if i >= vocab] for row in batch["tokens"]]
     of = {"": (), "tiny_review": (3, 4, 5, 6), "tiny_size": (7, 8, 9, 10)}  # in alphabetical order; a third has none
@@ -380,7 +381,7 @@ def test_one_shot_is_given_after_any_method(method: str) -> None:
     assert after.task == f"{before.task}_1shot" and one_shot["method"] == plain["method"] == method
     assert after.feature_lengths["inputs"] > before.feature_lengths["inputs"]
     import_tasks([after.modules])
-    runs.check_method(after, method, one_shot["tuning"])
+    session.check_method(after, method, one_shot["tuning"])
     assert len(task_names(after.task)) == len(task_names(before.task))
 
 
