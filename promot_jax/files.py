@@ -1,59 +1,67 @@
-"""Atomic writes of text, JSON and JSON lines."""
+"""Atomic writes: a reader sees a whole file or folder, or none."""
 
+import contextlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from promot_jax import files
+import msgspec
+
 from promot_jax.distributed import hosts
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes outputs as JSON lines, all or nothing."""
-    files.write_text(path, "".join(json.dumps(files.plain(dict(row)), ensure_ascii=False) + "\n" for row in rows))
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Writes a file or folder all or nothing: yields a path to make it at, and moves it to `path` at the end.
 
+    The yielded path lies in a hidden folder beside `path`, which is deleted in any case. The parent folder is created.
 
-Json = dict[str, Any]
-
-
-def write(results: Json, path: str | os.PathLike[str]) -> Path:
-    """Writes a run or a comparison as JSON, all or nothing: a reader never sees half a file.
-
-    Raises:
-        TypeError: something in it is not JSON, an array or a scalar.
+    Args:
+        path: of the file, which may be there already, or of a folder, which may not (or is empty).
     """
-    return write_text(path, json.dumps(plain(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        made = Path(scratch) / path.name
+        yield made
+        if made.is_file():
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(made, path)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Writes a text file in UTF-8, all or nothing; creates its folder. Of several hosts, host 0 writes."""
     path = Path(path)
-    if not hosts.is_writer():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        # A lone surrogate in model output has no UTF-8; its backslash form is also what JSON would write.
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; this one is as open as any other
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    if hosts.is_writer():
+        with replacing(path) as made:
+            # A lone surrogate in model output has no UTF-8; its backslash form is also what JSON would write.
+            made.write_text(text, "utf-8", "backslashreplace", "\n")
     return path
 
 
+def write(value: Any, path: str | os.PathLike[str]) -> Path:
+    """Writes a value or record as JSON, all or nothing.
+
+    Raises:
+        TypeError: something in it is not JSON, a record, an array or a scalar.
+    """
+    return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Any]) -> Path:
+    """Writes values or records as JSON lines, all or nothing."""
+    return write_text(path, "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows))
+
+
 def plain(value: Any) -> Any:
-    """Turns arrays, NumPy and JAX scalars, tuples and paths into plain JSON; a float that is not finite into None."""
+    """Turns records, arrays, scalars, tuples and paths into plain JSON; a float that is not finite into None."""
+    if isinstance(value, msgspec.Struct):
+        return plain(msgspec.to_builtins(value, enc_hook=_builtin))
     if isinstance(value, Mapping):
         return {str(key): plain(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
@@ -65,3 +73,9 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # arrays and scalars of NumPy and JAX
         return plain(value.tolist())
     return value
+
+
+def _builtin(value: Any) -> Any:
+    if (found := plain(value)) is value:
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    return found

@@ -1,10 +1,13 @@
-"""Results in the layout of `promot_jax.results.schema`, drawn at random. No number here was measured."""
+"""Results drawn at random, as records. No number here was measured."""
 
 import random
 
 from hypothesis import strategies as st
 
-from promot_jax.results.schema import curve_point, icl_result
+from promot_jax import files
+from promot_jax.results import records
+from promot_jax.results.schema import Alignment, Comparison, GradientAlignment, Run
+from promot_jax.results.scores import Icl, Score, StepEvaluation, Target
 
 TASKS = {"capital": "exact_match", "past_tense": "exact_match", "negation": "rouge2", "reading_qa": "token_f1"}
 STEPS = {"pretrained": {}, "finetune": {"finetune": 60}, "promot": {"stage1": 60, "stage2": 60}}
@@ -14,39 +17,40 @@ def random_run(method, seed):
     """A run of random scores and curves."""
     draw = random.Random(f"{method} {seed}")
 
-    def score(metric, **extra):
+    def score():
         middle = draw.uniform(10, 90)
-        return {"metric": metric, "score": middle, "ci95": [middle - 9, middle + 9], "n": 50, **extra}
+        return {"score": middle, "ci95": (middle - 9, middle + 9), "n": 50}
 
-    def entry():
-        scores = {name: score(metric, format_share=draw.uniform(0, 40)) for name, metric in TASKS.items()}
-        return icl_result(scores, ci95=[30.0, 50.0])
+    def icl():
+        scores = {n: Score(metric=metric, format_share=draw.uniform(0, 40), **score()) for n, metric in TASKS.items()}
+        return Icl.of(scores, ci95=(30.0, 50.0))
 
     steps = STEPS.get(method, {"finetune": 60})
-    return {
-        "method": method,
-        "seed": seed,
-        "steps": dict(steps),
-        "seconds": draw.uniform(10, 400),
-        "target": {"task": "sentiment", **score("accuracy")},
-        "icl": {shots: entry() for shots in ("1", "4")},
-        "curve": [point for stage in steps for point in random_curve(stage, draw)],
-        "versions": {"python": "3.11.9", "jax": "0.10.2", "promot_jax": None},
-        "commit": "0123456789abcdef-dirty",
-        "model": "random_weights",
-        "settings": {"learning_rate": 1e-4, "curve_shots": 1},
-    }
+    return Run(
+        method=method,
+        seed=seed,
+        steps=dict(steps),
+        seconds=draw.uniform(10, 400),
+        target=Target(task="sentiment", metric="accuracy", **score()),
+        icl={shots: icl() for shots in ("1", "4")},
+        curve=[point for stage in steps for point in random_curve(stage, draw)],
+        versions={"python": "3.11.9", "jax": "0.10.2", "promot_jax": None},
+        commit="0123456789abcdef-dirty",
+        model="random_weights",
+        settings={"learning_rate": 1e-4, "curve_shots": 1},
+    )
 
 
 def random_curve(stage, draw):
     """Target scores that rise, ICL that falls."""
     target, icl, share, points = draw.uniform(0, 10), draw.uniform(48, 55), 0.0, []
     for step in range(0, 61, 10):
-        scores = {"target": target} if stage == "stage1" else {"target": target, "icl": icl, "format_share": share}
-        points.append(curve_point(step, stage, loss=draw.random(), **scores))
+        scores = {"step": step, "stage": stage, "loss": draw.random(), "target": target}
         if stage != "stage1":
             shares = {name: {"score": draw.uniform(0, 90), "format_share": draw.uniform(0, 40)} for name in TASKS}
-            points[-1]["tasks"] = {name: {"metric": TASKS[name], **shares[name]} for name in TASKS}
+            tasks = {name: Score(metric=TASKS[name], n=50, **shares[name]) for name in TASKS}
+            scores |= {"icl": icl, "format_share": share, "tasks": tasks}
+        points.append(StepEvaluation(**scores))
         target, icl, share = (
             min(95, target + draw.uniform(0, 30)),
             icl * draw.uniform(0.7, 1),
@@ -57,7 +61,17 @@ def random_curve(stage, draw):
 
 def random_results(seeds=2, methods=("pretrained", "finetune", "promot")):
     """Random runs of several methods and seeds."""
-    return {"methods": {method: [random_run(method, seed) for seed in range(seeds)] for method in methods}}
+    return Comparison(methods={method: [random_run(method, seed) for seed in range(seeds)] for method in methods})
+
+
+def random_document(*args, **kwargs):
+    """`random_results` as plain JSON, which a test may change."""
+    return files.plain(random_results(*args, **kwargs))
+
+
+def made(data):
+    """A comparison of plain JSON."""
+    return records.parse(data, Comparison, "the test's results")
 
 
 def prune(data, draw):
@@ -83,7 +97,7 @@ def prune(data, draw):
                 point |= {key: None for key in ("loss", "target", "icl", "format_share") if draw.random() < 0.2}
             for key in ("seconds", "versions", "commit", "model", "settings"):
                 if draw.random() < 0.3:
-                    run.pop(key)
+                    run.pop(key, None)
 
 
 # Text that a page or a Markdown file must show as it is.
@@ -132,28 +146,10 @@ def alignment(**changes):
     """What the job `gradient_alignment` leaves."""
     scopes = [(scope, group) for scope in ("last decoder layer", "all layers") for group in ("MLP", "query")]
     points = [
-        {
-            "step": step,
-            "prompt": prompt,
-            "scope": scope,
-            "group": group,
-            "mean": 0.9,
-            "low": 0.8,
-            "high": 1.0,
-            "std": 0.1,
-            "n": 4,
-        }
+        Alignment(step=step, prompt=prompt, scope=scope, group=group, mean=0.9, low=0.8, high=1.0, std=0.1, n=4)
         for step in (0, 20)
         for prompt in ("sentiment", "")
         for scope, group in scopes
     ]
-    found = {
-        "job": "gradient_alignment",
-        "stage": "stage2",
-        "task": "sentiment",
-        "seed": 0,
-        "changed": 0.5,
-        "batches": 4,
-        "points": points,
-    }
-    return found | changes
+    fields = {"stage": "stage2", "task": "sentiment", "seed": 0, "changed": 0.5, "batches": 4, "points": points}
+    return GradientAlignment(job="gradient_alignment", **fields | changes)

@@ -122,9 +122,9 @@ def run(name: str, workspace: Path, *overrides: str) -> Path:
 
 def test_one_of_them_runs_on_less(workspace: Path) -> None:
     workdir = run("figure1_icl_loss", workspace, "--gin.ICL_MIXTURE=cb", "--gin.Evaluation.shots=(1,)")
-    (finetuned,) = schema.read(workdir)["methods"]["finetune"]
-    assert finetuned["target"]["task"] == "rte" and finetuned["steps"] == {"finetune": 2}
-    assert [list(point["tasks"]) for point in finetuned["curve"]] == [["cb"], ["cb"]]
+    (finetuned,) = schema.read_comparison(workdir).methods["finetune"]
+    assert finetuned.target.task == "rte" and finetuned.steps == {"finetune": 2}
+    assert [list(point.tasks) for point in finetuned.curve] == [["cb"], ["cb"]]
     for number in (3, 7):
         gin_file, out = f"--gin_file=paper/figure{number}_gradients.gin", workspace / f"figure{number}"
         where = f'RUN = "{workdir}/finetune/seed_0/finetune"\nSTEPS = (0, 2)\nBATCHES = 1\n'
@@ -142,11 +142,11 @@ def test_each_file_runs(name: str, workspace: Path) -> None:
     workdir, arguments = run(name, workspace), bound(name)
     experiment = arguments["experiment"]
     for task in arguments["tasks"] or [""]:
-        found = schema.read(workdir / task)
-        assert list(found["methods"]) == list(arguments["methods"])
-        assert {cell["state"] for cell in found["cells"]} == {"finished"}
-        for one in (one for runs in found["methods"].values() for one in runs):
-            assert set(one["steps"].values()) <= {2} and one["target"]["n"] >= 1
-            asked = {shots: len(entry["tasks"]) for shots, entry in one["icl"].items()}
+        found = schema.read_comparison(workdir / task)
+        assert list(found.methods) == list(arguments["methods"])
+        assert {cell.state for cell in found.cells} == {"finished"}
+        for one in (one for runs in found.methods.values() for one in runs):
+            assert set(one.steps.values()) <= {2} and one.target.n >= 1
+            asked = {shots: len(entry.tasks) for shots, entry in one.icl.items()}
             assert asked == {str(k): 8 for k in experiment.evaluation.shots if experiment.icl_mixture}
         assert (workdir / task / "report.md").is_file()

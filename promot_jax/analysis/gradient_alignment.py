@@ -18,6 +18,7 @@ from promot_jax.distributed import preemption
 from promot_jax.models import Model
 from promot_jax.models.batch_layout import Tokens
 from promot_jax.params import lora, soft_prompts
+from promot_jax.results.schema import Alignment, GradientAlignment
 from promot_jax.training.losses import chunked_cross_entropy
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {name: float(value) if np.isfinite(value) else None for name, value in spread.items()} | {"n": len(array)}
 
 
-def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
+def along(run: "Revisited", steps: Sequence[int], count: int) -> GradientAlignment:
     """Gradient alignment of a stage at some of its steps, on its own first batches.
 
     Behind the prompt where the stage had one, and without it; with its LoRA merged into the kernels, whose gradients
@@ -113,10 +114,6 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
         run: the stage.
         steps: whose parameters are there (`run.steps()`).
         count: batches.
-
-    Returns:
-        What `results.json` holds: the settings, and `points` of `step`, `prompt` ("" for none), `scope`, `group` and
-        the `summary` of the cosines.
 
     Raises:
         PreemptedError: between two gradients.
@@ -133,7 +130,7 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
     names = dict.fromkeys((run.prompt, ""))
     pairs = {name: list(itertools.islice(run.batches(bool(name), pair), count)) for name in names}
     cosines = measure(model, training["label_smoothing"])
-    points = []
+    points: list[Alignment] = []
     for step in steps:
         params = lora.merge(run.at(step), run.lora)
         for name, members in pairs.items():
@@ -145,29 +142,29 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
                 preemption.check("between two gradients, which are computed anew")
             for scope, part in itertools.product(SCOPES, GROUPS):
                 spread = summary([value[scope][part] for value in values])
-                points.append({"step": step, "prompt": name, "scope": scope, "group": part, **spread})
+                points.append(Alignment(step=step, prompt=name, scope=scope, group=part, **spread))
             print(f"step {step}{f', behind {name}' if name else ''}: {_told(points[-len(GROUPS) * 2 :])}", flush=True)
-    return {
-        "job": "gradient_alignment",
-        "run": str(run.folder),
-        "stage": run.settings["stage"],
-        "task": session.experiment.task,
-        "model": session.experiment.checkpoint,
-        "base": session.base.base,
-        "seed": session.experiment.seed,
-        "batches": count,
-        "batch_size": training["batch_size"],
-        "label_smoothing": training["label_smoothing"],
-        "changed": float(np.mean(shares)),
-        "points": points,
-    }
+    return GradientAlignment(
+        job="gradient_alignment",
+        run=str(run.folder),
+        stage=run.settings["stage"],
+        task=session.experiment.task,
+        model=session.experiment.checkpoint,
+        base=session.base.base,
+        seed=session.experiment.seed,
+        batches=count,
+        batch_size=training["batch_size"],
+        label_smoothing=training["label_smoothing"],
+        changed=float(np.mean(shares)),
+        points=points,
+    )
 
 
-def _told(points: Sequence[dict[str, Any]]) -> str:
+def _told(points: Sequence[Alignment]) -> str:
     """`last decoder layer: MLP 0.98, query 0.97, ...; all layers: ...`."""
     parts = []
     for scope in SCOPES:
-        members = [point for point in points if point["scope"] == scope]
-        numbers = [f"{one['group']} {'-' if one['mean'] is None else format(one['mean'], '.2f')}" for one in members]
+        members = [point for point in points if point.scope == scope]
+        numbers = [f"{one.group} {'-' if one.mean is None else format(one.mean, '.2f')}" for one in members]
         parts.append(f"{scope}: {', '.join(numbers)}")
     return "; ".join(parts)

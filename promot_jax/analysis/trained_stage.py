@@ -20,6 +20,8 @@ from promot_jax.methods import stages
 from promot_jax.params.fingerprint import fingerprint
 from promot_jax.params.lora import Lora
 from promot_jax.params.soft_prompts import PromptInit
+from promot_jax.results import records
+from promot_jax.results.schema import StageRecord
 
 Json = dict[str, Any]
 
@@ -146,8 +148,8 @@ def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tr
         fresh = {"model": model, "lora": fresh_lora(session, shape)}
         yield fresh
         beside = folder.parent / stages.LORA_STAGE1.name
-        if finished := hosts.decide(partial(stage_folder.describe, beside), "a finished stage"):
-            yield stage_folder.overlay(beside, finished["best_step"], fresh)
+        if finished := records.decide(partial(stage_folder.describe, beside), StageRecord, "a finished stage"):
+            yield stage_folder.overlay(beside, finished.best_step, fresh)
         return
     yield {"model": model}
     for path in hosts.decide(partial(_prompts, session.experiment, folder), "the prompts of a stage"):

@@ -9,10 +9,7 @@ sampling is kept off them by `suppress_tokens` in generation_config.json.
 import functools
 import json
 import math
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
-from promot_jax import trees
+from promot_jax import files, trees
 from promot_jax.checkpoints.huggingface import config as hf_config
 from promot_jax.checkpoints.huggingface import names, safetensors
 from promot_jax.checkpoints.huggingface.load import CONFIG, INDEX, SINGLE
@@ -50,14 +47,9 @@ def write(target: Path, base: Pretrained, prompts: Prompts | None = None, dtype:
         raise UserError(f"A model is exported as {' or '.join(safetensors.DTYPES)}, not as {dtype!r}.")
     if target.exists():
         raise UserError(f"{target} exists already; delete it, or give another --workdir.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        _fill(scratch, base, prompts or {}, dtype)
-        scratch.chmod(0o755)  # mkdtemp lets only its owner in
-        os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with files.replacing(target) as folder:
+        folder.mkdir()
+        _fill(folder, base, prompts or {}, dtype)
 
 
 def token_names(prompts: Prompts) -> list[str]:

@@ -214,8 +214,8 @@ def _stage_folder(path: Path) -> Path | None:
     """The folder of a stage that trained a model: the path itself, or that stage in a method's folder."""
     # Of a method's stages the one that made the model: WiSE-FT's comes behind its fine-tuning.
     for folder in (path, *(path / name for name in reversed(stages.MODEL_TUNING))):
-        description = describe(folder)
-        if description and ("model" in description["trains"] or "lora" in description):
+        stage = describe(folder)
+        if stage and ("model" in stage.trains or stage.lora):
             return folder
     if path.is_dir():
         raise UserError(
@@ -229,24 +229,24 @@ def _load_stage(
     folder: Path, path: str, partitioner: Partitioner, options: _Options, without: Collection[str]
 ) -> Pretrained:
     """The base model with the leaves that a stage trained; of the base only the others are held."""
-    description = describe(folder)
-    assert description is not None
+    stage = describe(folder)
+    assert stage is not None
     if folder.resolve() in options.stages:
         raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
     options = dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
-    saved = Saved(folder / "checkpoints").shapes(description["best_step"])
+    saved = Saved(folder / "checkpoints").shapes(stage.best_step)
     trained = {name.removeprefix("model/") for name in saved if name.startswith("model/")}
-    source = _load(description["checkpoint"], partitioner, options, trained)
-    if source.base != description["base"]:
+    source = _load(stage.checkpoint, partitioner, options, trained)
+    if source.base != stage.base:
         raise UserError(
-            f"{folder} was trained from a base model {description['base'][:12]}, but {description['checkpoint']} now "
+            f"{folder} was trained from a base model {stage.base[:12]}, but {stage.checkpoint} now "
             f"holds {source.base[:12]}; put the old file back."
         )
     start, shape = {"model": source.params}, None
-    if "lora" in description:
-        shape = lora.Lora(**description["lora"])
+    if stage.lora:
+        shape = lora.Lora(**stage.lora)
         start |= partitioner.place({"lora": shape.init(jax.random.key(0), source.params)})
-    params = lora.merge(overlay(folder, description["best_step"], start, some=True), shape)["model"]
+    params = lora.merge(overlay(folder, stage.best_step, start, some=True), shape)["model"]
     fingerprint = fingerprint_of(params)
     kept = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if name in without else leaf

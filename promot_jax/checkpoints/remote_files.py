@@ -4,13 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from promot_jax.errors import UserError
+from promot_jax.files import replacing
 
 
 def local(file: Path) -> Path:
@@ -69,12 +68,8 @@ def copied(path: str, files: Mapping[str, Any]) -> Path:
     listing = json.dumps([path, *((name, int(stat.length), int(stat.mtime)) for name, stat in stats.items())])
     target = cache_folder() / hashlib.sha256(listing.encode()).hexdigest()[:32]
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".fetching-"))
-        try:
+        with replacing(target) as scratch:
+            scratch.mkdir()
             for name, file in files.items():
                 file.copy(scratch / name)
-            os.replace(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return target

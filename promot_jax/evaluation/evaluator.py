@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
+import msgspec
 import numpy as np
 
 from promot_jax import trees
@@ -25,7 +26,8 @@ from promot_jax.models import Model
 from promot_jax.params import soft_prompts
 from promot_jax.params.dtypes import cast_weights
 from promot_jax.results import bootstrap
-from promot_jax.results.schema import draw_result, icl_result, task_result
+from promot_jax.results.records import replace
+from promot_jax.results.scores import Icl, Output, Score, Target
 
 Params = dict[str, Any]
 
@@ -51,18 +53,37 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
+class Question:
+    """One example of a task as a model is asked it.
+
+    Attributes:
+        task: name of the task.
+        example: the example.
+        request: what the model is asked.
+        dropped_shots: exemplars that did not fit.
+    """
+
+    task: str
+    example: text.Example
+    request: Request
+    dropped_shots: int
+
+
+S = TypeVar("S", bound=Score)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored(Generic[S]):
     """One task's outputs and scores.
 
     Attributes:
-        entry: the `results.json` entry: metric, score, ci95, n, format_share, and all metrics.
-        rows: one dict per example: task, id, input, where in it the query begins, target, raw and post-processed
-            output, and its own score (None where the metric is one of all examples together).
+        entry: the score.
+        rows: one output per example.
         sample: what the bootstrap resamples.
     """
 
-    entry: dict[str, Any]
-    rows: list[dict[str, Any]]
+    entry: S
+    rows: list[Output]
     sample: bootstrap.Sample
 
 
@@ -88,7 +109,7 @@ class Evaluator:
         self._task, self._icl = task, icl
         self._base = trees.flatten(base.params)
         self._tuned = base.fingerprint != base.base  # by the run that it is loaded from
-        self._base_icl: dict[tuple[int, str, int, bool, int], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        self._base_icl: dict[tuple[int, str, int, bool, int], tuple[Icl, list[Output]]] = {}
         stops = stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
         self._sentinels = base.vocabulary.sentinels if settings.sentinel else {}
         if settings.sentinel and SENTINELS[0] not in self._sentinels:
@@ -191,7 +212,7 @@ class Evaluator:
     def _count(self, value: str) -> int:
         return len(self._vocabulary.encode(value))
 
-    def target(self, params: Params, split: str, limit: int, prompt: str | Mapping[str, str] = "") -> Scored:
+    def target(self, params: Params, split: str, limit: int, prompt: str | Mapping[str, str] = "") -> Scored[Target]:
         """Scores the fine-tuning task as it is trained on, behind its prompt if one is named.
 
         So with no exemplar, or with as many as a k-shot task asks for. A mixture scores its tasks' mean, with the entry
@@ -201,16 +222,19 @@ class Evaluator:
         names = text.task_names(self._task)
         untrained = self._is_base(params) and not self._tuned
         scored = self._run(params, names, split, limit, prompt=prompt, sentinel=untrained)
-        if len(names) == 1:
-            return scored[names[0]]
         parts = list(scored.values())
-        entry = {
-            "metric": "norm_avg",
-            "score": bootstrap.normalized_average({name: part.entry["score"] for name, part in scored.items()}),
-            "ci95": list(bootstrap.average_interval({name: part.sample for name, part in scored.items()})),
-            "n": sum(part.entry["n"] for part in parts),
-            "tasks": {text.base_task(name): part.entry for name, part in scored.items()},
-        }
+        if len(parts) == 1:
+            (part,) = parts
+            return Scored(Target(task=self._task, **msgspec.structs.asdict(part.entry)), part.rows, part.sample)
+        scores = {name: part.entry.score or 0.0 for name, part in scored.items()}
+        entry = Target(
+            task=self._task,
+            metric="norm_avg",
+            score=bootstrap.normalized_average(scores),
+            ci95=bootstrap.average_interval({name: part.sample for name, part in scored.items()}),
+            n=sum(part.entry.n for part in parts),
+            tasks={text.base_task(name): part.entry for name, part in scored.items()},
+        )
         return Scored(entry, [row for part in parts for row in part.rows], [])
 
     def icl(
@@ -222,7 +246,7 @@ class Evaluator:
         prompt: str = "",
         intervals: bool = True,
         draws: int = 1,
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    ) -> tuple[Icl, list[Output]]:
         """Scores the ICL mixture at a number of shots, stripped unless a prompt is named.
 
         `intervals` asks for bootstrap intervals, which take longer than the scores where a user's metric is computed
@@ -230,22 +254,21 @@ class Evaluator:
         exemplars; the scores are those of the first.
 
         Returns:
-            The `results.json` entry of this number of shots (with several draws also the scores of each, under
-            `draws`), and one row per example and draw.
+            The scores, with several draws also those of each, and one output per example and draw.
         """
         entry, rows = self._icl_draw(params, shots, split, limit, prompt, intervals, 0)
         if draws == 1:
             return entry, rows
-        scores, drawn = [draw_result(entry)], [row | {"draw": 0} for row in rows]
+        scores, drawn = [entry.draw()], [replace(row, draw=0) for row in rows]
         for draw in range(1, draws):
             further, rows = self._icl_draw(params, shots, split, limit, prompt, False, draw)
-            scores.append(draw_result(further))
-            drawn += [row | {"draw": draw} for row in rows]
-        return entry | {"draws": scores}, drawn
+            scores.append(further.draw())
+            drawn += [replace(row, draw=draw) for row in rows]
+        return replace(entry, draws=scores), drawn
 
     def _icl_draw(
         self, params: Params, shots: int, split: str, limit: int, prompt: str, intervals: bool, draw: int
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    ) -> tuple[Icl, list[Output]]:
         # Every method starts at the base model: its scores are computed once.
         is_base = not prompt and self._is_base(params)
         asked = (shots, split, limit, intervals, draw)
@@ -255,10 +278,13 @@ class Evaluator:
         scored = self._run(params, names, split, limit, prompt=prompt, intervals=intervals, draw=draw)
         tasks = {text.base_task(name): part for name, part in scored.items()}
         samples = {name: part.sample for name, part in tasks.items()}
-        ci95 = list(bootstrap.average_interval(samples)) if intervals else None
-        entry = icl_result({name: part.entry for name, part in tasks.items()}, ci95=ci95)
-        entry["dropped_shots"] = sum(row["dropped_shots"] for part in tasks.values() for row in part.rows)
-        found = entry, [row for part in tasks.values() for row in part.rows]
+        rows = [row for part in tasks.values() for row in part.rows]
+        entry = Icl.of(
+            {name: part.entry for name, part in tasks.items()},
+            ci95=bootstrap.average_interval(samples) if intervals else None,
+            dropped_shots=sum(row.dropped_shots for row in rows),
+        )
+        found = entry, rows
         if is_base:
             self._base_icl[asked] = found
         return found
@@ -278,24 +304,22 @@ class Evaluator:
         intervals: bool = True,
         draw: int = 0,
         sentinel: bool | None = None,
-    ) -> dict[str, Scored]:
+    ) -> dict[str, Scored[Score]]:
         """Asks all tasks at once, so that their prompts share batches, and scores each; `draw` chooses exemplars.
 
         `sentinel` says whether tasks without a prompt end with one, the others not; None: all do.
         """
-        asked: list[tuple[str, text.Example, Request, int]] = []
+        asked: list[Question] = []
         for name in names:
             own = prompt if isinstance(prompt, str) else prompt.get(name, "")
-            asked += self._requests(name, split, limit, own, draw, sentinel is None or (sentinel and not own))
-        outputs = self.ask(params, [request for _, _, request, _ in asked])
-        answers: dict[str, list[tuple[text.Example, Request, int, str]]] = {name: [] for name in names}
-        for (name, example, request, dropped), raw in zip(asked, outputs, strict=True):
-            answers[name].append((example, request, dropped, raw))
+            asked += self._questions(name, split, limit, own, draw, sentinel is None or (sentinel and not own))
+        outputs = self.ask(params, [question.request for question in asked])
+        answers: dict[str, list[tuple[Question, str]]] = {name: [] for name in names}
+        for question, raw in zip(asked, outputs, strict=True):
+            answers[question.task].append((question, raw))
         return {name: self._score(name, answers[name], intervals) for name in names}
 
-    def _requests(
-        self, name: str, split: str, limit: int, prompt: str, draw: int, sentinel: bool
-    ) -> list[tuple[str, text.Example, Request, int]]:
+    def _questions(self, name: str, split: str, limit: int, prompt: str, draw: int, sentinel: bool) -> list[Question]:
         settings = self._settings
         seed = settings.exemplar_seed + draw * DRAW_STRIDE
         examples = _read(name, split, limit)
@@ -307,21 +331,33 @@ class Evaluator:
         for example in examples:
             chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
             composed, dropped = compose(example, chosen, self._count, settings.max_input_length)
-            asked.append((name, example, Request(composed, prompt, steps, sentinel), dropped))
+            asked.append(Question(name, example, Request(composed, prompt, steps, sentinel), dropped))
         return asked
 
-    def _score(self, name: str, answers: Sequence[tuple[text.Example, Request, int, str]], intervals: bool) -> Scored:
+    def _score(self, name: str, answers: Sequence[tuple[Question, str]], intervals: bool) -> Scored[Score]:
         task = text.get(name)
         each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
         rows, targets, answered = [], [], []
-        for example, request, dropped, raw in answers:
+        for question, raw in answers:
+            example, request, dropped = question.example, question.request, question.dropped_shots
             features = {**example.features, **dataclasses.asdict(example)}
-            targets.append(task.postprocess_fn(example.targets, example=features, is_target=True))
-            answered.append(task.postprocess_fn(self.answer(raw), example=features, is_target=False))
-            row = {"task": text.base_task(name), "id": example.id, "shots": example.shots, "dropped_shots": dropped}
-            query = len(request.text) - len(example.inputs) if dropped < example.shots else 0
-            row |= {"input": request.text, "query": query, "target": targets[-1], "raw": raw, "output": answered[-1]}
-            rows.append(row | {"score": None if each is None else each(targets[-1], answered[-1])})
+            target = task.postprocess_fn(example.targets, example=features, is_target=True)
+            answer = task.postprocess_fn(self.answer(raw), example=features, is_target=False)
+            row = Output(
+                task=text.base_task(name),
+                id=example.id,
+                shots=example.shots,
+                dropped_shots=dropped,
+                input=request.text,
+                query=len(request.text) - len(example.inputs) if dropped < example.shots else 0,
+                target=target,
+                raw=raw,
+                output=answer,
+                score=None if each is None else each(target, answer),
+            )
+            rows.append(row)
+            targets.append(target)
+            answered.append(answer)
         metrics: dict[str, float] = {}
         for metric_fn in task.metric_fns:
             # SeqIO's own metrics wrap their numbers.
@@ -336,10 +372,12 @@ class Evaluator:
                 f"Task {name!r} scores {metric} = {metrics[metric]}; its first metric must lie in [0, 100]."
             )
         sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
-        ci95 = list(bootstrap.interval(sample)) if intervals else None
+        ci95 = bootstrap.interval(sample) if intervals else None
         share = format_share([str(answer) for answer in answered], self._labels)
-        entry = task_result(metric, metrics[metric], ci95=ci95, n=len(rows), format_share=share)
-        return Scored(entry | {"metrics": metrics}, rows, sample)
+        entry = Score(
+            metric=metric, score=metrics[metric], ci95=ci95, n=len(rows), format_share=share, metrics={**metrics}
+        )
+        return Scored(entry, rows, sample)
 
     @functools.cached_property
     def _labels(self) -> frozenset[str]:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.methods import stages
 from promot_jax.params import lora
 from promot_jax.params.lora import Lora
-from promot_jax.results.schema import run_result
+from promot_jax.results import records
+from promot_jax.results.schema import Run, StageRecord
+from promot_jax.results.scores import Output, Sample, StepEvaluation
 
 Json = dict[str, Any]
 
@@ -29,7 +32,7 @@ def close(
     *,
     shape: Lora | None = None,
     keeps_lora: bool = False,
-) -> Json:
+) -> Run:
     """Closing evaluation of a method's run: each task behind its prompt, and ICL on the stripped model.
 
     Args:
@@ -41,14 +44,22 @@ def close(
         shape: of the LoRA in `params`, if there is any.
         keeps_lora: whether LoRA stays in the model for ICL.
     """
-    described = hosts.decide(
-        lambda: {name: stage_folder.describe(path) or {} for name, path in trained.items()}, "the finished stages"
-    )
+    finished: dict[str, StageRecord] = {}
+    for name, path in trained.items():
+        if stage := records.decide(partial(stage_folder.describe, path), StageRecord, f"the finished stage {name}"):
+            finished[name] = stage
     whole = lora.merge(params, shape)
     plain = whole if keeps_lora else {"model": params["model"]}
     names = prompts_of_tasks(session.experiment, params.get("prompt")) if session.experiment.task else {}
     return evaluate(
-        session, folder, method, whole, target_prompt=names, icl_prompt="", stages=described, icl_params=plain
+        session,
+        folder,
+        method,
+        whole,
+        target_prompt=names,
+        icl_prompt="",
+        stages=finished,
+        icl_params=plain,
     )
 
 
@@ -60,9 +71,9 @@ def evaluate(
     *,
     target_prompt: str | Mapping[str, str],
     icl_prompt: str,
-    stages: Mapping[str, Json],
+    stages: Mapping[str, StageRecord],
     icl_params: trees.Tree | None = None,
-) -> Json:
+) -> Run:
     """Scores the test split, writes `outputs/` and `results.json`, returns the run.
 
     Args:
@@ -72,20 +83,18 @@ def evaluate(
         params: `{"model": ..., "prompt": {name: rows}}`.
         target_prompt: name of the prompt that the fine-tuning task stands behind, or by task; "" for none.
         icl_prompt: of the ICL tasks.
-        stages: what each stage's `stage.json` says, by name.
+        stages: the finished stages by name.
         icl_params: in the place of `params` for ICL.
     """
-    from promot_jax.files import write_rows
-
     started = time.monotonic()
     experiment, evaluator = session.experiment, session.evaluator
     settings = experiment.evaluation
     target = None
-    samples: list[Json] = []
+    samples: list[Sample] = []
     if experiment.task:
         scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
-        target = {"task": experiment.task, **scored.entry}
-        write_rows(folder / "outputs" / "target.jsonl", scored.rows)
+        target = scored.entry
+        files.write_rows(folder / "outputs" / "target.jsonl", scored.rows)
         samples += _first(scored.rows, settings.samples)
     icl = {}
     asked = params if icl_params is None else icl_params
@@ -93,25 +102,21 @@ def evaluate(
         icl[str(shots)], rows = evaluator.icl(
             asked, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
         )
-        write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
+        files.write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
         samples += _first(rows, settings.samples)
-    run = run_result(
-        method,
-        experiment.seed,
-        {name: stage["steps"] for name, stage in stages.items()},
-        sum(stage["seconds"] for stage in stages.values()) + time.monotonic() - started,
-        target,
-        icl,
-        _curve(stages),
+    run = Run.of(
+        method=method,
+        seed=experiment.seed,
+        steps={name: stage.steps for name, stage in stages.items()},
+        seconds=sum(stage.seconds for stage in stages.values()) + time.monotonic() - started,
+        target=target,
+        icl=icl,
+        curve=_curve(stages),
         model=experiment.checkpoint,
         base=session.base.base,
-        best_step={name: stage["best_step"] for name, stage in stages.items()},
+        best_step={name: stage.best_step for name, stage in stages.items()},
         leaves=session.base.leaves,
-        samples=[
-            {key: row[key] for key in ("shots", "query", "score")}
-            | {key: _as_text(row[key]) for key in ("task", "input", "target", "output")}
-            for row in samples
-        ],
+        samples=samples,
         settings=hosts.decide(lambda: _summary(folder, stages), "the summary of settings")
         | {"curve_shots": settings.curve_shots, "dtype": experiment.dtype, **settings_of(experiment)},
     )
@@ -125,33 +130,28 @@ def settings_of(experiment: Experiment) -> Json:
     return {name: files.plain(getattr(experiment.evaluation, name)) for name in names}
 
 
-def _first(rows: Sequence[Json], count: int) -> list[Json]:
-    """The first few rows of each task, for the report."""
-    by_task: dict[str, list[Json]] = {}
+def _first(rows: Sequence[Output], count: int) -> list[Sample]:
+    """The first few outputs of each task, for the report."""
+    by_task: dict[str, list[Output]] = {}
     for row in rows:
-        by_task.setdefault(row["task"], []).append(row)
-    return [row for members in by_task.values() for row in members[:count]]
+        by_task.setdefault(row.task, []).append(row)
+    return [row.sample() for members in by_task.values() for row in members[:count]]
 
 
-def _as_text(value: Any) -> str:
-    """A post-processed target or output as a person reads it."""
-    return " | ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _curve(described: Mapping[str, Json]) -> list[Json]:
-    """The points of all stages, as far as one line can hold them.
+def _curve(described: Mapping[str, StageRecord]) -> list[StepEvaluation]:
+    """The evaluations of all stages, as far as one line can hold them.
 
     Of several stages that tune the model only the last one's, which made the model that is evaluated; of stages that
     several tasks have each for itself none. Those stay in the stages' own `stage.json`.
     """
-    curves = [stage["curve"] for stage in described.values()]
-    names = [curve[0]["stage"] if curve else "" for curve in curves]
+    curves = [stage.curve for stage in described.values()]
+    names = [curve[0].stage if curve else "" for curve in curves]
     tuning = [index for index, name in enumerate(names) if name in stages.MODEL_TUNING]
     kept = [i for i, name in enumerate(names) if (i in tuning[-1:] if i in tuning else names.count(name) == 1)]
     return [point for index in kept for point in curves[index]]
 
 
-def _summary(folder: Path, described: Mapping[str, Json]) -> Json:
+def _summary(folder: Path, described: Iterable[str]) -> Json:
     """The settings that each stage was started with, flat."""
     summary: Json = {}
     for name in described:

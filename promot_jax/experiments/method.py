@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from promot_jax import trees
-from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments.final_evaluation import close
 from promot_jax.experiments.initial_params import fresh_prompt, start, task_prompts
@@ -14,14 +13,13 @@ from promot_jax.experiments.session import Session, check_method, narrowed
 from promot_jax.experiments.stage import run_stage
 from promot_jax.methods import stages
 from promot_jax.methods.stages import Stage
-from promot_jax.results import schema
+from promot_jax.results import records, schema
+from promot_jax.results.schema import Run
 from promot_jax.training.settings import Training
 from promot_jax.training.tuning import Tuning
 
-Json = dict[str, Any]
 
-
-def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> Json:
+def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> Run:
     """Runs the stages of a method, each from the best checkpoint of the one before, strips the prompt and evaluates.
 
     Args:
@@ -40,7 +38,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> J
     check_method(session.experiment, method, tuning)
     tuned = {stage.name: dataclasses.asdict(tuning.of(stage)) for stage in plan}
     settings = {"method": method, "tuning": tuned, **shared_settings(session.experiment)}
-    done = hosts.decide(lambda: _finished_run(folder, settings), "a finished run")
+    done = records.decide(lambda: _finished_run(folder, settings), Run, "a finished run")
     if done:
         print(f"[{method}] is finished in {folder}.", flush=True)
         return done
@@ -60,13 +58,13 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> J
     return close(session, folder, method, params, folders, shape=shape, keeps_lora=keeps)
 
 
-def _finished_run(folder: Path, settings: Json) -> Json | None:
+def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:
     """The run in a folder if it is finished; its settings are kept or compared."""
     done = (folder / "results.json").is_file()
     if not done:  # the stages watch over their own settings; those of the closing evaluation may still change
         (folder / "settings.json").unlink(missing_ok=True)
     keep_settings(folder, settings)
-    return schema.read(folder) if done else None
+    return schema.read_run(folder) if done else None
 
 
 def _prompt_per_task(

@@ -10,18 +10,20 @@ from promot_jax.errors import UserError
 from promot_jax.experiments.session import tasks_of
 from promot_jax.experiments.settings import Experiment
 from promot_jax.results import schema
+from promot_jax.results.schema import Run
 
 Json = dict[str, Any]
 
 
-def earlier_run(workdir: Path, method: str) -> Json | None:
+def earlier_run(workdir: Path, method: str) -> Run | None:
     """The finished run in a folder, if there is one; that of another method is not to be written over."""
     if not (workdir / "results.json").is_file():
         return None
     run = schema.read(workdir)
-    if run.get("method") != method:
-        raise UserError(f"{workdir} holds results of {run.get('method', 'a comparison')!r}; give another --workdir.")
-    return run
+    if isinstance(run, Run) and run.method == method:
+        return run
+    of = run.method if isinstance(run, Run) else "a comparison"
+    raise UserError(f"{workdir} holds results of {of!r}; give another --workdir.")
 
 
 def shared_settings(experiment: Experiment) -> Json:

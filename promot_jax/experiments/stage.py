@@ -29,6 +29,9 @@ from promot_jax.methods.stages import Stage
 from promot_jax.models import build
 from promot_jax.params import lora, soft_prompts
 from promot_jax.params.fingerprint import fingerprint
+from promot_jax.results import records
+from promot_jax.results.schema import StageRecord
+from promot_jax.results.scores import StepEvaluation
 from promot_jax.training.loop import Trained, train
 from promot_jax.training.settings import Training
 
@@ -61,35 +64,35 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     begun = fingerprint(params)  # a prompt or model that was replaced in place is another start
     settings = {"stage": stage.name, "training": own, "start": begun, **shared}
     hosts.decide(lambda: keep_settings(folder, settings), "the settings")
-    finished = hosts.decide(lambda: stage_folder.describe(folder), "a finished stage")
+    finished = records.decide(lambda: stage_folder.describe(folder), StageRecord, "a finished stage")
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
-        return stage_folder.overlay(folder, finished["best_step"], params)
+        return stage_folder.overlay(folder, finished.best_step, params)
     measure = _measure(session, folder, stage, training)
-    left_out: Json = {}
+    left_out: dict[str, int] = {}
     if stage is stages.WISE_FT:
         trained = _interpolate(session, folder, training, params, measure)
     else:
         trained, left_out = _train(session, folder, stage, training, params, measure)
-    score = next(point["target"] for point in trained.curve if point["step"] == trained.best_step)
+    curve = records.parse(files.plain(trained.curve), list[StepEvaluation], f"The curve of {stage.name}")
+    score = next(point.target for point in curve if point.step == trained.best_step)
     if "prompt" in stage.trains or stage is stages.RANDOM_PROMPT:
-        _save_prompt(session, folder, stage, trained, score)
-    description = {
-        "stage": stage.name,
-        "trains": stage.trains,
-        "checkpoint": experiment.checkpoint,
-        "base": session.base.base,
-        "best_step": trained.best_step,
-        "steps": 0 if stage is stages.WISE_FT else training.steps,
-        "score": score,
-        "seed": experiment.seed,
-        "seconds": trained.seconds,
+        _save_prompt(session, folder, stage, trained, score or 0.0)
+    record = StageRecord(
+        stage=stage.name,
+        trains=list(stage.trains),
+        checkpoint=experiment.checkpoint,
+        base=session.base.base,
+        best_step=trained.best_step,
+        steps=0 if stage is stages.WISE_FT else training.steps,
+        score=score,
+        seed=experiment.seed,
+        seconds=trained.seconds,
+        curve=curve,
+        lora=own["lora"] if stage.keeps_lora else None,
         **left_out,
-        "curve": trained.curve,
-    }
-    if stage.keeps_lora:
-        description["lora"] = own["lora"]
-    stage_folder.record(folder, files.plain(description))
+    )
+    stage_folder.record(folder, record)
     return trained.params
 
 
@@ -98,16 +101,14 @@ Measure = Callable[[trees.Tree, int], Json]
 
 def _measure(session: Session, folder: Path, stage: Stage, training: Training) -> Measure:
     """What evaluates a checkpoint on the validation split, `(params, step)` to the scores of a curve's point."""
-    from promot_jax.files import write_rows
-
     settings = session.experiment.evaluation
 
     def measure(current: trees.Tree, step: int) -> Json:
         names = prompts_of_tasks(session.experiment, current.get("prompt"))
         whole = lora.merge(current, training.lora)
         target = session.evaluator.target(whole, settings.curve_split, settings.curve_target_examples, names)
-        rows = [{"step": step, **row} for row in target.rows]
-        point: Json = {"target": target.entry["score"]} | {f"target_{key}": target.entry[key] for key in ("ci95", "n")}
+        rows, entry = target.rows, target.entry
+        point: Json = {"target": entry.score, "target_ci95": entry.ci95, "target_n": entry.n}
         if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
             plain = whole if stage.keeps_lora else {"model": current["model"]}
             icl, more = session.evaluator.icl(
@@ -118,18 +119,18 @@ def _measure(session: Session, folder: Path, stage: Stage, training: Training) -
                 intervals=False,
                 draws=settings.curve_draws,
             )
-            point |= {"icl": icl["norm_avg"], "format_share": icl["format_share"]}
-            point |= {key: icl[key] for key in ("tasks", "draws") if key in icl}
-            rows += [{"step": step, **row} for row in more]
-        write_rows(folder / "outputs" / f"step_{step:06d}.jsonl", rows)
-        return point
+            point |= {"icl": icl.norm_avg, "format_share": icl.format_share, "tasks": icl.tasks, "draws": icl.draws}
+            rows = rows + more
+        outputs = [records.replace(row, step=step) for row in rows]
+        files.write_rows(folder / "outputs" / f"step_{step:06d}.jsonl", outputs)
+        return files.plain(point)
 
     return measure
 
 
 def _train(
     session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree, measure: Measure
-) -> tuple[Trained, Json]:
+) -> tuple[Trained, dict[str, int]]:
     """Runs the loop on the training stream; returns what it leaves, and counts of what the stream left out."""
     experiment = session.experiment
     config = dataclasses.replace(session.base.model.config, dropout_rate=training.dropout_rate)

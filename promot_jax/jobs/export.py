@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from promot_jax import files, trees
 from promot_jax.distributed import hosts
@@ -12,8 +11,6 @@ from promot_jax.experiments.initial_params import load_prompts
 from promot_jax.experiments.session import load_base
 from promot_jax.experiments.settings import Experiment
 from promot_jax.results.provenance import commit, versions
-
-Json = dict[str, Any]
 
 
 def export(
@@ -54,7 +51,7 @@ def export(
         else:
             folders.write(target, base, prompts if target.name == "with_prompts" else None, dtype)
         print(f"{target}: {trees.count(base.params):,} parameters.", flush=True)
-    summary: Json = {"job": "export", "model": experiment.checkpoint, "base": base.base, "dtype": dtype}
+    summary = {"job": "export", "model": experiment.checkpoint, "base": base.base, "dtype": dtype}
     summary |= {"fingerprint": base.fingerprint, "prompts": {name: len(rows) for name, rows in prompts.items()}}
     summary |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
     files.write(summary, workdir / "results.json")

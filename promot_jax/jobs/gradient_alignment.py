@@ -9,6 +9,7 @@ from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments.settings import Experiment
 from promot_jax.results.provenance import commit, versions
+from promot_jax.results.records import replace
 
 
 def gradient_alignment(
@@ -39,8 +40,12 @@ def gradient_alignment(
         raise UserError(f"{workdir} holds results already; delete it, or give another --workdir.")
     started = time.monotonic()
     opened = open_stage(Path(run), experiment)
-    found = alignment.along(opened, wanted, batches)
-    found |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
+    found = replace(
+        alignment.along(opened, wanted, batches),
+        seconds=time.monotonic() - started,
+        versions=versions(),
+        commit=commit(),
+    )
     files.write(found, workdir / "results.json")
     for chart in figures.gradient_alignment(found):
         files.write_text(workdir / f"{chart.name}.svg", document(chart))

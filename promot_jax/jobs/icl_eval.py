@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from promot_jax import trees
-from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments.final_evaluation import evaluate
 from promot_jax.experiments.initial_params import prompts_of_tasks, saved_prompts, task_prompts
@@ -12,6 +11,8 @@ from promot_jax.experiments.resume_guard import earlier_run
 from promot_jax.experiments.session import open_session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.report.terminal import print_table
+from promot_jax.results import records
+from promot_jax.results.schema import Run
 
 
 def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = None) -> None:
@@ -33,7 +34,7 @@ def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = Non
             f"PROMPT_PATH names several prompts ({', '.join(names)}): set ICL_PROMPT to the one that the ICL tasks "
             'stand behind, or to "" for none.'
         )
-    hosts.decide(lambda: earlier_run(workdir, "icl_eval"), "an earlier run")
+    records.decide(lambda: earlier_run(workdir, "icl_eval"), Run, "an earlier run")
     session = open_session(experiment)
     params: trees.Tree = {"model": session.base.params}
     name = ""

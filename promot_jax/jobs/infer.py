@@ -30,7 +30,6 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         UserError: no such file, a malformed line, or an unknown prompt.
     """
     from promot_jax.evaluation.evaluator import Request
-    from promot_jax.files import write_rows
 
     started = time.monotonic()
     if isinstance(inputs, str):
@@ -49,7 +48,7 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         {"input": request.text, "prompt": request.prompt, "raw": output, "output": answer}
         for request, output, answer in zip(requests, outputs, answers, strict=True)
     ]
-    write_rows(workdir / "outputs.jsonl", rows)
+    files.write_rows(workdir / "outputs.jsonl", rows)
     summary = {"job": "infer", "model": experiment.checkpoint, "base": session.base.base, "n": len(rows)}
     summary |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
     files.write(summary, workdir / "results.json")

@@ -1,7 +1,6 @@
 """Job `precompile`: compiles a model's programs for TPUs that are not there, and says what each needs."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.settings import Experiment
 from promot_jax.precompile.programs import PROGRAMS, Room, topology_devices
 from promot_jax.precompile.summary import markdown, sent, sentence
+from promot_jax.results import records
 from promot_jax.training.tuning import Tuning
-
-Json = dict[str, Any]
 
 
 def precompile(
@@ -52,7 +50,9 @@ def precompile(
         if program not in PROGRAMS:
             raise UserError(f"Unknown program {program!r}{nearest(program, PROGRAMS)}.")
     path = workdir / "precompile.json"
-    done = _earlier(path)
+    done: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        done = records.read(path, dict[str, dict[str, Any]], "delete it to compile again")
     wanted = []
     for name in [topology] if isinstance(topology, str) else topology:
         devices = topology_devices(name, slices)
@@ -76,14 +76,3 @@ def precompile(
     text = markdown(wanted) + "\n" + sent(wanted)
     print(f"\n{text}", flush=True)
     files.write_text(workdir / "precompile.md", text)
-
-
-def _earlier(path: Path) -> Json:
-    """What earlier runs found."""
-    try:
-        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged; delete it to compile again.")
-    return found

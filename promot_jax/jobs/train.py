@@ -4,9 +4,7 @@ Jobs are plain functions of plain settings; `main` binds them from gin files.
 """
 
 from pathlib import Path
-from typing import Any
 
-from promot_jax.distributed import hosts
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.final_evaluation import close, settings_of
 from promot_jax.experiments.initial_params import start, task_prompts
@@ -17,10 +15,10 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.experiments.stage import run_stage
 from promot_jax.methods import stages
 from promot_jax.report.terminal import print_table, write_and_print
+from promot_jax.results import records
+from promot_jax.results.schema import Run
 from promot_jax.training.settings import Training
 from promot_jax.training.tuning import Tuning, require
-
-Json = dict[str, Any]
 
 
 def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Training) -> None:
@@ -53,12 +51,12 @@ def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Tra
     else:
         params = start(session, [chosen], training.lora)
     params = run_stage(session, workdir, chosen, training, params)
-    run = hosts.decide(lambda: earlier_run(workdir, method), "an earlier run")
+    run = records.decide(lambda: earlier_run(workdir, method), Run, "an earlier run")
     if run is None:
         shape, keeps = training.lora, chosen.keeps_lora
         run = close(session, workdir, method, params, {stage: workdir}, shape=shape, keeps_lora=keeps)
     for key, value in settings_of(experiment).items():
-        if (was := run["settings"].get(key, YOUNGER.get(key))) != value:
+        if (was := run.settings.get(key, YOUNGER.get(key))) != value:
             raise UserError(
                 f"{workdir} was evaluated with {key} = {was}, now it is {value}: give another --workdir, or delete its "
                 "results.json to evaluate it again."

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from promot_jax import files
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError, nearest
 
@@ -158,14 +159,9 @@ def save(folder: str | os.PathLike[str], array: Any, info: PromptInfo) -> Path:
     array = hosts.whole(array)
     if not hosts.is_writer():
         return folder / "prompt.npy"
-    folder.mkdir(parents=True, exist_ok=True)
-    description = folder / "prompt.json.tmp"
-    description.write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
-    scratch = folder / "prompt.npy.tmp"
-    with scratch.open("wb") as file:
-        np.save(file, np.asarray(array, np.float32), allow_pickle=False)
-    os.replace(description, folder / "prompt.json")
-    os.replace(scratch, folder / "prompt.npy")
+    files.write(dataclasses.asdict(info), folder / "prompt.json")
+    with files.replacing(folder / "prompt.npy") as made:
+        np.save(made, np.asarray(array, np.float32), allow_pickle=False)
     return folder / "prompt.npy"
 
 

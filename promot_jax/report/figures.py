@@ -6,8 +6,8 @@ and every method's averages beside each other.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from promot_jax.files import write_text
 from promot_jax.methods import labels
@@ -15,9 +15,11 @@ from promot_jax.report import tables
 from promot_jax.report.svg import Chart, Line, Panel, Point, document
 from promot_jax.results import bootstrap
 from promot_jax.results.matched_target import MODEL_TUNING, model_tuning
+from promot_jax.results.schema import Comparison, GradientAlignment, Run
+from promot_jax.results.scores import StepEvaluation
 
-Json = dict[str, Any]
-Value = Callable[[Json], float | None]
+Value = Callable[[StepEvaluation], float | None]
+TARGET_SCORE, ICL_AVERAGE, FORMAT_SHARE = map(attrgetter, ("target", "icl", "format_share"))
 
 STYLES = {"finetune": 0, "promot": 1, "prompt_tuning": 2}  # the same in every report; others as they come
 REFERENCE, SHARE, ICL, TARGET = -1, 4, 5, 6  # where lines are scores rather than methods
@@ -59,7 +61,7 @@ class Series:
         return f"{'from ' + ' to '.join(told) if told else 'no common step'} ({seeds})"
 
 
-def charts(results: Json) -> list[Chart]:
+def charts(results: Comparison) -> list[Chart]:
     """Every figure that the results have points for.
 
     Args:
@@ -77,25 +79,23 @@ def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
 
 
 def series(
-    results: Json, value: str | Value, *, stages: Sequence[str] = MODEL_TUNING, mixtures: bool = False
+    results: Comparison, value: Value, *, stages: Sequence[str] = MODEL_TUNING, mixtures: bool = False
 ) -> list[Series]:
     """One number of the curves' points per method, for the methods that have it.
 
     Args:
         results: a comparison.
-        value: a key of the points (`target`, `icl`, `format_share`, `loss`), or a function of a point.
+        value: the number of a point.
         stages: whose points count.
-        mixtures: whether those of models between two (with a key `alpha`) count, whose step is no number of updates.
+        mixtures: whether those of models between two (with an `alpha`) count, whose step is no number of updates.
     """
-    read: Value = (lambda point: point.get(value)) if isinstance(value, str) else value
     found = []
-    for method in tables.ordered(results["methods"]):
+    for method in tables.ordered(results.methods):
         values = {}
-        for run in results["methods"][method]:
-            counted = [p for p in run["curve"] if p["stage"] in stages and (mixtures or "alpha" not in p)]
-            points = {p["step"]: number for p in counted if (number := read(p)) is not None}
-            if points:
-                values[run["seed"]] = points
+        for run in results.methods[method]:
+            counted = [p for p in run.curve if p.stage in stages and (mixtures or p.alpha is None)]
+            if points := {p.step: number for p in counted if (number := value(p)) is not None}:
+                values[run.seed] = points
         if values:
             found.append(Series(method, values))
     return found
@@ -104,20 +104,20 @@ def series(
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _icl(results: Json) -> Chart | None:
+def _icl(results: Comparison) -> Chart | None:
     title, axis = "ICL normalised average against step", f"ICL normalised average{_shots(results)}"
-    return _against_step("icl", title, axis, series(results, "icl"), results, start=True)
+    return _against_step("icl", title, axis, series(results, ICL_AVERAGE), results, start=True)
 
 
-def _format_share(results: Json) -> Chart | None:
-    curves = series(results, "format_share")
+def _format_share(results: Comparison) -> Chart | None:
+    curves = series(results, FORMAT_SHARE)
     return _against_step("format_share", "Format share against step", "Outputs in the label set (%)", curves, results)
 
 
-def _target(results: Json) -> Chart | None:
-    named = {point["stage"] for runs in results["methods"].values() for run in runs for point in run["curve"]}
+def _target(results: Comparison) -> Chart | None:
+    named = {point.stage for run in results.runs for point in run.curve}
     stages = {PROMPT_STEP: sorted(named - {*MODEL_TUNING}), MODEL_STEP: MODEL_TUNING}
-    curves = {axis: series(results, "target", stages=names) for axis, names in stages.items()}
+    curves = {axis: series(results, TARGET_SCORE, stages=names) for axis, names in stages.items()}
     panels = [
         Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items() if members
     ]
@@ -126,15 +126,15 @@ def _target(results: Json) -> Chart | None:
     return Chart("target", title, f"Line chart. {told}", tuple(panels)) if panels else None
 
 
-def _forgetting(results: Json) -> Chart | None:
+def _forgetting(results: Comparison) -> Chart | None:
     """Figure 1: the target score rises while exact match in context falls, a panel per method.
 
     Of the paper's tasks those scored by exact match are question answering; where there are none, the average counts.
     """
-    exact = any(_exact_match(p) is not None for runs in results["methods"].values() for r in runs for p in r["curve"])
-    value: Value = _exact_match if exact else lambda point: point.get("icl")
+    exact = any(_exact_match(point) is not None for run in results.runs for point in run.curve)
+    value: Value = _exact_match if exact else ICL_AVERAGE
     name = "ICL tasks scored by exact match" if exact else "ICL normalised average"
-    targets = {one.method: one for one in series(results, "target")}
+    targets = {one.method: one for one in series(results, TARGET_SCORE)}
     panels, told = [], []
     for icl in series(results, value):
         if icl.method in targets:
@@ -149,24 +149,21 @@ def _forgetting(results: Json) -> Chart | None:
     return Chart("forgetting", title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
 
 
-def _exact_match(point: Json) -> float | None:
+def _exact_match(point: StepEvaluation) -> float | None:
     """Mean score of the ICL tasks that are scored by exact match."""
-    tasks = (point.get("tasks") or {}).values()
-    scores = [task["score"] for task in tasks if task["metric"] == "exact_match" and task.get("score") is not None]
+    scores = [task.score for task in point.tasks.values() if task.metric == "exact_match" and task.score is not None]
     return sum(scores) / len(scores) if scores else None
 
 
-def _format_share_tasks(results: Json) -> Chart | None:
+def _format_share_tasks(results: Comparison) -> Chart | None:
     """Figure 2: the format share of every ICL task, a panel per method."""
-    points = [point for runs in results["methods"].values() for run in runs for point in run["curve"]]
-    names = list(dict.fromkeys(name for point in points for name in point.get("tasks") or {}))
+    names = list(dict.fromkeys(name for run in results.runs for point in run.curve for name in point.tasks))
     by_method: dict[str, list[Line]] = {}
     told: dict[str, list[str]] = {}
     for style, name in enumerate(names):
 
-        def share(point: Json, name: str = name) -> float | None:
-            number: float | None = ((point.get("tasks") or {}).get(name) or {}).get("format_share")
-            return number
+        def share(point: StepEvaluation, name: str = name) -> float | None:
+            return point.tasks[name].format_share if name in point.tasks else None
 
         for one in series(results, share):
             by_method.setdefault(one.method, []).append(_line(one, style, name, labels.label(one.method), band=False))
@@ -183,12 +180,12 @@ def _format_share_tasks(results: Json) -> Chart | None:
     )
 
 
-def _tradeoff(results: Json) -> Chart | None:
+def _tradeoff(results: Comparison) -> Chart | None:
     """Figures 5 and 6: a point per checkpoint, mean over seeds; each seed's as dots."""
-    targets = {one.method: one for one in series(results, "target", mixtures=True)}
+    targets = {one.method: one for one in series(results, TARGET_SCORE, mixtures=True)}
     lines: list[Line] = []
     told: list[str] = []
-    for icl in series(results, "icl", mixtures=True):
+    for icl in series(results, ICL_AVERAGE, mixtures=True):
         if icl.method not in targets:
             continue
         target, label, style = targets[icl.method], labels.label(icl.method), _style(icl.method, results)
@@ -214,63 +211,66 @@ def _tradeoff(results: Json) -> Chart | None:
     return Chart("tradeoff", title, alt, (Panel(x, y, tuple(lines)),)) if lines else None
 
 
-def gradient_alignment(found: Json) -> list[Chart]:
+def gradient_alignment(alignment: GradientAlignment) -> list[Chart]:
     """Figures 3 and 7: cosine between the gradients of real and shuffled targets, a chart with and without the prompt.
 
     Args:
-        found: what `analysis.gradient_alignment.along` returns.
+        alignment: what `analysis.gradient_alignment.along` returns.
     """
     drawn = []
-    for prompt in dict.fromkeys(point["prompt"] for point in found["points"]):
-        known = [p for p in found["points"] if p["prompt"] == prompt and p["mean"] is not None]
+    prompts = list(dict.fromkeys(point.prompt for point in alignment.points))
+    for prompt in prompts:
+        known = [p for p in alignment.points if p.prompt == prompt and p.mean is not None]
         panels, told = [], []
-        for scope in dict.fromkeys(point["scope"] for point in known):
+        for scope in dict.fromkeys(point.scope for point in known):
             lines = []
-            for style, group in enumerate(dict.fromkeys(point["group"] for point in known)):
-                members = [p for p in known if (p["scope"], p["group"]) == (scope, group)]
+            for style, group in enumerate(dict.fromkeys(point.group for point in known)):
+                members = [p for p in known if (p.scope, p.group) == (scope, group)]
                 points = [
                     Point(
-                        p["step"],
-                        p["mean"],
-                        f"{group}, {scope}, step {p['step']}: {p['mean']:.3f} [{p['low']:.3f}, {p['high']:.3f}]",
-                        *((p["low"], p["high"]) if group == "all" else ()),  # five bands would cover each other
+                        p.step,
+                        p.mean or 0.0,
+                        f"{group}, {scope}, step {p.step}: {p.mean:.3f} [{p.low:.3f}, {p.high:.3f}]",
+                        *((p.low, p.high) if group == "all" else ()),  # five bands would cover each other
                     )
-                    for p in sorted(members, key=lambda p: p["step"])
+                    for p in sorted(members, key=lambda p: p.step)
                 ]
                 if points:
                     lines.append(Line(group, style, tuple(points)))
                     told.append(f"{group} from {points[0].y:.2f} to {points[-1].y:.2f} ({scope})")
             panels.append(Panel("Step", "Cosine", tuple(lines), scope))
         behind = f"behind its prompt {prompt!r}" if prompt else "without a prompt"
-        of = f"{found['stage']} on {found['task']}, seed {found['seed']}"
+        of = f"{alignment.stage} on {alignment.task}, seed {alignment.seed}"
         title = f"Gradient alignment with shuffled targets: {of}, {behind}"
-        alt = f"Line charts. {', '.join(told)}. Band, of all: range over {found['batches']} batches."
-        name = "gradient_alignment" + ("" if prompt == found["points"][0]["prompt"] else "_stripped")
+        alt = f"Line charts. {', '.join(told)}. Band, of all: range over {alignment.batches} batches."
+        name = "gradient_alignment" + ("" if prompt == prompts[0] else "_stripped")
         if panels:
             drawn.append(Chart(name, title, alt, tuple(panels)))
     return drawn
 
 
-def of_run(run: Json) -> Chart | None:
+def of_run(run: Run) -> Chart | None:
     """The curves of one run: target score, ICL and format share, a panel per stage."""
     panels, told = [], []
-    for stage in dict.fromkeys(point["stage"] for point in run["curve"]):
+    values: list[tuple[Value, str, int]] = [
+        (TARGET_SCORE, "target score", TARGET),
+        (ICL_AVERAGE, "ICL", ICL),
+        (FORMAT_SHARE, "format share (%)", SHARE),
+    ]
+    for stage in dict.fromkeys(point.stage for point in run.curve):
+        curve = [point for point in run.curve if point.stage == stage]
         lines = []
-        for key, name, style in (
-            ("target", "target score", TARGET),
-            ("icl", "ICL", ICL),
-            ("format_share", "format share (%)", SHARE),
-        ):
+        for value, name, style in values:
             points = [
-                Point(p["step"], p[key], f"{name}, {tables.place(p['step'], p.get('alpha'))}: {p[key]:.1f}")
-                for p in run["curve"]
-                if p["stage"] == stage and p.get(key) is not None
+                Point(point.step, number, f"{name}, {tables.place(point.step, point.alpha)}: {number:.1f}")
+                for point in curve
+                if (number := value(point)) is not None
             ]
             if points:
                 lines.append(Line(name, style, tuple(points)))
                 told.append(f"{stage}: {name} from {points[0].y:.1f} to {points[-1].y:.1f}.")
         if lines:
-            mixtures = any("alpha" in p for p in run["curve"] if p["stage"] == stage)
+            mixtures = any(point.alpha is not None for point in curve)
             panels.append(Panel("Alpha (%)" if mixtures else "Step", "0 to 100", tuple(lines), stage))
     return Chart("curves", "Curves", f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
 
@@ -279,7 +279,7 @@ def of_run(run: Json) -> Chart | None:
 
 
 def _against_step(
-    name: str, title: str, axis: str, curves: Sequence[Series], results: Json, *, start: bool = False
+    name: str, title: str, axis: str, curves: Sequence[Series], results: Comparison, *, start: bool = False
 ) -> Chart | None:
     if not curves:
         return None
@@ -294,7 +294,7 @@ def _against_step(
     return Chart(name, title, f"Line chart. {_described(curves)}", (Panel(MODEL_STEP, axis, tuple(lines)),))
 
 
-def _lines(curves: Sequence[Series], results: Json) -> tuple[Line, ...]:
+def _lines(curves: Sequence[Series], results: Comparison) -> tuple[Line, ...]:
     lines: list[Line] = []
     for one in curves:
         style, label, steps = _style(one.method, results), labels.label(one.method), one.common()
@@ -322,17 +322,17 @@ def _pair(label: str, place: str, target: float, icl: float) -> str:
     return f"{label}, {place}: target {target:.1f}, ICL {icl:.1f}"
 
 
-def _places(results: Json, method: str) -> dict[int, str]:
+def _places(results: Comparison, method: str) -> dict[int, str]:
     """What each step of a method's model tuning is called."""
-    points = [point for run in results["methods"][method] for point in model_tuning(run["curve"])]
-    return {point["step"]: tables.place(point["step"], point.get("alpha")) for point in points}
+    points = [point for run in results.methods[method] for point in model_tuning(run.curve)]
+    return {point.step: tables.place(point.step, point.alpha) for point in points}
 
 
-def _style(method: str, results: Json) -> int:
+def _style(method: str, results: Comparison) -> int:
     """A style of its own for every method of a comparison, the same in all of its figures."""
     if method in STYLES:
         return STYLES[method]
-    others = [name for name in results["methods"] if name not in STYLES and name != labels.PRETRAINED]
+    others = [name for name in results.methods if name not in STYLES and name != labels.PRETRAINED]
     return len(STYLES) + others.index(method) if method in others else REFERENCE
 
 
@@ -340,13 +340,12 @@ def _described(curves: Iterable[Series]) -> str:
     return " ".join(f"{labels.label(one.method)} {one.ends()}." for one in curves)
 
 
-def _target_name(results: Json) -> str:
-    names = {run["target"]["task"] for runs in results["methods"].values() for run in runs if run.get("target")}
+def _target_name(results: Comparison) -> str:
+    names = {run.target.task for run in results.runs if run.target}
     return f" ({names.pop()})" if len(names) == 1 else ""
 
 
-def _shots(results: Json) -> str:
+def _shots(results: Comparison) -> str:
     """The number of shots where the settings say at how many the curves were evaluated."""
-    runs = [run for members in results["methods"].values() for run in members]
-    shots = {(run.get("settings") or {}).get("curve_shots") for run in runs} - {None}
+    shots = {run.settings.get("curve_shots") for run in results.runs} - {None}
     return f" ({shots.pop()}-shot)" if len(shots) == 1 else ""

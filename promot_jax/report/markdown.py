@@ -1,13 +1,4 @@
-"""From results to the paper's tables: `report.md` with figures, and the same table for a terminal.
-
-Besides the layout of `promot_jax.results.schema`, these keys of a run are shown where they are there:
-
-- `model`: name of the base model;
-- `settings`: flat object of what the run was done with; its `curve_shots` says at how many shots curves were evaluated;
-- `samples`: list of `{"task", "input", "target", "output"}`, all text; if wanted with `shots`, `query` (where in the
-  input the query begins) and `score` (of this output alone);
-- `matched`: `{"step", "target", "icl"}`, the scores of the checkpoint at matched target score, laid out as in the run.
-"""
+"""From results to the paper's tables: `report.md` with figures, and `report.html` beside it."""
 
 import os
 import re
@@ -24,8 +15,7 @@ from promot_jax.report.html import visible
 from promot_jax.report.page import page
 from promot_jax.report.svg import Chart
 from promot_jax.results.comparison import as_comparison
-
-Json = dict[str, Any]
+from promot_jax.results.schema import Comparison, GradientAlignment, Run
 
 METHODS_ACROSS = 4  # wider Markdown tables cannot be read without scrolling
 SAMPLES_PER_TASK = 1  # report.html has them all
@@ -35,7 +25,7 @@ _SPECIAL = re.compile(r"[&<>`*\[\]\\|~!#$^{}@\"]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-
 
 
 def write(
-    results: Json,
+    results: Run | Comparison,
     folder: str | os.PathLike[str],
     *,
     title: str = "ProMoT report",
@@ -53,7 +43,7 @@ def write(
         Path of `report.md`.
 
     Raises:
-        UserError: the results are not in the layout of `promot_jax.results.schema`.
+        UserError: a gradient alignment is not in its layout.
     """
     results = as_comparison(results)
     folder = Path(folder)
@@ -75,7 +65,7 @@ def write(
 
 
 def write_tasks(
-    by_task: Mapping[str, Json],
+    by_task: Mapping[str, Comparison],
     folder: str | os.PathLike[str],
     reports: Mapping[str, Path],
     *,
@@ -95,11 +85,10 @@ def write_tasks(
         Path of `report.md`.
 
     Raises:
-        UserError: the results are not in the layout of `promot_jax.results.schema`.
+        UserError: a gradient alignment is not in its layout.
     """
     parts = [f"# {escape(title)}"]
     for task, results in by_task.items():
-        results = as_comparison(results)
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})", _scores(tables.scores(results))]
         parts += ["### At matched target score", *_matched(results)]
@@ -107,37 +96,35 @@ def write_tasks(
     return write_text(Path(folder) / "report.md", "\n\n".join(parts) + "\n")
 
 
-def _header(results: Json) -> str:
+def _header(results: Comparison) -> str:
     """What was run: model, task, seeds, commit, versions."""
-    runs = [run for members in results["methods"].values() for run in members]
-    versions = [f"{name} {value}" for run in runs for name, value in (run.get("versions") or {}).items() if value]
-    items = {
-        "Model": [run.get("model") for run in runs],
-        "Fine-tuned task": [run["target"]["task"] for run in runs if run.get("target")],
-        "Seeds": sorted({run["seed"] for run in runs}),
-        "Commit": [run.get("commit") for run in runs],
-        "Versions": versions,
+    runs = results.runs
+    items: dict[str, list[Any]] = {
+        "Model": [run.model for run in runs],
+        "Fine-tuned task": [run.target.task for run in runs if run.target],
+        "Seeds": sorted({run.seed for run in runs}),
+        "Commit": [run.commit for run in runs],
+        "Versions": [f"{name} {version}" for run in runs for name, version in run.versions.items() if version],
     }
     return "\n".join(f"- {name}: {_listed(values)}" for name, values in items.items())
 
 
-def _settings(results: Json) -> str:
+def _settings(results: Comparison) -> str:
     """Methods side by side: a row per setting, with the value of each stage where they differ.
 
     What is off in every run is left out.
     """
-    methods = results["methods"]
+    methods = results.methods
     rows = [["", *(escape(label(method)) for method in methods)]]
-    rows.append(["seeds", *(_listed(run["seed"] for run in runs) for runs in methods.values())])
-    rows.append(["seconds", *(_listed(_whole(run.get("seconds")) for run in runs) for runs in methods.values())])
-    found: dict[str, dict[str, dict[str, list[Any]]]] = {}  # setting, method, stage
-    for method, runs in methods.items():
-        for run in runs:
-            for key, value in (run.get("settings") or {}).items():
-                stage = next((stage for stage in run["steps"] if key.startswith(f"{stage}/")), "")
-                by_stage = found.setdefault(key.removeprefix(f"{stage}/"), {}).setdefault(method, {})
-                by_stage.setdefault(stage, []).append(value)
-    for name, by_method in found.items():
+    rows.append(["seeds", *(_listed(run.seed for run in runs) for runs in methods.values())])
+    rows.append(["seconds", *(_listed(_whole(run.seconds) for run in runs) for runs in methods.values())])
+    by_setting: dict[str, dict[str, dict[str, list[Any]]]] = {}  # setting, method, stage
+    for run in results.runs:
+        for key, value in run.settings.items():
+            stage = next((stage for stage in run.steps if key.startswith(f"{stage}/")), "")
+            by_stage = by_setting.setdefault(key.removeprefix(f"{stage}/"), {}).setdefault(run.method, {})
+            by_stage.setdefault(stage, []).append(value)
+    for name, by_method in by_setting.items():
         if any(value for stages in by_method.values() for values in stages.values() for value in values):
             rows.append([escape(name), *(_by_stage(by_method.get(method, {})) for method in methods)])
     return markdown(rows)
@@ -166,7 +153,7 @@ def _scores(scores: tables.Table) -> str:
     return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), tables.READING])])
 
 
-def _sections(results: Json) -> list[str]:
+def _sections(results: Comparison) -> list[str]:
     """What only a comparison over settings, seeds or exemplars has, and what is missing from it."""
     parts: list[str] = []
     if rows := tables.tried_settings(results):
@@ -183,7 +170,7 @@ def _sections(results: Json) -> list[str]:
     return parts
 
 
-def _matched(results: Json) -> list[str]:
+def _matched(results: Comparison) -> list[str]:
     rows, notes = tables.matched(results)
     if not rows:
         return ["No method has a curve of target scores."]
@@ -191,19 +178,19 @@ def _matched(results: Json) -> list[str]:
         markdown([[escape(name), *numbers] for name, *numbers in rows]),
         " ".join([*map(escape, notes), tables.MATCHED]),
     ]
-    if any(run.get("matched") for runs in results["methods"].values() for run in runs):
-        parts += ["All tasks, at those checkpoints:", _scores(tables.scores(results, key="matched"))]
+    if any(run.matched for run in results.runs):
+        parts += ["All tasks, at those checkpoints:", _scores(tables.scores(results, "matched"))]
     return parts
 
 
-def _figures(results: Json, folder: Path) -> list[str]:
+def _figures(results: Comparison, folder: Path) -> list[str]:
     images = _images(figures.charts(results), folder)
     if not images:
         return ["No run has a curve."]
     return ["Lines: mean over seeds. Bands: range over seeds. Scores of the validation split.", *images]
 
 
-def _alignments(aligned: Sequence[Json], folder: Path) -> list[str]:
+def _alignments(aligned: Sequence[GradientAlignment], folder: Path) -> list[str]:
     drawn = [figures.gradient_alignment(found) for found in aligned]
     named = [replace(one, name=f"{one.name}_{i}") for i, charts in enumerate(drawn) for one in charts]
     return [tables.aligned_reading(aligned), *_images(named, folder)]
@@ -214,18 +201,18 @@ def _images(drawn: Sequence[Chart], folder: Path) -> list[str]:
     return [f"### {escape(one.title)}\n\n![{escape(one.alt)}](figures/{one.path.name})" for one in pictures]
 
 
-def _samples(results: Json) -> list[str]:
+def _samples(results: Comparison) -> list[str]:
     """The first samples of each task, method beside method, of the lowest seed that has any."""
-    methods = tables.ordered(results["methods"])
-    with_samples = {m: [run for run in results["methods"][m] if run.get("samples")] for m in methods}
-    seeds = [run["seed"] for runs in with_samples.values() for run in runs]
+    methods = tables.ordered(results.methods)
+    with_samples = {method: [run for run in results.methods[method] if run.samples] for method in methods}
+    seeds = [run.seed for runs in with_samples.values() for run in runs]
     if not seeds:
         return []
     outputs: dict[tuple[str, str, str, str], dict[str, str]] = {}
     for method, runs in with_samples.items():
-        for sample in (sample for run in runs if run["seed"] == min(seeds) for sample in run["samples"]):
-            key = (sample["task"], str(sample.get("shots", "")), sample["input"], sample["target"])
-            outputs.setdefault(key, {})[method] = sample["output"]
+        for sample in (sample for run in runs if run.seed == min(seeds) for sample in run.samples):
+            shots = "" if sample.shots is None else str(sample.shots)
+            outputs.setdefault((sample.task, shots, sample.input, sample.target), {})[method] = sample.output
     shown = [method for method in methods if with_samples[method]]
     rows = [["task", "input", "target", *(escape(label(method)) for method in shown)]]
     counts: dict[tuple[str, str], int] = {}

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Literal
 
 from promot_jax.methods.labels import PRETRAINED, label
 from promot_jax.results import bootstrap, matched_target, spread
+from promot_jax.results.schema import Comparison, GradientAlignment
+from promot_jax.results.scores import Icl, Interval, Score, StepEvaluation, Target
 
-Json = dict[str, Any]
+Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
 AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
 
@@ -106,64 +109,85 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda method: method != PRETRAINED)
 
 
-def scores(results: Json, *, key: str | None = None) -> Table:
+@dataclass(frozen=True)
+class _View:
+    """What a table shows of a run: its scores at one of its checkpoints."""
+
+    seed: int
+    target: Target | None
+    icl: Mapping[str, Icl]
+
+    def tasks(self, shots: str) -> dict[str, Score]:
+        """The ICL tasks that have a score."""
+        tasks = self.icl[shots].tasks if shots in self.icl else {}
+        return {name: task for name, task in tasks.items() if task.score is not None}
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A number to be shown, with its bootstrap interval."""
+
+    value: float
+    ci95: Interval | None
+
+
+_Views = Mapping[str, Sequence[_View]]  # by method
+_Get = Callable[[_View, str], _Value | None]  # of a run, at a number of shots
+
+
+def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     """The paper's main table: target score, each ICL task, normalised average, format share.
 
     Args:
-        results: a comparison (`results.as_comparison`).
-        key: None for the best checkpoint of each run; "matched" for the scores under that key of each run, runs and
-            methods without it being left out.
+        results: a comparison.
+        checkpoint: of each run, the best one or that at matched target score; runs and methods without the latter are
+            left out.
 
     Returns:
         A table with a cell for everything that at least one seed has.
     """
-    runs = {method: _views(results["methods"][method], key) for method in ordered(results["methods"])}
-    runs = {method: members for method, members in runs.items() if members or key is None}
-    everything = [run for members in runs.values() for run in members]
-    shots = sorted({shots for run in everything for shots in run["icl"]}, key=int)
-    names = list(dict.fromkeys(name for run in everything for entry in run["icl"].values() for name in entry["tasks"]))
-    table = Table(list(runs), shots, [])
-    targets = dict.fromkeys((run["target"]["task"], run["target"]["metric"]) for run in everything if run["target"])
-    for task, metric in targets:
-        table.rows.append(_row(f"{task} ({_words(metric)}, target)", runs, [None], _target_getter(task, metric)))
-    parts = [item for run in everything if run["target"] for item in (run["target"].get("tasks") or {}).items()]
-    for name, metric in dict.fromkeys((name, part["metric"]) for name, part in parts):
-        table.rows.append(_row(f"{name} ({_words(metric)}, target)", runs, [None], _part_getter(name, metric)))
-    behind = ((m, (run["target"] or {}).get("shots")) for m, members in runs.items() for run in members)
-    if asked := {label(method): shots for method, shots in behind if shots}:
-        told = ", ".join(f"{name} ({shots}-shot)" for name, shots in asked.items())
-        table.notes.append(f"Asked on the target as they were trained, behind exemplars: {told}.")
+    views = _views(results, checkpoint)
+    runs = [run for members in views.values() for run in members]
+    shots, names = _shots_and_tasks(runs)
+    table = Table(list(views), shots, [])
+    targets = [run.target for run in runs if run.target]
+    for task, metric in dict.fromkeys((target.task, target.metric) for target in targets):
+        table.rows.append(_row(f"{task} ({_words(metric)}, target)", views, [None], partial(_of_target, task, metric)))
+    parts = [part for target in targets for part in target.tasks.items()]
+    for name, metric in dict.fromkeys((name, part.metric) for name, part in parts):
+        table.rows.append(_row(f"{name} ({_words(metric)}, target)", views, [None], partial(_of_part, name, metric)))
+    shown = {label(m): run.target.shots for m, members in views.items() for run in members if run.target}
+    if with_shots := ", ".join(f"{name} ({count}-shot)" for name, count in shown.items() if count):
+        table.notes.append(f"Asked on the target as they were trained, behind exemplars: {with_shots}.")
     for name in names:
-        entries = [entry["tasks"].get(name) for run in everything for entry in run["icl"].values()]
-        metrics = list(dict.fromkeys(_words(entry["metric"]) for entry in entries if entry))
-        table.rows.append(_row(f"{name} ({', '.join(metrics)})", runs, shots, _task_getter(name, "score")))
+        entries = [icl.tasks[name] for run in runs for icl in run.icl.values() if name in icl.tasks]
+        metrics = dict.fromkeys(_words(entry.metric) for entry in entries)
+        table.rows.append(_row(f"{name} ({', '.join(metrics)})", views, shots, partial(_of_task, name)))
     if shots:
-        complete = {count: {name for run in everything for name in _tasks(run, count)} for count in shots}
-        for title, entry_key in zip(AVERAGES, ("norm_avg", "format_share"), strict=True):
-            table.rows.append(_row(title, runs, shots, _average_getter(entry_key, complete)))
-        table.notes += _incomplete(runs, complete)
+        complete = {count: {name for run in runs for name in run.tasks(count)} for count in shots}
+        for index, title in enumerate(AVERAGES):
+            table.rows.append(_row(title, views, shots, partial(_average, index, complete)))
+        table.notes += _incomplete(views, complete)
     return table
 
 
-def format_shares(results: Json) -> Table:
+def format_shares(results: Comparison) -> Table:
     """Format share of every ICL task, in percent; rows only for tasks that have one."""
-    runs = {method: _views(results["methods"][method], None) for method in ordered(results["methods"])}
-    everything = [run for members in runs.values() for run in members]
-    shots = sorted({shots for run in everything for shots in run["icl"]}, key=int)
-    names = dict.fromkeys(name for run in everything for entry in run["icl"].values() for name in entry["tasks"])
-    rows = [_row(name, runs, shots, _task_getter(name, "format_share")) for name in names]
-    return Table(list(runs), shots, [row for row in rows if row.cells])
+    views = _views(results, "best")
+    shots, names = _shots_and_tasks([run for members in views.values() for run in members])
+    rows = [_row(name, views, shots, partial(_share_of_task, name)) for name in names]
+    return Table(list(views), shots, [row for row in rows if row.cells])
 
 
-def matched(results: Json) -> tuple[list[list[str]], list[str]]:
+def matched(results: Comparison) -> tuple[list[list[str]], list[str]]:
     """Compares methods at matched target score, from their curves (`tradeoff.matched`): validation scores.
 
     Returns:
         (rows, notes): rows of text, the header first; no rows when no run has a usable curve.
     """
-    members = {method: {run["seed"]: run for run in runs} for method, runs in results["methods"].items()}
+    members = {method: {run.seed: run for run in runs} for method, runs in results.methods.items()}
     seeds = sorted({seed for runs in members.values() for seed in runs})
-    curves = {name: [runs[seed]["curve"] if seed in runs else [] for seed in seeds] for name, runs in members.items()}
+    curves = {name: [runs[seed].curve if seed in runs else [] for seed in seeds] for name, runs in members.items()}
     found = matched_target.matched(curves)
     used = [seed for index, seed in enumerate(seeds) if any(matches[index] for matches in found.values())]
     if not used:
@@ -173,7 +197,7 @@ def matched(results: Json) -> tuple[list[list[str]], list[str]]:
     for method, matches in found.items():
         kept = [(seed, match) for seed, match in zip(seeds, matches, strict=True) if match is not None]
         thresholds |= {seed: match.threshold for seed, match in kept}
-        changes = [_change(members[method][seed]["curve"], match) for seed, match in kept]
+        changes = [_change(members[method][seed].curve, match) for seed, match in kept]
         fields = [[getattr(match, name) for _, match in kept] for name in ("target", "icl")]
         steps = [place(match.step, match.alpha).removeprefix("step ") for _, match in kept]
         columns = [", ".join(steps), *(_over_seeds(values) for values in fields)]
@@ -187,11 +211,9 @@ def matched(results: Json) -> tuple[list[list[str]], list[str]]:
     return rows, notes
 
 
-def aligned_reading(found: Sequence[Json]) -> str:
+def aligned_reading(alignments: Sequence[GradientAlignment]) -> str:
     """How gradient alignments (`analysis.gradient_alignment.along`) are read."""
-    changed = ", ".join(
-        f"{100 * one['changed']:.0f} % ({one['stage']} on {one['task']}, seed {one['seed']})" for one in found
-    )
+    changed = ", ".join(f"{100 * one.changed:.0f} % ({one.stage} on {one.task}, seed {one.seed})" for one in alignments)
     return (
         "Cosine between the gradient on a batch and on the same batch with its targets shuffled among the rows. The "
         "band is the range over batches, of all parameters. Near 1 the step teaches what all targets share, their "
@@ -215,64 +237,65 @@ def varied(settings: Mapping[str, float]) -> str:
 TRIED = "Settings tried"
 
 
-def tried_reading(results: Json) -> str:
+def tried_reading(results: Comparison) -> str:
     """How a comparison chose between settings."""
     chosen = "The highest target score is chosen"
-    if margin := results.get("margin"):
-        chosen = f"Of those at most {margin:g} points below the highest target score, the highest ICL is chosen"
+    if results.margin:
+        chosen = f"Of those at most {results.margin:g} points below the highest target score, the highest ICL is chosen"
     return (
         f"Validation split, best checkpoint of each run, mean over seeds. {chosen}. A kind of stage goes by its "
         "learning rate."
     )
 
 
-def tried_settings(results: Json) -> list[list[str]]:
+def tried_settings(results: Comparison) -> list[list[str]]:
     """All settings that a comparison tried, with their scores on the validation split; the header first.
 
     No rows where there was no choice.
     """
     rows = [["method", "setting", "target score", "ICL", "seeds", "chosen"]]
-    for method, choice in results.get("selection", {}).items():
-        for tried in choice["candidates"]:
-            scores = [ABSENT if tried[key] is None else f"{tried[key]:.1f}" for key in ("validation", "icl")]
-            chosen = "yes" if tried["varied"] == choice["chosen"] else ""
-            rows.append([label(method), varied(tried["varied"]), *scores, str(len(tried["seeds"])), chosen])
+    for method, selection in results.selection.items():
+        for tried in selection.candidates:
+            chosen = "yes" if tried.varied == selection.chosen else ""
+            shown = [number(tried.validation), number(tried.icl), str(len(tried.seeds)), chosen]
+            rows.append([label(method), varied(tried.varied), *shown])
     return rows if len(rows) > 1 else []
 
 
-def spreads(results: Json) -> list[list[str]]:
-    """Target scores and ICL averages over seeds and exemplar draws (`analysis.spread`); the header first.
+def spreads(results: Comparison) -> list[list[str]]:
+    """Target scores and ICL averages over seeds and exemplar draws (`results.spread`); the header first.
 
     Best checkpoints are of the test split, those at matched target score of the validation split. No rows where there
     is one seed and one draw of each method.
     """
     rows = [["method", "checkpoint", "score", "mean", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]]
     several = False
-    for key, checkpoint in ((None, "best"), ("matched", "matched")):
-        found = spread.of_comparison(results, key=key)
-        for method, score, one in ((name, *item) for name in ordered(found) for item in found[name].items()):
+    checkpoints: tuple[Checkpoint, ...] = ("best", "matched")
+    for checkpoint in checkpoints:
+        by_method = spread.of_comparison(results, checkpoint)
+        for method, score, one in ((name, *item) for name in ordered(by_method) for item in by_method[name].items()):
             shown = "target" if score == "target" else f"Norm. Avg., {score}-shot"
-            several |= one["seeds"] > 1 or one["draws"] > 1
-            interval = ABSENT if one["ci95"] is None else "[{:.1f}, {:.1f}]".format(*one["ci95"])
-            deviations = [ABSENT if one[key] is None else f"{one[key]:.1f}" for key in ("sd_seeds", "sd_draws")]
-            counts = f"{one['seeds']} x {one['draws']}"
-            rows.append([label(method), checkpoint, shown, f"{one['mean']:.1f}", interval, *deviations, counts])
+            several |= one.seeds > 1 or one.draws > 1
+            interval = ABSENT if one.ci95 is None else "[{:.1f}, {:.1f}]".format(*one.ci95)
+            numbers = [number(one.mean), interval, number(one.sd_seeds), number(one.sd_draws)]
+            rows.append([label(method), checkpoint, shown, *numbers, f"{one.seeds} x {one.draws}"])
     return rows if several else []
 
 
-def unfinished(results: Json) -> list[str]:
+def unfinished(results: Comparison) -> list[str]:
     """A line for every cell of a comparison that is not finished."""
-    lines = []
-    for cell in results.get("cells", ()):
-        if cell["state"] != "finished":
-            message = f": {cell['message']}" if cell.get("message") else ""
-            lines.append(f"{cell['folder']} is {cell['state']}{message}")
-    return lines
+    cells = [cell for cell in results.cells if cell.state != "finished"]
+    return [f"{cell.folder} is {cell.state}{f': {cell.message}' if cell.message else ''}" for cell in cells]
 
 
-def _change(curve: Sequence[Json], match: matched_target.Match) -> float | None:
+def number(value: float | None) -> str:
+    """`55.0`, or "-" for none."""
+    return ABSENT if value is None else f"{value:.1f}"
+
+
+def _change(curve: Sequence[StepEvaluation], match: matched_target.Match) -> float | None:
     """ICL at the match less ICL before any update, which is the pretrained model's on the same examples."""
-    start = next((point.get("icl") for point in matched_target.model_tuning(curve) if point["step"] == 0), None)
+    start = next((point.icl for point in matched_target.model_tuning(curve) if point.step == 0), None)
     return None if start is None or match.icl is None else match.icl - start
 
 
@@ -285,101 +308,95 @@ def _over_seeds(values: Sequence[float | None], form: str = ".1f") -> str:
     return mean if low == high else f"{mean} [{low}, {high}]"
 
 
-def _views(runs: Sequence[Json], key: str | None) -> list[Json]:
-    """Runs with the scores to be shown under `target` and `icl`, never None."""
-    if key is not None:
-        runs = [{"seed": run["seed"], **run[key]} for run in runs if run.get(key)]
-    return [{**run, "target": run.get("target"), "icl": run.get("icl") or {}} for run in runs]
+def _views(results: Comparison, checkpoint: Checkpoint) -> dict[str, list[_View]]:
+    """Scores to be shown of each run, by method; "matched" leaves out runs and methods without such scores."""
+    views: dict[str, list[_View]] = {}
+    for method in ordered(results.methods):
+        runs = results.methods[method]
+        if checkpoint == "best":
+            views[method] = [_View(run.seed, run.target, run.icl) for run in runs]
+        elif matched_runs := [_View(run.seed, run.matched.target, run.matched.icl) for run in runs if run.matched]:
+            views[method] = matched_runs
+    return views
 
 
-def _tasks(run: Json, shots: str) -> Json:
-    tasks: Json = run["icl"].get(shots, {}).get("tasks", {})
-    return {name: task for name, task in tasks.items() if task.get("score") is not None}
+def _shots_and_tasks(runs: Sequence[_View]) -> tuple[list[str], list[str]]:
+    """Numbers of shots, ascending, and ICL tasks in order of appearance."""
+    shots = sorted({shots for run in runs for shots in run.icl}, key=int)
+    return shots, list(dict.fromkeys(name for run in runs for icl in run.icl.values() for name in icl.tasks))
 
 
-def _row(
-    title: str, runs: dict[str, list[Json]], columns: Sequence[str | None], get: Callable[..., Json | None]
-) -> Row:
+def _row(title: str, views: _Views, columns: Sequence[str | None], get: _Get) -> Row:
     cells = {}
     for shots in columns:
-        found = {
-            method: {run["seed"]: entry for run in members if (entry := get(run, shots)) is not None}
-            for method, members in runs.items()
+        values = {
+            method: {run.seed: value for run in members if (value := get(run, shots or "")) is not None}
+            for method, members in views.items()
         }
-        for method, by_seed in found.items():
+        for method, by_seed in values.items():
             if by_seed:
-                reference = None if method == PRETRAINED else found.get(PRETRAINED)
+                reference = None if method == PRETRAINED else values.get(PRETRAINED)
                 cells[method, shots] = _cell(by_seed, reference)
     return Row(title, cells)
 
 
-def _cell(by_seed: dict[int, Json], reference: dict[int, Json] | None) -> Cell:
-    over = bootstrap.across_seeds(entry["score"] for entry in by_seed.values())
-    assert over is not None  # getters only return entries with a score
+def _cell(by_seed: dict[int, _Value], reference: dict[int, _Value] | None) -> Cell:
+    over = bootstrap.across_seeds(each.value for each in by_seed.values())
+    assert over is not None  # every value is a number
     low: float | None = over.low
     high: float | None = over.high
     if over.seeds == 1:
-        low, high = next(iter(by_seed.values())).get("ci95") or (None, None)
+        low, high = next(iter(by_seed.values())).ci95 or (None, None)
     change = None
     if reference:
         # Paired by seed where possible, since a seed shares its exemplars across methods.
         shared = [seed for seed in by_seed if seed in reference]
-        ours = [by_seed[seed]["score"] for seed in shared or by_seed]
-        theirs = [reference[seed]["score"] for seed in shared or reference]
+        ours = [by_seed[seed].value for seed in shared or by_seed]
+        theirs = [reference[seed].value for seed in shared or reference]
         change = sum(ours) / len(ours) - sum(theirs) / len(theirs)
     return Cell(over.mean, low, high, change, over.seeds)
 
 
-def _target_getter(task: str, metric: str) -> Callable[[Json, str | None], Json | None]:
-    def get(run: Json, shots: str | None) -> Json | None:
-        del shots
-        target = run["target"]
-        same = target and (target["task"], target["metric"]) == (task, metric) and target.get("score") is not None
-        return target if same else None
-
-    return get
+def _value(value: float | None, ci95: Interval | None = None) -> _Value | None:
+    return None if value is None else _Value(value, ci95)
 
 
-def _part_getter(name: str, metric: str) -> Callable[[Json, str | None], Json | None]:
+def _of_target(task: str, metric: str, run: _View, _: str) -> _Value | None:
+    target = run.target
+    return _value(target.score, target.ci95) if target and (target.task, target.metric) == (task, metric) else None
+
+
+def _of_part(name: str, metric: str, run: _View, _: str) -> _Value | None:
     """One task of a mixture that is the target."""
-
-    def get(run: Json, shots: str | None) -> Json | None:
-        del shots
-        part = ((run["target"] or {}).get("tasks") or {}).get(name)
-        return part if part and part["metric"] == metric and part.get("score") is not None else None
-
-    return get
+    part = run.target.tasks.get(name) if run.target else None
+    return _value(part.score, part.ci95) if part and part.metric == metric else None
 
 
-def _task_getter(name: str, key: str) -> Callable[[Json, str], Json | None]:
-    def get(run: Json, shots: str) -> Json | None:
-        task = run["icl"].get(shots, {}).get("tasks", {}).get(name)
-        if not task or task.get(key) is None:
-            return None
-        return {"score": task[key], "ci95": task.get("ci95") if key == "score" else None}
-
-    return get
+def _of_task(name: str, run: _View, shots: str) -> _Value | None:
+    task = run.tasks(shots).get(name)
+    return _value(task.score, task.ci95) if task else None
 
 
-def _average_getter(key: str, complete: dict[str, set[str]]) -> Callable[[Json, str], Json | None]:
-    """Averages of runs that have every task that any run has: averages over different tasks do not compare."""
-
-    def get(run: Json, shots: str) -> Json | None:
-        entry = run["icl"].get(shots)
-        if not entry or entry.get(key) is None or set(_tasks(run, shots)) != complete[shots]:
-            return None
-        return {"score": entry[key], "ci95": entry.get("ci95") if key == "norm_avg" else None}
-
-    return get
+def _share_of_task(name: str, run: _View, shots: str) -> _Value | None:
+    task = run.icl[shots].tasks.get(name) if shots in run.icl else None
+    return _value(task.format_share) if task else None
 
 
-def _incomplete(runs: dict[str, list[Json]], complete: dict[str, set[str]]) -> list[str]:
+def _average(index: int, complete: Mapping[str, set[str]], run: _View, shots: str) -> _Value | None:
+    """One of `AVERAGES`, of a run with every task that any run has: averages over different tasks do not compare."""
+    icl = run.icl.get(shots)
+    if icl is None or run.tasks(shots).keys() != complete[shots]:
+        return None
+    return _value(icl.norm_avg, icl.ci95) if index == 0 else _value(icl.format_share)
+
+
+def _incomplete(views: _Views, complete: Mapping[str, set[str]]) -> list[str]:
     partial = [
-        f"{label(method)} (seed {run['seed']}, {shots}-shot)"
-        for method, members in runs.items()
+        f"{label(method)} (seed {run.seed}, {shots}-shot)"
+        for method, members in views.items()
         for run in members
         for shots, names in complete.items()
-        if shots in run["icl"] and set(_tasks(run, shots)) != names
+        if shots in run.icl and run.tasks(shots).keys() != names
     ]
     return [f"Not in the averages, as tasks are missing: {', '.join(partial)}."] if partial else []
 

@@ -3,26 +3,21 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from promot_jax.distributed import hosts
 from promot_jax.methods.labels import label
 from promot_jax.report import tables
 from promot_jax.results.comparison import as_comparison
 from promot_jax.results.comparison import comparison as join_runs
+from promot_jax.results.schema import Comparison, Run
 
-Json = dict[str, Any]
 
-
-def table(results: Json, *, width: int = 120) -> str:
+def table(results: Run | Comparison, *, width: int = 120) -> str:
     """The paper's table for a terminal, and the comparison at matched target score under it.
 
     Args:
         results: a comparison, or a single run.
         width: in characters; methods that do not fit side by side follow below.
-
-    Raises:
-        UserError: the results are not in the layout of `promot_jax.results.schema`.
     """
     results = as_comparison(results)
     main = tables.scores(results)
@@ -75,12 +70,12 @@ def aligned(rows: Sequence[Sequence[str]], *, header: int = 1) -> str:
     return "\n".join([*lines[:header], "-" * max(map(len, lines)), *kept])
 
 
-def print_table(finished: Sequence[Json]) -> None:
+def print_table(finished: Sequence[Run]) -> None:
     """Prints the paper's table of finished runs."""
     print("\n" + table(join_runs(finished)), flush=True)
 
 
-def write_and_print(workdir: Path, finished: Sequence[Json]) -> None:
+def write_and_print(workdir: Path, finished: Sequence[Run]) -> None:
     """Prints the table of finished runs and writes their report into `workdir`; on the host that writes."""
     from promot_jax.report import markdown
 

@@ -1,62 +1,52 @@
 """Runs of several methods joined to one comparison."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from promot_jax.methods import stages
 from promot_jax.results.matched_target import matched, model_tuning
-from promot_jax.results.schema import check_comparison, check_run, icl_result, target_result
+from promot_jax.results.records import replace
+from promot_jax.results.schema import Comparison, Matched, Run
+from promot_jax.results.scores import Icl, Target
 
-Json = dict[str, Any]
 
-
-def comparison(runs: Iterable[Json]) -> Json:
-    """Groups runs by method: `{"methods": {method: [run per seed, ascending]}}`, methods in order of appearance.
+def comparison(runs: Iterable[Run]) -> Comparison:
+    """Groups runs by method, ascending by seed, methods in order of appearance.
 
     Where several methods tune the model, each of their runs gets `matched`: its scores on the validation split at the
     checkpoint where all methods are equally good at the fine-tuned task (`promot_jax.results.matched_target.matched`).
     So do pretrained runs: what one of those methods scored before its first update. Stripped, that is the pretrained
     model; its target score counts only of methods that ask for the target as they ask the pretrained model.
     """
-    methods: dict[str, list[Json]] = {}
+    by_seed: dict[str, dict[int, Run]] = {}
     for run in runs:
-        methods.setdefault(run["method"], []).append({key: run[key] for key in run if key != "matched"})
-    methods = {name: sorted(members, key=lambda run: run["seed"]) for name, members in methods.items()}
-    by_seed = {name: {run["seed"]: run for run in members} for name, members in methods.items()}
+        by_seed.setdefault(run.method, {})[run.seed] = replace(run, matched=None)
+    by_seed = {name: dict(sorted(known.items())) for name, known in by_seed.items()}
     seeds = sorted({seed for known in by_seed.values() for seed in known})
-    found = matched(
-        {name: [known[seed]["curve"] if seed in known else [] for seed in seeds] for name, known in by_seed.items()}
-    )
-    for name, matches in found.items() if len(found) > 1 else ():
-        for seed, match in zip(seeds, matches, strict=True):
+    matches = matched({name: [known[s].curve if s in known else [] for s in seeds] for name, known in by_seed.items()})
+    for name, of_method in matches.items() if len(matches) > 1 else ():
+        for seed, match in zip(seeds, of_method, strict=True):
             if match is not None:
-                by_seed[name][seed] |= _matched(by_seed[name][seed], match.step)
-    for seed, before in by_seed.get("pretrained", {}).items():
-        tuned = [runs[seed] for runs in by_seed.values() if "matched" in runs.get(seed, {})]
-        begun: dict[str, Json] = {run["method"]: scores for run in tuned if (scores := _matched(run, 0))}
-        plain = [scores for name, scores in begun.items() if stages.is_plain(name)]
-        stripped = [{"matched": scores["matched"] | {"target": None}} for scores in begun.values()]
-        before |= next(iter(plain + stripped), {})
-    return {"methods": methods}
+                by_seed[name][seed] = replace(by_seed[name][seed], matched=_scores_at(by_seed[name][seed], match.step))
+    for seed, run in by_seed.get("pretrained", {}).items():
+        tuned = [known[seed] for known in by_seed.values() if seed in known and known[seed].matched]
+        starts = [(other.method, scores) for other in tuned if (scores := _scores_at(other, 0))]
+        plain = [scores for method, scores in starts if stages.is_plain(method)]
+        stripped = [replace(scores, target=None) for _, scores in starts]
+        by_seed["pretrained"][seed] = replace(run, matched=next(iter(plain + stripped), None))
+    return Comparison(methods={name: list(known.values()) for name, known in by_seed.items()})
 
 
-def _matched(run: Json, step: int) -> Json:
-    """`{"matched": scores}` of a run at one step of its model tuning; nothing where its curve holds no tasks."""
-    point = next((point for point in model_tuning(run["curve"]) if point["step"] == step), {})
-    if not run.get("target") or "tasks" not in point:
-        return {}
-    task, metric = run["target"]["task"], run["target"]["metric"]
-    target = target_result(task, metric, point["target"], ci95=point["target_ci95"], n=point["target_n"])
-    icl = {str(run["settings"]["curve_shots"]): icl_result(point["tasks"])}
-    for entry in icl.values() if "draws" in point else ():
-        entry["draws"] = point["draws"]
-    return {"matched": {"step": step, "target": target, "icl": icl}}
+def _scores_at(run: Run, step: int) -> Matched | None:
+    """Scores of a run at one step of its model tuning; None where its curve holds no tasks."""
+    point = next((point for point in model_tuning(run.curve) if point.step == step), None)
+    if run.target is None or point is None or not point.tasks:
+        return None
+    task, metric, n = run.target.task, run.target.metric, point.target_n or 0
+    target = Target(task=task, metric=metric, score=point.target, ci95=point.target_ci95, n=n)
+    icl = Icl.of(point.tasks, draws=point.draws)
+    return Matched(step=step, target=target, icl={str(run.settings["curve_shots"]): icl})
 
 
-def as_comparison(results: Json) -> Json:
-    """A comparison as it is, a single run as the comparison that holds it alone; checked."""
-    if isinstance(results, dict) and "methods" not in results and "method" in results:
-        check_run(results, "the results")
-        return comparison([results])
-    check_comparison(results, "the results")
-    return results
+def as_comparison(results: Run | Comparison) -> Comparison:
+    """A comparison as it is, a single run as the comparison that holds it alone."""
+    return comparison([results]) if isinstance(results, Run) else results

@@ -5,13 +5,11 @@ slow learner.
 Paper: the trade-off of figures 5 and 6.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from promot_jax.methods.stages import MODEL_TUNING
-
-Point = Mapping[str, Any]
+from promot_jax.results.scores import StepEvaluation
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,12 @@ class Match:
     alpha: float | None = None
 
 
-def model_tuning(points: Sequence[Point]) -> list[Point]:
+def model_tuning(points: Iterable[StepEvaluation]) -> list[StepEvaluation]:
     """The part of a curve in which the model is trained, by step."""
-    return sorted((point for point in points if point["stage"] in MODEL_TUNING), key=lambda point: point["step"])
+    return sorted((point for point in points if point.stage in MODEL_TUNING), key=lambda point: point.step)
 
 
-def matched(curves: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, list[Match | None]]:
+def matched(curves: Mapping[str, Sequence[Sequence[StepEvaluation]]]) -> dict[str, list[Match | None]]:
     """Finds each run's checkpoint at the target score that all methods reach.
 
     What is compared, seed by seed (the i-th curves of all methods): for each method the best target score on the
@@ -67,19 +65,19 @@ def matched(curves: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, list[M
     matches: dict[str, list[Match | None]] = {method: [] for method in scored}
     for of_seed in zip(*scored.values(), strict=True):
         complete = all(of_seed)
-        threshold = min(max(point["target"] for point in points) for points in of_seed) if complete else 0.0
+        threshold = min(max(point.target or 0.0 for point in points) for points in of_seed) if complete else 0.0
         for method, points in zip(scored, of_seed, strict=True):
             matches[method].append(_first(points, threshold) if complete else None)
     return matches
 
 
-def _scored(curve: Sequence[Point]) -> list[Point]:
+def _scored(curve: Iterable[StepEvaluation]) -> list[StepEvaluation]:
     """Evaluations after at least one update of the model that have a target score."""
-    return [point for point in model_tuning(curve) if point["step"] > 0 and point.get("target") is not None]
+    return [point for point in model_tuning(curve) if point.step > 0 and point.target is not None]
 
 
-def _first(points: Sequence[Point], threshold: float) -> Match:
-    point = next(point for point in points if point["target"] >= threshold)
-    return Match(
-        threshold, point["step"], point["target"], *(point.get(key) for key in ("icl", "format_share", "alpha"))
-    )
+def _first(points: Sequence[StepEvaluation], threshold: float) -> Match:
+    for point in points:
+        if point.target is not None and point.target >= threshold:
+            return Match(threshold, point.step, point.target, point.icl, point.format_share, point.alpha)
+    raise ValueError(f"no target score reaches the threshold {threshold}")

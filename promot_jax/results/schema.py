@@ -1,261 +1,233 @@
-"""`results.json`: what a run leaves behind, as plain dictionaries.
+"""What a run leaves, as records: `results.json` of runs and comparisons, `stage.json`, gradient alignments.
 
-One run::
-
-    {"method": "promot", "seed": 0, "steps": {"stage1": 100, "stage2": 60}, "seconds": 412.0,
-     "target": {"task": ..., "metric": ..., "score": 91.2, "ci95": [88.0, 94.1], "n": 400},
-     "icl": {"1": {"norm_avg": 41.3, "ci95": [...], "format_share": 3.2, "tasks": {"capital": {"metric": "exact_match",
-             "score": 55.0, "ci95": [...], "n": 100, "format_share": 0.0}, ...}}, "4": {...}},
-     "curve": [{"step": 20, "stage": "stage2", "loss": ..., "target": ..., "icl": ..., "format_share": ...}, ...],
-     "versions": {...}, "commit": ...}
-
-A comparison is `{"methods": {"pretrained": [<one run per seed>], "finetune": [...], ...}}`. All scores are on [0, 100];
-a number that does not exist (a NaN loss, the format share of an open task) is null. Further keys are allowed
-everywhere. Those with a meaning to `promot_jax.report` are `model`, `settings`, `samples` and `matched` (see there); in
-an entry of `icl`, `draws` (a `draw_result` for each draw of exemplars); in the `target` of a mixture, `tasks` (a
-`task_result` for each of them); and in a comparison those of `promot_jax.sweep.collect.collect`.
+The scores in them are those of `promot_jax.results.scores`. Numbers of shots are text ("1", "4").
 """
 
-import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from promot_jax.errors import UserError, nearest
-from promot_jax.files import plain
-from promot_jax.methods import stages
-from promot_jax.results.bootstrap import normalized_average
+from promot_jax.results import records
 from promot_jax.results.provenance import commit, versions
-
-Json = dict[str, Any]
-
-
-def task_result(
-    metric: str, score: float | None, *, ci95: Sequence[float] | None, n: int, format_share: float | None = None
-) -> Json:
-    """One ICL task: its metric's name, score and interval on [0, 100], number of examples, format share in percent."""
-    return {"metric": metric, "score": score, "ci95": ci95, "n": n, "format_share": format_share}
+from promot_jax.results.records import NULL, Document, Record
+from promot_jax.results.scores import Count, Icl, Interval, Percent, Sample, StepEvaluation, Target
 
 
-def target_result(task: str, metric: str, score: float | None, *, ci95: Sequence[float] | None, n: int) -> Json:
-    """The fine-tuned task: its name, its metric's name, score and interval on [0, 100], number of examples."""
-    return {"task": task, "metric": metric, "score": score, "ci95": ci95, "n": n}
+class Matched(Record, frozen=True, kw_only=True):
+    """Scores of a run's checkpoint at matched target score, on the validation split."""
+
+    step: Count
+    target: Target | None = NULL
+    icl: dict[str, Icl] = {}
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for ICL scores without a number of shots."""
+        _check_shots(self.icl)
 
 
-def icl_result(tasks: Mapping[str, Json], *, ci95: Sequence[float] | None = None) -> Json:
-    """ICL at one number of shots: the tasks, their normalised average and mean format share (tasks weigh the same).
+class Run(Document, frozen=True, kw_only=True):
+    """One run: a method trained and evaluated on the test split."""
 
-    Args:
-        tasks: task name -> `task_result(...)`.
-        ci95: interval of the normalised average (`bootstrap.average_interval`), on [0, 100].
+    method: str  # its name
+    seed: Count  # of the whole run
+    steps: dict[str, Count]  # updates by stage; empty for the pretrained model
+    seconds: float | None = NULL  # wall-clock time of training and evaluation
+    target: Target | None  # score of the fine-tuned task, None where it was not evaluated
+    icl: dict[str, Icl]  # ICL scores by number of shots
+    curve: list[StepEvaluation]  # evaluations during training
+    versions: dict[str, str | None] = {}  # of packages
+    commit: str | None = NULL  # of the code
+    model: str | None = None  # path of the base model
+    base: str | None = None  # fingerprint of the base model
+    best_step: dict[str, Count] = {}  # of the checkpoint that was chosen, by stage
+    leaves: dict[str, Count] = {}  # how many parameters' leaves were loaded, new and unused
+    samples: list[Sample] = []  # outputs for the report
+    # what the run was done with, flat; `curve_shots` says at how many shots curves were evaluated
+    settings: dict[str, Any] = {}
+    matched: Matched | None = None  # scores at matched target score, in a comparison
+    varied: dict[str, float] = {}  # settings of a run that a comparison did not choose
 
-    Returns:
-        `{"norm_avg", "ci95", "format_share", "tasks"}`; `norm_avg` is None unless every task has a score,
-        `format_share` is None unless every task has one.
-    """
-    scores = {name: task["score"] for name, task in tasks.items()}
-    shares: list[Any] = [task.get("format_share") for task in tasks.values()]
-    return {
-        "norm_avg": normalized_average(scores) if scores and all(map(_is_number, scores.values())) else None,
-        "ci95": ci95,
-        "format_share": sum(shares) / len(shares) if shares and all(map(_is_number, shares)) else None,
-        "tasks": dict(tasks),
-    }
+    def __post_init__(self) -> None:
+        """Raises ValueError for ICL scores without a number of shots."""
+        _check_shots(self.icl)
 
+    @classmethod
+    def of(cls, **fields: Any) -> "Run":
+        """A run with the versions and commit at hand, checked.
 
-def draw_result(entry: Json) -> Json:
-    """The scores of one draw of exemplars out of an `icl_result`, without intervals: an item of its `draws`."""
-    scores = {name: task["score"] for name, task in entry["tasks"].items()}
-    return {"norm_avg": entry["norm_avg"], "format_share": entry["format_share"], "tasks": scores}
-
-
-def curve_point(
-    step: int,
-    stage: str,
-    *,
-    loss: float | None = None,
-    target: float | None = None,
-    icl: float | None = None,
-    format_share: float | None = None,
-) -> Json:
-    """One evaluation during training: scores on the validation split, `step` counted from the start of its stage."""
-    return {"step": step, "stage": stage, "loss": loss, "target": target, "icl": icl, "format_share": format_share}
+        Raises:
+            UserError: a value does not fit its field.
+        """
+        return records.checked(cls(versions=versions(), commit=commit(), **fields))
 
 
-def run_result(
-    method: str,
-    seed: int,
-    steps: Mapping[str, int],
-    seconds: float,
-    target: Json | None,
-    icl: Mapping[str, Json],
-    curve: Sequence[Json],
-    **extra: Any,
-) -> Json:
-    """Assembles one run, adds versions and commit, and checks it.
+class CellState(Record, frozen=True, kw_only=True):
+    """State of one cell of a sweep."""
 
-    Args:
-        method: `pretrained`, `finetune`, `promot`, ...
-        seed: of the whole run.
-        steps: updates per stage; empty for the pretrained model.
-        seconds: wall-clock time of training and evaluation.
-        target: `target_result(...)`, None where the target task was not evaluated.
-        icl: shots as text ("1", "4") -> `icl_result(...)`.
-        curve: `curve_point(...)`s in order.
-        **extra: further keys (hash of the base model, settings, matched checkpoint, ...).
-
-    Raises:
-        UserError: the run is not in the layout of this module.
-    """
-    fixed = {"method": method, "seed": seed, "steps": dict(steps), "seconds": seconds}
-    scores = {"target": target, "icl": dict(icl), "curve": list(curve)}
-    run: Json = plain({**fixed, **scores, "versions": versions(), "commit": commit(), **extra})
-    check_run(run, f"the run {method!r}")
-    return run
+    method: str
+    seed: Count
+    varied: dict[str, float] = {}
+    folder: str = ""
+    state: Literal["finished", "failed", "running", "missing"]
+    message: str = ""
 
 
-def read(path: str | os.PathLike[str]) -> Json:
+class Failure(Document, frozen=True, kw_only=True):
+    """How a cell failed (`failed.json`)."""
+
+    message: str  # of the error
+    lasting: bool  # whether it would fail again
+    settings: str  # digest of the cell's settings
+    time: str = ""  # when
+
+
+class Spread(Record, frozen=True, kw_only=True):
+    """Mean and spreads of one score over seeds and draws of exemplars."""
+
+    mean: float  # over seeds, of the means over draws
+    # Student's interval of that mean over the seeds (over the draws of a single seed, which then say nothing about
+    # other seeds); None for one value
+    ci95: Interval | None = NULL
+    low: float  # range of the seeds' means
+    high: float
+    # standard deviation between the seeds' means; None for one seed
+    sd_seeds: float | None = NULL
+    # that of draws within a seed, pooled over seeds; None for one draw of each
+    sd_draws: float | None = NULL
+    seeds: Count  # how many there are
+    draws: Count
+
+
+class Candidate(Record, frozen=True, kw_only=True):
+    """Settings of a method that a comparison tried, with their scores on the validation split."""
+
+    varied: dict[str, float]  # the settings
+    validation: Percent | None = NULL  # target score, mean over seeds
+    icl: Percent | None = NULL  # ICL normalised average, mean over seeds
+    seeds: dict[str, Percent | None]  # target score by seed
+
+
+class Selection(Record, frozen=True, kw_only=True):
+    """All settings that a comparison tried of a method, and the chosen one."""
+
+    chosen: dict[str, float]
+    candidates: list[Candidate]
+
+
+class Comparison(Document, frozen=True, kw_only=True):
+    """Runs of several methods."""
+
+    methods: dict[str, list[Run]]  # runs by method, one per seed
+    cells: list[CellState] = []  # state of each cell of the sweep
+    spread: dict[str, dict[str, dict[str, Spread]]] = {}  # by checkpoint ("best", "matched"), method and score
+    selection: dict[str, Selection] = {}  # settings that were tried, by method
+    margin: float = 0.0  # points of target score that were given up for ICL where settings were chosen
+    others: list[Run] = []  # finished runs with settings that were not chosen
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a run under another method's name, or two runs of one seed."""
+        for method, runs in self.methods.items():
+            for index, run in enumerate(runs):
+                place = f"methods.{method}[{index}]"
+                if run.method != method:
+                    raise ValueError(f"{place}.method should be {method!r}, but is {run.method!r}")
+                if run.seed in {other.seed for other in runs[:index]}:
+                    raise ValueError(f"{place}.seed should be a seed of its own, but is {run.seed}")
+
+    @property
+    def runs(self) -> list[Run]:
+        """All chosen runs."""
+        return [run for runs in self.methods.values() for run in runs]
+
+
+class StageRecord(Document, frozen=True, kw_only=True):
+    """A finished stage (`stage.json`): what the next stage and a model's loader go by."""
+
+    stage: str  # its name
+    trains: list[str] | str  # parameter subtrees that it updated
+    checkpoint: str  # path of the base model
+    base: str  # fingerprint of the base model
+    best_step: Count  # of the checkpoint that was chosen
+    steps: Count = 0  # updates
+    score: Percent | None = NULL  # target score at `best_step`, on the validation split
+    seed: Count = 0  # of the run
+    seconds: float = 0.0  # of training and evaluation
+    skipped: Count | None = None  # training examples that were too long
+    dropped_shots: Count | None = None  # exemplars that did not fit into the training inputs
+    curve: list[StepEvaluation]  # evaluations during training
+    lora: dict[str, Any] | None = None  # fields of `Lora`, where LoRA stays in the model
+
+
+class Alignment(Record, frozen=True, kw_only=True):
+    """Cosines between the gradients of real and shuffled targets, at one step, over batches."""
+
+    step: Count  # of training
+    prompt: str  # name of the soft prompt that was prepended, "" for none
+    scope: str  # which layers
+    group: str  # which parameters
+    mean: float | None  # over the batches; None where a gradient was zero
+    std: float | None
+    low: float | None
+    high: float | None
+    n: Count  # batches
+
+
+class GradientAlignment(Document, frozen=True, kw_only=True):
+    """What the job `gradient_alignment` leaves."""
+
+    job: Literal["gradient_alignment"]  # names the job
+    run: str = ""  # folder of the stage
+    stage: str  # name of the stage
+    task: str  # it was fine-tuned on
+    model: str = ""  # path of the base model
+    base: str = ""  # fingerprint of the base model
+    seed: Count  # of the run
+    batches: Count  # how many were looked at
+    batch_size: Count = 0  # rows of each
+    label_smoothing: float = 0.0  # of the loss
+    changed: float  # share of the rows, in [0, 1], whose target changed
+    points: list[Alignment]  # the cosines
+    seconds: float | None = None  # that it took
+    versions: dict[str, str | None] = {}  # of packages
+    commit: str | None = None  # of the code
+
+
+def read(path: str | os.PathLike[str]) -> Run | Comparison:
     """Reads and checks a run or a comparison.
 
     Args:
         path: the file, or the folder of a run that has a `results.json`.
 
     Raises:
-        UserError: there is no such file, or it is not in the layout of this module.
+        UserError: there is no such file, or it is not in the layout of its type.
     """
     path = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise UserError(f"There is no results file {str(path)!r}: run the job that writes it first.") from None
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise UserError(f"{str(path)!r} cannot be read as JSON results: {' '.join(str(error).split())}.") from None
-    if isinstance(results, dict) and "methods" in results:
-        check_comparison(results, repr(str(path)))
-    else:
-        check_run(results, repr(str(path)))
-    return results
+    document = records.load(path)
+    if isinstance(document, dict) and "methods" in document:
+        return records.parse(document, Comparison, repr(str(path)))
+    return records.parse(document, Run, repr(str(path)))
 
 
-def check_comparison(results: Any, origin: str) -> None:
-    """Checks the layout of a comparison; raises a UserError that names `origin` and the place in it."""
-    methods = _object(results, origin, "the whole file").get("methods")
-    for method, runs in _object(methods, origin, "methods").items():
-        seeds = set()
-        for index, run in enumerate(_typed(runs, list, origin, f"methods.{method}")):
-            place = f"methods.{method}[{index}]"
-            check_run(run, origin, place + ".")
-            _require(run["method"] == method, origin, f"{place}.method", f"{method!r}", run["method"])
-            _require(run["seed"] not in seeds, origin, f"{place}.seed", "a seed of its own", run["seed"])
-            seeds.add(run["seed"])
+def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
+    """Reads the `results.json` of a comparison's folder.
+
+    Raises:
+        UserError: as `read`.
+    """
+    return records.read(Path(folder) / "results.json", Comparison)
 
 
-def check_run(run: Any, origin: str, place: str = "") -> None:
-    """Checks the layout of one run; raises a UserError that names `origin` and the place in it."""
-    run = _object(run, origin, place.rstrip(".") or "the whole file")
-    for key in ("method", "seed", "steps", "target", "icl", "curve"):
-        if key not in run:
-            raise UserError(f"{origin} is not in the layout of results.json: {place}{key} is missing.")
-    _typed(run["method"], str, origin, place + "method")
-    _count(run["seed"], origin, place + "seed")
-    for stage, steps in _object(run["steps"], origin, place + "steps").items():
-        _count(steps, origin, f"{place}steps.{stage}")
-    for key in ("settings", "versions"):
-        _object(run.get(key), origin, place + key, optional=True)
-    _number(run.get("seconds"), origin, place + "seconds")
-    _check_scores(run, origin, place)
-    if run.get("matched") is not None:
-        _count(_object(run["matched"], origin, place + "matched").get("step"), origin, place + "matched.step")
-        _check_scores(run["matched"], origin, place + "matched.")
-    for index, point in enumerate(_typed(run["curve"], list, origin, place + "curve")):
-        _check_point(point, origin, f"{place}curve[{index}]")
-    samples = [] if run.get("samples") is None else run["samples"]
-    for index, sample in enumerate(_typed(samples, list, origin, place + "samples")):
-        where = f"{place}samples[{index}]"
-        for key in ("task", "input", "target", "output"):
-            _typed(_object(sample, origin, where).get(key), str, origin, f"{where}.{key}")
-        _score(sample.get("score"), origin, f"{where}.score")
-        _count(sample.get("query", 0), origin, f"{where}.query")
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Reads the `results.json` of a run's folder.
+
+    Raises:
+        UserError: as `read`.
+    """
+    return records.read(Path(folder) / "results.json", Run)
 
 
-def _check_scores(run: Json, origin: str, place: str) -> None:
-    target = run.get("target")
-    if target is not None:
-        _typed(_object(target, origin, place + "target").get("task"), str, origin, place + "target.task")
-        _check_score_entry(target, origin, place + "target")
-        for name, task in _object(target.get("tasks"), origin, place + "target.tasks", optional=True).items():
-            where = f"{place}target.tasks.{name}"
-            _check_score_entry(_object(task, origin, where), origin, where)
-    for shots, entry in _object(run.get("icl"), origin, place + "icl", optional=True).items():
-        where = f"{place}icl.{shots}"
-        _require(shots.isdecimal(), origin, where, "keyed by a number of shots", shots)
-        for key in ("norm_avg", "format_share"):
-            _score(_object(entry, origin, where).get(key), origin, f"{where}.{key}")
-        _interval(entry.get("ci95"), origin, where + ".ci95")
-        for name, task in _object(entry.get("tasks"), origin, where + ".tasks").items():
-            _check_score_entry(_object(task, origin, f"{where}.tasks.{name}"), origin, f"{where}.tasks.{name}")
-
-
-def _check_score_entry(entry: Json, origin: str, place: str) -> None:
-    _typed(entry.get("metric"), str, origin, place + ".metric")
-    for key in ("score", "format_share"):
-        _score(entry.get(key), origin, f"{place}.{key}")
-    _interval(entry.get("ci95"), origin, place + ".ci95")
-    _count(entry.get("n"), origin, place + ".n")
-
-
-def _check_point(point: Any, origin: str, place: str) -> None:
-    stage = _object(point, origin, place).get("stage")
-    _count(point.get("step"), origin, place + ".step")
-    if stage not in stages.STAGES:
-        raise UserError(f"{origin} has the unknown stage {stage!r} at {place}{nearest(str(stage), stages.STAGES)}.")
-    for key in ("target", "icl", "format_share"):
-        _score(point.get(key), origin, f"{place}.{key}")
-    _number(point.get("loss"), origin, place + ".loss")
-
-
-def _object(value: Any, origin: str, place: str, *, optional: bool = False) -> Json:
-    found: Json = _typed({} if value is None and optional else value, dict, origin, place)
-    return found
-
-
-def _typed(value: Any, kind: type, origin: str, place: str) -> Any:
-    names: dict[type, str] = {dict: "an object", list: "a list", str: "text"}
-    _require(isinstance(value, kind), origin, place, names[kind], value)
-    return value
-
-
-def _count(value: Any, origin: str, place: str) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    _require(whole, origin, place, "a whole number of at least 0", value)
-
-
-def _score(value: Any, origin: str, place: str) -> None:
-    fits = value is None or (_is_number(value) and 0 <= value <= 100)
-    _require(fits, origin, place, "null or a number from 0 to 100", value)
-
-
-def _interval(value: Any, origin: str, place: str) -> None:
-    pair = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-    _require(value is None or (pair and value[0] <= value[1]), origin, place, "[low, high] or null", value)
-
-
-def _number(value: Any, origin: str, place: str) -> None:
-    _require(value is None or _is_number(value), origin, place, "null or a number", value)
-
-
-def _require(condition: bool, origin: str, place: str, wanted: str, found: Any) -> None:
-    if not condition:
-        shown = repr(found)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise UserError(f"{origin} is not in the layout of results.json: {place} should be {wanted}, but is {shown}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+def _check_shots(icl: Mapping[str, Icl]) -> None:
+    for shots in icl:
+        if not shots.isdecimal():
+            raise ValueError(f"icl.{shots} should be keyed by a number of shots")

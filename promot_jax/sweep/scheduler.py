@@ -60,7 +60,7 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         if hosts.is_writer():
             _report(grid, stale)
     failed = hosts.decide(
-        lambda: [f"{cell}: {one['message']}" for cell in cells if (one := status.failure(grid, cell))], "failures"
+        lambda: [f"{cell}: {failed.message}" for cell in cells if (failed := status.failure(grid, cell))], "failures"
     )
     if failed:
         raise TrainingError(
@@ -200,7 +200,7 @@ class _Process:
         if status.finished(cell):
             return True
         failure = status.failure(self._grid, cell)
-        return failure is not None and failure["lasting"]
+        return failure is not None and failure.lasting
 
     def _donor(self, cell: Cell) -> Cell | None:
         """The first cell of the grid with the same first stage, if that is not this one."""
@@ -240,7 +240,7 @@ class _Process:
         cells = list(self._grid.cells())
         took: dict[str, list[float]] = {}
         for one in filter(status.finished, cells):
-            took.setdefault(one.label, []).append(schema.read(one.folder)["seconds"] or 0.0)
+            took.setdefault(one.label, []).append(schema.read_run(one.folder).seconds or 0.0)
         left = [one for one in cells if not self._settled(one)]
         line = f"{len(cells) - len(left) + 1} of {len(cells)}: {cell}"
         if not took:

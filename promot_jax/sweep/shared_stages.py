@@ -2,9 +2,9 @@
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
+from promot_jax import files
 from promot_jax.checkpoints import stage_folder
 
 
@@ -17,12 +17,10 @@ def share_stage(donor: Path, folder: Path, stage: str) -> None:
     source, target = donor / stage, folder / stage
     if target.exists() or not stage_folder.describe(source):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".shared.*"):  # by a kill
+    for left in target.parent.glob(f".{target.name}.*"):  # by a kill
         shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".shared.") as temporary:
-        made = shutil.copytree(source, Path(temporary) / stage, copy_function=_link)
-        os.rename(made, target)
+    with files.replacing(target) as made:
+        shutil.copytree(source, made, copy_function=_link)
 
 
 def _link(source: str, target: str) -> None:

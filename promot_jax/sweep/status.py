@@ -2,16 +2,16 @@
 
 import dataclasses
 import hashlib
-import json
 import time
-from typing import Any
+from typing import Literal
 
 from promot_jax import files
 from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.errors import UserError
+from promot_jax.results import records
+from promot_jax.results.schema import CellState, Failure
 from promot_jax.sweep.grid import Cell, Grid
 from promot_jax.sweep.leases import owner
-
-Json = dict[str, Any]
 
 FAILED = "failed.json"
 
@@ -21,20 +21,20 @@ def finished(cell: Cell) -> bool:
     return (cell.folder / "results.json").is_file()
 
 
-def failure(grid: Grid, cell: Cell) -> Json | None:
-    """How a cell failed with these settings (`message`; `lasting` where it would fail again), or None."""
+def failure(grid: Grid, cell: Cell) -> Failure | None:
+    """How a cell failed with these settings, or None."""
     try:
-        found = json.loads((cell.folder / FAILED).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+        found = records.read(cell.folder / FAILED, Failure)
+    except UserError:  # none, or half of one of before
         return None
-    whole = isinstance(found, dict) and found.keys() >= {"message", "lasting", "settings"}
-    return found if whole and found["settings"] == _digest(grid, cell) and not finished(cell) else None
+    return found if found.settings == _digest(grid, cell) and not finished(cell) else None
 
 
 def write_failure(grid: Grid, cell: Cell, message: str, lasting: bool) -> None:
     """Writes down how a cell failed, for `failure`."""
-    found = {"message": message, "lasting": lasting, "settings": _digest(grid, cell)}
-    files.write(found | {"time": time.strftime("%Y-%m-%d %H:%M:%S")}, cell.folder / FAILED)
+    time_now = time.strftime("%Y-%m-%d %H:%M:%S")
+    failed = Failure(message=message, lasting=lasting, settings=_digest(grid, cell), time=time_now)
+    files.write(failed, cell.folder / FAILED)
 
 
 def _digest(grid: Grid, cell: Cell) -> str:
@@ -44,12 +44,21 @@ def _digest(grid: Grid, cell: Cell) -> str:
     return hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
 
 
-def state(grid: Grid, cell: Cell, stale: float) -> Json:
-    """What a report says of a cell: its settings and "finished", "failed", "running" or "missing"."""
+def state(grid: Grid, cell: Cell, stale: float) -> CellState:
+    """What a report says of a cell."""
     failed = failure(grid, cell)
-    state: Json = {"method": cell.label, "seed": cell.seed, "varied": dict(cell.varied)}
-    state["folder"] = cell.folder.relative_to(grid.workdir).as_posix()
-    state["state"] = "finished" if finished(cell) else "failed" if failed else "missing"
-    if state["state"] == "missing" and owner(cell.folder, stale):
-        state["state"] = "running"
-    return state | ({"message": failed["message"]} if failed else {})
+    where: Literal["finished", "failed", "running", "missing"] = "missing"
+    if finished(cell):
+        where = "finished"
+    elif failed:
+        where = "failed"
+    elif owner(cell.folder, stale):
+        where = "running"
+    return CellState(
+        method=cell.label,
+        seed=cell.seed,
+        varied=dict(cell.varied),
+        folder=cell.folder.relative_to(grid.workdir).as_posix(),
+        state=where,
+        message=failed.message if failed else "",
+    )

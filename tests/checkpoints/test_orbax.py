@@ -1,7 +1,6 @@
 """Checkpoints: what is written, what is kept, what is taken for a checkpoint and what is refused."""
 
 import asyncio
-import json
 import shutil
 
 import jax
@@ -15,6 +14,8 @@ from promot_jax.checkpoints import pretrained, stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints, Saved
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
+from promot_jax.results.schema import StageRecord
+from promot_jax.results.scores import StepEvaluation
 from promot_jax.training.optimizer import Optimizer
 
 PROGRESS = {"curve": [{"step": 0, "target": 12.5, "loss": None}], "seconds": 3.25}
@@ -217,16 +218,16 @@ def test_only_trained_leaves_are_handed_over(opened, tmp_path, caplog):
 
 
 def test_a_stage_is_finished_once_it_is_recorded(tmp_path):
-    description = {"stage": "stage2", "trains": "model", "checkpoint": "a.gguf", "base": "b", "best_step": 4}
-    description["curve"] = [{"step": 4, "target": 50.0}]
+    curve = [StepEvaluation(step=4, stage="stage2", target=50.0)]
+    stage = StageRecord(stage="stage2", trains="model", checkpoint="a.gguf", base="b", best_step=4, curve=curve)
     assert stage_folder.describe(tmp_path) is None
-    stage_folder.record(tmp_path, description)
-    assert stage_folder.describe(tmp_path) == description
-    for text, message in (("{", "is not readable"), ("[]", "does not describe a stage"), ("{}", "does not describe")):
+    stage_folder.record(tmp_path, stage)
+    assert stage_folder.describe(tmp_path) == stage
+    for text, message in (("{", "cannot be read"), ("[]", "Expected `object`"), ("{}", "missing required field")):
         (tmp_path / stage_folder.STAGE_FILE).write_text(text)
         with pytest.raises(UserError, match=f"{message}.*; delete it to run the stage again"):
             stage_folder.describe(tmp_path)
-    (tmp_path / stage_folder.STAGE_FILE).write_text(json.dumps(description))
+    stage_folder.record(tmp_path, stage)
     with pytest.raises(UserError, match=r"No checkpoint at '.*nowhere'"):
         pretrained.load(str(tmp_path / "nowhere"), Partitioner())
     (tmp_path / "empty").mkdir()

@@ -28,6 +28,7 @@ import jax
 import promot_jax.data
 from promot_jax import trees
 from promot_jax.checkpoints import pretrained, stage_folder
+from promot_jax.results.schema import StageRecord
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.data.vocabularies import load as vocabularies
 from promot_jax.distributed.partitioning import Partitioner
@@ -54,8 +55,8 @@ state = {"params": {"model": trees.unflatten(trained)}, "optimizer": {}, "step":
 checkpoints = Checkpoints(folder / "run" / "checkpoints")
 checkpoints.save(3, state, {}, 50.0)
 checkpoints.close()
-description = {"stage": "finetune", "trains": "model", "checkpoint": str(folder / "model.gguf"), "base": loaded.base}
-stage_folder.record(folder / "run", {**description, "best_step": 3, "curve": []})
+fields = {"stage": "finetune", "trains": "model", "checkpoint": str(folder / "model.gguf"), "base": loaded.base}
+stage_folder.record(folder / "run", StageRecord(**fields, best_step=3, curve=[]))
 """
 
 

@@ -115,20 +115,20 @@ def test_padding_rows_reach_no_metric(
     assert len(model.asked) == 7 and (model.padding > 0) == (budget > 1)
     ((targets, predictions),) = counted
     assert len(targets) == 7 and predictions == ["good"] * 7
-    assert scored.entry["n"] == len(scored.rows) == 7
-    assert scored.entry["score"] == pytest.approx(100 * targets.count("good") / 7)
-    assert scored.entry["metrics"] == {"accuracy": scored.entry["score"], "kept": 50.0}
+    assert scored.entry.n == len(scored.rows) == 7
+    assert scored.entry.score == pytest.approx(100 * targets.count("good") / 7)
+    assert scored.entry.metrics == {"accuracy": scored.entry.score, "kept": 50.0}
 
 
 def test_right_answers_score_100_and_each_finds_its_row(base: Pretrained, oracle: Any) -> None:
     oracle(right)
     found, rows = evaluator(base).icl(plain(base), 2, "test", 10)
-    assert {name: task["score"] for name, task in found["tasks"].items()} == {"tiny_colour": 100, "tiny_size": 100}
-    assert found["norm_avg"] == 100 and found["ci95"] == [100, 100] and len(rows) == 20
+    assert {name: task.score for name, task in found.tasks.items()} == {"tiny_colour": 100, "tiny_size": 100}
+    assert found.norm_avg == 100 and found.ci95 == (100, 100) and len(rows) == 20
     for row in rows:
-        name = row["input"].rpartition("\n\n")[2].split()[1]
-        assert row["output"] == row["target"] == (tiny_tasks.THINGS | tiny_tasks.ANIMALS)[name]
-    assert evaluator(base).target(plain(base), "validation", 6).entry["score"] == 100
+        name = row.input.rpartition("\n\n")[2].split()[1]
+        assert row.output == row.target == (tiny_tasks.THINGS | tiny_tasks.ANIMALS)[name]
+    assert evaluator(base).target(plain(base), "validation", 6).entry.score == 100
 
 
 @pytest.mark.parametrize("shots", [0, 1, 2, 5])
@@ -143,17 +143,17 @@ def test_any_number_of_shots_from_the_train_split(base: Pretrained, oracle: Any,
     queries = {
         example.inputs for task in ("tiny_colour", "tiny_size") for example in examples.read(task, "test", limit=6)
     }
-    assert sorted(model.asked) == sorted(row["input"] for row in rows) and len(rows) == 12
+    assert sorted(model.asked) == sorted(row.input for row in rows) and len(rows) == 12
     for row in rows:
-        *exemplars, query = row["input"].split("\n\n")
+        *exemplars, query = row.input.split("\n\n")
         assert len(exemplars) == len(set(exemplars)) == shots and set(exemplars) <= train and query in queries
-    assert found["dropped_shots"] == 0 and {row["shots"] for row in rows} == {shots}
+    assert found.dropped_shots == 0 and {row.shots for row in rows} == {shots}
 
 
 def test_exemplars_depend_on_the_seed(base: Pretrained, oracle: Any) -> None:
     oracle(right)
     first, again, other = (
-        [row["input"] for row in evaluator(base, exemplar_seed=seed).icl(plain(base), 2, "test", 6)[1]]
+        [row.input for row in evaluator(base, exemplar_seed=seed).icl(plain(base), 2, "test", 6)[1]]
         for seed in (0, 0, 1)
     )
     assert first == again and all(one != two for one, two in zip(first, other, strict=True))
@@ -164,12 +164,12 @@ def test_dropped_shots_are_counted(base: Pretrained, oracle: Any) -> None:
     oracle(right)
     encode = base.vocabulary.encode
     found, rows = evaluator(base, max_input_length=80).icl(plain(base), 4, "test", 6)
-    assert found["dropped_shots"] == sum(row["dropped_shots"] for row in rows) > 0
+    assert found.dropped_shots == sum(row.dropped_shots for row in rows) > 0
     full = evaluator(base).icl(plain(base), 4, "test", 6)[1]
     for row, whole in zip(rows, full, strict=True):
-        assert len(encode(row["input"])) <= 80
-        assert row["input"].split("\n\n") == whole["input"].split("\n\n")[row["dropped_shots"] :]
-        assert row["input"][row["query"] :] == whole["input"][whole["query"] :] == row["input"].split("\n\n")[-1]
+        assert len(encode(row.input)) <= 80
+        assert row.input.split("\n\n") == whole.input.split("\n\n")[row.dropped_shots :]
+        assert row.input[row.query :] == whole.input[whole.query :] == row.input.split("\n\n")[-1]
     with pytest.raises(UserError, match="without any exemplar"):
         evaluator(base, max_input_length=8).icl(plain(base), 4, "test", 6)
 
@@ -177,9 +177,9 @@ def test_dropped_shots_are_counted(base: Pretrained, oracle: Any) -> None:
 def test_each_row_says_what_its_output_scores(base: Pretrained, oracle: Any) -> None:
     oracle(lambda prompt: right(prompt) + "!" if "Colour:" in prompt else " big")  # exact match forgives the mark
     _, rows = evaluator(base).icl(plain(base), 0, "test", 6)
-    scores = {task: [row["score"] for row in rows if row["task"] == task] for task in ("tiny_colour", "tiny_size")}
+    scores = {task: [row.score for row in rows if row.task == task] for task in ("tiny_colour", "tiny_size")}
     assert scores["tiny_colour"] == [100] * 6 and set(scores["tiny_size"]) == {0, 100}
-    assert all(row["query"] == 0 and (row["score"] == 100) == row["output"].startswith(row["target"]) for row in rows)
+    assert all(row.query == 0 and (row.score == 100) == row.output.startswith(row.target) for row in rows)
     known = set(seqio.TaskRegistry.names())
     register.register("tiny_corpus", tiny_tasks.reviews, tiny_tasks.REVIEW, [metrics.bleu])
     try:
@@ -187,7 +187,7 @@ def test_each_row_says_what_its_output_scores(base: Pretrained, oracle: Any) -> 
     finally:
         for name in set(seqio.TaskRegistry.names()) - known:
             seqio.TaskRegistry.remove(name)
-    assert [row["score"] for row in rows] == [None, None]
+    assert [row.score for row in rows] == [None, None]
 
 
 def test_format_share_is_that_of_the_fine_tuned_task(base: Pretrained, oracle: Any) -> None:
@@ -197,41 +197,41 @@ def test_format_share_is_that_of_the_fine_tuned_task(base: Pretrained, oracle: A
 
     oracle(answer)
     found, rows = evaluator(base).icl(plain(base), 1, "test", 10)
-    share = 100 * np.mean([row["output"] == "good." for row in rows if row["task"] == "tiny_colour"])
-    shares = {name: task["format_share"] for name, task in found["tasks"].items()}
+    share = 100 * np.mean([row.output == "good." for row in rows if row.task == "tiny_colour"])
+    shares = {name: task.format_share for name, task in found.tasks.items()}
     assert 0 < share < 100 and shares == {"tiny_colour": pytest.approx(share), "tiny_size": 0}
-    assert found["format_share"] == pytest.approx(share / 2)
+    assert found.format_share == pytest.approx(share / 2)
     # A mixture's labels are those of all its tasks; without a fine-tuned task, or with an open one, there is no share.
     of_pair = evaluator(base, task="tiny_pair").icl(plain(base), 1, "test", 10)[0]
-    assert of_pair["tasks"]["tiny_size"]["format_share"] == 100
+    assert of_pair.tasks["tiny_size"].format_share == 100
     for task in ("", "tiny_colour"):
-        assert evaluator(base, task=task).icl(plain(base), 1, "test", 10)[0]["format_share"] is None
+        assert evaluator(base, task=task).icl(plain(base), 1, "test", 10)[0].format_share is None
 
 
 def test_scores_carry_a_bootstrap_interval(base: Pretrained, oracle: Any) -> None:
     oracle(lambda prompt: right(prompt) if "Size:" not in prompt else " big")
     found, rows = evaluator(base).icl(plain(base), 1, "test", 10)
-    size = found["tasks"]["tiny_size"]
-    low, high = size["ci95"]
-    assert low < size["score"] < high
-    scores = [100.0 * (row["output"] == row["target"]) for row in rows if row["task"] == "tiny_size"]
-    assert (low, high) == bootstrap.interval(scores) and size["score"] == pytest.approx(np.mean(scores))
-    low, high = found["ci95"]
-    assert low < found["norm_avg"] == (size["score"] + 100) / 2 < high
+    size = found.tasks["tiny_size"]
+    low, high = size.ci95
+    assert low < size.score < high
+    scores = [100.0 * (row.output == row.target) for row in rows if row.task == "tiny_size"]
+    assert (low, high) == bootstrap.interval(scores) and size.score == pytest.approx(np.mean(scores))
+    low, high = found.ci95
+    assert low < found.norm_avg == (size.score + 100) / 2 < high
 
 
 def test_mixture_is_scored_as_the_mean_of_its_tasks(base: Pretrained, oracle: Any) -> None:
     oracle(lambda prompt: right(prompt) if prompt.startswith("Review") else " big")
     scored = evaluator(base, task="tiny_pair").target(plain(base), "test", 10)
-    by_task = {name: [row for row in scored.rows if row["task"] == name] for name in ("tiny_review", "tiny_size")}
-    size = 100 * np.mean([row["output"] == row["target"] for row in by_task["tiny_size"]])
-    assert scored.entry["metric"] == "norm_avg" and scored.entry["n"] == 20
-    assert scored.entry["score"] == pytest.approx((100 + size) / 2)
-    assert {name: (part["metric"], part["score"], part["n"]) for name, part in scored.entry["tasks"].items()} == {
+    by_task = {name: [row for row in scored.rows if row.task == name] for name in ("tiny_review", "tiny_size")}
+    size = 100 * np.mean([row.output == row.target for row in by_task["tiny_size"]])
+    assert scored.entry.metric == "norm_avg" and scored.entry.n == 20
+    assert scored.entry.score == pytest.approx((100 + size) / 2)
+    assert {name: (part.metric, part.score, part.n) for name, part in scored.entry.tasks.items()} == {
         "tiny_review": ("accuracy", 100, 10), "tiny_size": ("accuracy", pytest.approx(size), 10)
     }  # fmt: skip
     one_shot = evaluator(base, task="tiny_pair_1shot").target(plain(base), "test", 2)
-    assert list(one_shot.entry["tasks"]) == ["tiny_review", "tiny_size"]
+    assert list(one_shot.entry.tasks) == ["tiny_review", "tiny_size"]
 
 
 def test_order_of_the_examples_does_not_matter(base: Pretrained, oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,15 +241,15 @@ def test_order_of_the_examples_does_not_matter(base: Pretrained, oracle: Any, mo
     monkeypatch.setattr(evaluation, "_read", lambda *which: read(*which)[::-1])
     found, turned = evaluator(base).icl(plain(base), 3, "test", 10)
     assert sorted(turned, key=str) == sorted(rows, key=str) and turned != rows
-    for name, task in want["tasks"].items():
-        again = found["tasks"][name]
-        assert (task["score"], task["n"], task["format_share"]) == (again["score"], again["n"], again["format_share"])
+    for name, task in want.tasks.items():
+        again = found.tasks[name]
+        assert (task.score, task.n, task.format_share) == (again.score, again.n, again.format_share)
 
 
 def test_outputs_end_at_the_stop_text_and_are_cut(base: Pretrained, oracle: Any) -> None:
     oracle(lambda prompt: " big\nAnimal")
     _, rows = evaluator(base).icl(plain(base), 1, "test", 6)
-    assert {row["raw"] for row in rows} == {" big"} and {row["output"] for row in rows} == {"big"}
+    assert {row.raw for row in rows} == {" big"} and {row.output for row in rows} == {"big"}
 
 
 def test_only_the_base_model_is_remembered(base: Pretrained, oracle: Any) -> None:

@@ -22,6 +22,7 @@ from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.params.fingerprint import fingerprint
+from promot_jax.results.schema import StageRecord
 
 TRAINED = ("decoder/decoder_norm/scale", "decoder/layers/self_attention/query/kernel")
 
@@ -35,8 +36,8 @@ def train(folder: Path, checkpoint: Path, paths: tuple[str, ...] = TRAINED) -> p
     state = {"params": {"model": trees.unflatten(trained)}, "optimizer": {}, "step": jax.numpy.array(3)}
     checkpoints.save(3, state, {}, 50.0)
     checkpoints.close()
-    description: dict[str, Any] = {"stage": "finetune", "trains": "model", "checkpoint": str(checkpoint)}
-    stage_folder.record(folder, {**description, "base": base.base, "best_step": 3, "curve": []})
+    fields: dict[str, Any] = {"stage": "finetune", "trains": "model", "checkpoint": str(checkpoint)}
+    stage_folder.record(folder, StageRecord(**fields, base=base.base, best_step=3, curve=[]))
     loaded = pretrained.load(str(folder), Partitioner())
     assert fingerprint(loaded.params) == fingerprint(trees.unflatten(flat | trained)) == loaded.fingerprint
     assert (loaded.base, loaded.path) == (base.base, str(folder))
@@ -92,7 +93,7 @@ def test_damaged_descriptions(folder: Path, tmp_path: Path) -> None:
     for i, _ in enumerate(itertools.islice(damages, 2000)):
         with damage.refused(messages, str(i), memory=1 << 20 if i % 10 == 0 else 0):
             found = stage_folder.describe(tmp_path)
-            assert found is not None and isinstance(found["checkpoint"], str)
+            assert found is not None and isinstance(found.checkpoint, str)
     assert 500 < len(messages) < 2000
 
 

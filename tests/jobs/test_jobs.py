@@ -96,10 +96,10 @@ def trained(folder: Path) -> dict[str, np.ndarray]:
     description = stage_folder.describe(folder)
     assert description is not None
     checkpoints = Checkpoints(folder / "checkpoints")
-    shapes = checkpoints.shapes(description["best_step"])
+    shapes = checkpoints.shapes(description.best_step)
     zeros = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     like = Partitioner().place(trees.unflatten(zeros))
-    found = trees.flatten(checkpoints.parameters(description["best_step"], like))
+    found = trees.flatten(checkpoints.parameters(description.best_step, like))
     checkpoints.close()
     return {path: np.asarray(leaf) for path, leaf in found.items()}
 
@@ -128,14 +128,14 @@ def _finetune(tiny_folder: Path) -> Run:
 )
 def test_a_stage_leaves_its_results(name: str, method: str, request: pytest.FixtureRequest) -> None:
     workdir = request.getfixturevalue(name).workdir
-    found = schema.read(workdir)
-    assert (found["method"], found["seed"], found["steps"]) == (method, 0, {name: 6})
-    assert found["target"]["task"] == "tiny_review" and found["target"]["n"] == 10
-    assert set(found["icl"]) == {"1", "3"}
-    for entry in found["icl"].values():
-        assert {task: one["n"] for task, one in entry["tasks"].items()} == {"tiny_colour": 6, "tiny_size": 6}
-    assert [(point["stage"], point["step"]) for point in found["curve"]] == [(name, step) for step in (0, 2, 4, 6)]
-    assert found["versions"]["jax"] and "commit" in found and found["seconds"] > 0
+    found = schema.read_run(workdir)
+    assert (found.method, found.seed, found.steps) == (method, 0, {name: 6})
+    assert found.target.task == "tiny_review" and found.target.n == 10
+    assert set(found.icl) == {"1", "3"}
+    for entry in found.icl.values():
+        assert {task: one.n for task, one in entry.tasks.items()} == {"tiny_colour": 6, "tiny_size": 6}
+    assert [(point.stage, point.step) for point in found.curve] == [(name, step) for step in (0, 2, 4, 6)]
+    assert found.versions["jax"] and found.seconds > 0
 
     operative = (workdir / "operative_config.gin").read_text()
     assert "Training.steps = %" in operative and "tiny_review" in operative
@@ -153,7 +153,7 @@ def test_a_stage_leaves_its_results(name: str, method: str, request: pytest.Fixt
 
     curves = scalars(workdir / "events")
     assert [step for step, _ in curves["train/loss"]] == [1, 2, 3, 4, 5, 6]
-    assert curves["eval/target"] == [(point["step"], pytest.approx(point["target"])) for point in found["curve"]]
+    assert curves["eval/target"] == [(point.step, pytest.approx(point.target)) for point in found.curve]
 
 
 def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
@@ -161,7 +161,7 @@ def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
     prompt = np.load(stage1.workdir / "prompt" / "prompt.npy", allow_pickle=False)
     assert prompt.shape == (4, tiny.EMBED) and prompt.dtype == np.float32
     info = json.loads((stage1.workdir / "prompt" / "prompt.json").read_text())
-    best = stage_folder.describe(stage1.workdir)["best_step"]
+    best = stage_folder.describe(stage1.workdir).best_step
     assert info | {"score": 0} == {
         "task": "tiny_review", "length": 4, "step": best, "score": 0, "initialiser": "vocabulary",
         "base": stage1.loaded.base,
@@ -190,9 +190,9 @@ def test_stage2_takes_the_prompt_from_its_file_too(tiny_folder: Path, stage1: Ru
 
 def test_finetuning_collapses_into_the_label_format(finetune: Run) -> None:
     """That the tiny model learns at all: without it, equal outputs before and after would prove nothing."""
-    first, *_, last = schema.read(finetune.workdir)["curve"]
-    assert first["format_share"] == 0 and last["format_share"] > 50
-    assert first["target"] == 0 and last["target"] > 0
+    first, *_, last = schema.read_run(finetune.workdir).curve
+    assert first.format_share == 0 and last.format_share > 50
+    assert first.target == 0 and last.target > 0
     assert fingerprint(finetune.loaded.params) == finetune.loaded.base
 
 
@@ -207,7 +207,7 @@ def test_stripped_model_is_one_that_never_had_a_prompt(tiny_folder: Path, stage1
     icl = digests(stage2.workdir / "outputs", "icl_*.jsonl")
     assert digests(plain.workdir / "outputs", "icl_*.jsonl") == icl
     assert len({row["raw"] for row in rows(stage2.workdir / "outputs" / "icl_1shot.jsonl")}) > 3
-    assert schema.read(plain.workdir)["icl"] == schema.read(stage2.workdir)["icl"]
+    assert schema.read_run(plain.workdir).icl == schema.read_run(stage2.workdir).icl
 
     ids = np.random.default_rng(0).integers(0, len(tiny.TOKENS), (4, 12)).tolist()
     batch = decoder_rows([[Tokens(row[:8], row[8:])] for row in ids], 16, 4)
@@ -222,8 +222,8 @@ def test_stripped_model_is_one_that_never_had_a_prompt(tiny_folder: Path, stage1
 def test_mixture_is_trained_behind_one_prompt(tiny_folder: Path) -> None:
     mixture = {"MIXTURE_OR_TASK_NAME": "tiny_pair", "TRAIN_STEPS": 2, "PromptInit.method": "labels"}
     workdir = run(tiny_folder, "promot_stage1.gin", tiny_folder / "mixture", **mixture).workdir
-    target = schema.read(workdir)["target"]
-    assert (target["task"], target["metric"], target["n"]) == ("tiny_pair", "norm_avg", 20)
+    target = schema.read_run(workdir).target
+    assert (target.task, target.metric, target.n) == ("tiny_pair", "norm_avg", 20)
     assert list(trained(workdir)) == ["prompt/tiny_pair"]
 
 
@@ -238,10 +238,10 @@ def test_loss_that_is_not_finite_ends_the_run(tiny_folder: Path, capsys: pytest.
 
 def test_promot_end_to_end(tiny_folder: Path, stage1: Run, capsys: pytest.CaptureFixture[str]) -> None:
     workdir = run(tiny_folder, "promot.gin", tiny_folder / "promot").workdir
-    found = schema.read(workdir)
-    assert found["method"] == "promot" and found["steps"] == {"stage1": 6, "stage2": 6}
-    before = schema.read(workdir / "pretrained")
-    assert before["steps"] == {} and before["icl"].keys() == found["icl"].keys()
+    found = schema.read_run(workdir)
+    assert found.method == "promot" and found.steps == {"stage1": 6, "stage2": 6}
+    before = schema.read_run(workdir / "pretrained")
+    assert before.steps == {} and before.icl.keys() == found.icl.keys()
     report = (workdir / "report.md").read_text()
     figures = sorted(path.name for path in (workdir / "figures").glob("*.svg"))
     assert "ProMoT" in report and len(figures) >= 2 and all(f"figures/{name}" in report for name in figures)
@@ -277,17 +277,17 @@ def test_comparison_does_no_work_twice(tiny_folder: Path, monkeypatch: pytest.Mo
     shorter = {"TRAIN_STEPS": 2, "PROMPT_TRAIN_STEPS": 2}
     run(tiny_folder, "demo.gin", workdir, SEEDS="(0,)", **shorter)
     assert work.stages == ["finetune/seed_0/finetune", "promot/seed_0/stage1", "promot/seed_0/stage2"]
-    first, asked = schema.read(workdir), work.questions
+    first, asked = schema.read_comparison(workdir), work.questions
 
     work.stages.clear()
     run(tiny_folder, "demo.gin", workdir, SEEDS="(0, 1)", **shorter)
     assert work.stages == ["finetune/seed_1/finetune", "promot/seed_1/stage1", "promot/seed_1/stage2"]
-    found = schema.read(workdir)
-    seeds = {name: [one["seed"] for one in cells] for name, cells in found["methods"].items()}
+    found = schema.read_comparison(workdir)
+    seeds = {name: [one.seed for one in cells] for name, cells in found.methods.items()}
     assert seeds == {"pretrained": [0, 1], "finetune": [0, 1], "promot": [0, 1]}
-    assert {name: cells[:1] for name, cells in found["methods"].items()} == first["methods"]
-    zero, one = found["methods"]["finetune"]
-    assert [point["loss"] for point in zero["curve"]] != [point["loss"] for point in one["curve"]]
+    assert {name: cells[:1] for name, cells in found.methods.items()} == first.methods
+    zero, one = found.methods["finetune"]
+    assert [point.loss for point in zero.curve] != [point.loss for point in one.curve]
     assert work.questions > asked and (workdir / "report.md").is_file()
 
     asked = work.questions
@@ -308,16 +308,16 @@ def test_finished_stage_is_not_trained_again(
 
 
 def test_icl_evaluation_of_the_base_model(tiny_folder: Path, finetune: Run) -> None:
-    found = schema.read(run(tiny_folder, "icl_eval.gin", tiny_folder / "icl").workdir)
-    assert found["method"] == "icl_eval" and found["steps"] == {} and found["curve"] == []
-    assert found["target"]["score"] == 0 and found["icl"]["1"]["format_share"] == 0
+    found = schema.read_run(run(tiny_folder, "icl_eval.gin", tiny_folder / "icl").workdir)
+    assert found.method == "icl_eval" and found.steps == {} and found.curve == []
+    assert found.target.score == 0 and found.icl["1"].format_share == 0
 
 
 def test_icl_evaluation_behind_a_prompt(tiny_folder: Path, stage1: Run) -> None:
     behind = run(tiny_folder, "icl_eval.gin", tiny_folder / "icl_prompt", PROMPT_PATH=stage1.workdir)
-    want = schema.read(stage1.workdir)
+    want = schema.read_run(stage1.workdir)
     assert digests(behind.workdir / "outputs", "target.jsonl") == digests(stage1.workdir / "outputs", "target.jsonl")
-    assert schema.read(behind.workdir)["target"] == want["target"]
+    assert schema.read_run(behind.workdir).target == want.target
     raw = [row["raw"] for row in rows(behind.workdir / "outputs" / "icl_1shot.jsonl")]
     assert raw != [row["raw"] for row in rows(stage1.workdir / "outputs" / "icl_1shot.jsonl")]  # that one is stripped
 
@@ -440,10 +440,10 @@ def test_training_with_one_exemplar_in_front(
     shots = [inputs.count("Review:") - 1 for inputs in seen]
     described = stage_folder.describe(done.workdir)
     assert set(shots) <= {0, 1} and 1 in shots
-    assert described is not None and described["dropped_shots"] == shots.count(0)
+    assert described is not None and described.dropped_shots == shots.count(0)
     asked = rows(done.workdir / "outputs" / "target.jsonl")
     assert {row["input"].count("Review:") for row in asked} == {2}  # evaluated as it was trained
-    assert schema.read(done.workdir)["target"]["task"] == "tiny_review_1shot"
+    assert schema.read_run(done.workdir).target.task == "tiny_review_1shot"
 
 
 @pytest.mark.parametrize(
@@ -514,11 +514,11 @@ def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
 
 def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tmp_path: Path) -> None:
     shutil.copytree(finetune.workdir, tmp_path / "run")
-    found = schema.read(tmp_path / "run")
-    del found["settings"]["samples"], found["settings"]["exemplar_draws"]
+    found = schema.read_run(tmp_path / "run")
+    del found.settings["samples"], found.settings["exemplar_draws"]
     files_module.write(found, tmp_path / "run" / "results.json")
     run(tiny_folder, "finetune.gin", tmp_path / "run")
-    assert schema.read(tmp_path / "run") == found
+    assert schema.read_run(tmp_path / "run") == found
 
 
 def test_stage2_notices_another_prompt_in_the_same_file(
@@ -546,7 +546,7 @@ def test_a_finished_method_keeps_its_settings(tiny_folder: Path, capsys: pytest.
 def test_finished_run_without_its_checkpoint(
     tiny_folder: Path, finetune: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = stage_folder.describe(finetune.workdir)["best_step"]
+    best = stage_folder.describe(finetune.workdir).best_step
     shutil.copytree(finetune.workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(best) / "state")
     message = refusal(capsys, tiny_folder, "finetune.gin", tmp_path / "run")

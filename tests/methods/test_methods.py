@@ -107,7 +107,7 @@ def test_every_stage_moves_what_it_trains_and_nothing_else(finished: Any, method
     done = finished(method)
     plan = stages.method(method)
     names = {name.split("/")[0] for name in done.stages}
-    assert names == {stage.name for stage in plan} and done.run["method"] == method
+    assert names == {stage.name for stage in plan} and done.run.method == method
     for name, (before, after) in done.stages.items():
         (stage,) = [stage for stage in plan if stage.name == name.split("/")[0]]
         rooms = {"model", *["prompt"] * stage.prompt, *["lora"] * stage.lora}
@@ -119,10 +119,10 @@ def test_every_stage_moves_what_it_trains_and_nothing_else(finished: Any, method
             assert moved(before, after) <= wanted
             continue
         assert moved(before, after) == wanted, name
-        saved = Checkpoints(done.folder / name / "checkpoints").shapes(done.run["best_step"][name])
+        saved = Checkpoints(done.folder / name / "checkpoints").shapes(done.run.best_step[name])
         assert set(saved) == wanted
-    assert done.run["steps"].keys() == done.stages.keys()
-    assert all(done.run["target"]["n"] and entry["norm_avg"] is not None for entry in done.run["icl"].values())
+    assert done.run.steps.keys() == done.stages.keys()
+    assert all(done.run.target.n and entry.norm_avg is not None for entry in done.run.icl.values())
 
 
 TAKEN_AWAY = [name for name in METHODS if any(stage.prompt or stage.lora for stage in stages.METHODS[name])]
@@ -143,7 +143,7 @@ def test_in_context_the_model_is_plain(tiny_folder: Path, opened: session.Sessio
     entry, rows = settings.icl({"model": params}, 1, "test", 2)
     kept = [json.loads(line) for line in (done.folder / "outputs" / "icl_1shot.jsonl").read_text().splitlines()]
     assert [row["raw"] for row in rows] == [row["raw"] for row in kept]
-    assert entry == done.run["icl"]["1"]
+    assert entry == done.run.icl["1"]
 
 
 def test_the_random_prompt_stays_as_it_was_drawn(finished: Any) -> None:
@@ -162,7 +162,7 @@ def test_the_joint_prompt_and_loras_first_stage_are_handed_over(finished: Any) -
     joint, lora = finished("joint"), finished("promot_lora")
     saved, info = soft_prompts.load(joint.folder / "joint", (), force=True)
     np.testing.assert_array_equal(saved, joint.stages["joint"][1]["prompt/tiny_review"])
-    assert info.step == joint.run["best_step"]["joint"]
+    assert info.step == joint.run.best_step["joint"]
     first, second = lora.stages["stage1_lora"], lora.stages["stage2_lora"]
     assert not moved(first[1], second[0])
     assert not moved(
@@ -187,12 +187,12 @@ def test_wise_ft_goes_from_the_base_to_the_fine_tuned_model(finished: Any, opene
     done, plain = finished("wise_ft"), finished("finetune")
     _, tuned = done.stages["finetune"]
     assert not moved(plain.stages["finetune"][1], tuned)
-    points = done.run["curve"]
-    assert [(point["step"], point["alpha"]) for point in points] == [(0, 0.0), (50, 0.5), (100, 1.0)]
-    assert {point["stage"] for point in points} == {"wise_ft"}
-    first, last = plain.run["curve"][0], plain.run["curve"][-1]
+    points = done.run.curve
+    assert [(point.step, point.alpha) for point in points] == [(0, 0.0), (50, 0.5), (100, 1.0)]
+    assert {point.stage for point in points} == {"wise_ft"}
+    first, last = plain.run.curve[0], plain.run.curve[-1]
     for key in ("target", "icl", "tasks", "format_share"):
-        assert points[0][key] == first[key] and points[-1][key] == last[key]
+        assert getattr(points[0], key) == getattr(first, key) and getattr(points[-1], key) == getattr(last, key)
     base, end = ({"model": opened.base.params}, trees.unflatten(tuned))
     for alpha, want in ((0, base), (1, end), (0.0, base), (1.0, end)):
         assert not moved(host(want), host(trees.interpolate(base, end, alpha)))
@@ -200,19 +200,19 @@ def test_wise_ft_goes_from_the_base_to_the_fine_tuned_model(finished: Any, opene
     for path, leaf in middle.items():
         np.testing.assert_allclose(leaf, 0.75 * done.base[path] + 0.25 * tuned[path], rtol=1e-5, atol=1e-6)
     loaded = pretrained.load(str(done.folder), Partitioner())
-    alpha = done.run["best_step"]["wise_ft"] / 100
+    alpha = done.run.best_step["wise_ft"] / 100
     assert not moved(host(trees.interpolate(base, end, alpha)), host({"model": loaded.params}))
 
 
 def test_rivals_take_part_in_the_comparison_at_matched_score(finished: Any) -> None:
     made = comparison([finished(name).run for name in ("pretrained", "finetune", "promot", "wise_ft", "lora")])
     for name in ("finetune", "promot", "wise_ft", "lora"):
-        (run,) = made["methods"][name]
-        assert run["matched"]["step"] > 0 and run["matched"]["icl"]["1"]["tasks"]
-        begun = next(point for point in run["curve"] if point["stage"] in stages.MODEL_TUNING and not point["step"])
-        before = made["methods"]["pretrained"][0]["matched"]  # the same, whichever method it is taken from
-        assert begun["tasks"] == before["icl"]["1"]["tasks"]
-        assert not stages.is_plain(name) or begun["target"] == before["target"]["score"]
+        (run,) = made.methods[name]
+        assert run.matched.step > 0 and run.matched.icl["1"].tasks
+        begun = next(point for point in run.curve if point.stage in stages.MODEL_TUNING and not point.step)
+        before = made.methods["pretrained"][0].matched  # the same, whichever method it is taken from
+        assert begun.tasks == before.icl["1"].tasks
+        assert not stages.is_plain(name) or begun.target == before.target.score
 
 
 def test_frozen_layer_of_the_method(finished: Any) -> None:
@@ -234,7 +234,7 @@ def test_each_task_has_a_prompt_of_its_own_trained_on_it_alone(finished: Any) ->
         np.testing.assert_array_equal(trained, soft_prompts.load(done.folder / "stage1" / task, (), force=True)[0])
     single = alone.stages["stage1"][1]["prompt/tiny_review"]
     np.testing.assert_array_equal(single, done.stages["stage1/tiny_review"][1]["prompt/tiny_review"])
-    assert {point["stage"] for point in done.run["curve"]} == {"stage2"}
+    assert {point.stage for point in done.run.curve} == {"stage2"}
     asked = [json.loads(line) for line in (done.folder / "outputs" / "target.jsonl").read_text().splitlines()]
     assert {row["task"] for row in asked} == {"tiny_review", "tiny_size"}
 
@@ -256,7 +256,7 @@ def test_target_is_asked_behind_each_tasks_own_prompt(
     names = prompts_of_tasks(own.experiment, params["prompt"])
     scored = own.evaluator.target(params, "test", 2, names)
     assert set(seen) == {("Review", "tiny_review"), ("Animal", "tiny_size")}
-    assert scored.entry["score"] == done.run["target"]["score"]
+    assert scored.entry.score == done.run.target.score
     assert prompts_of_tasks(own.experiment, {"tiny_pair": 0, "tiny_size": 0}) == {
         "tiny_review": "tiny_pair",
         "tiny_size": "tiny_size",
@@ -275,8 +275,8 @@ def test_stage2_takes_prompts_that_are_there(
     arguments = bound(tiny_folder, "multitask_promot", PROMPT_PATH=paths)
     own = session.with_experiment(opened, arguments["experiment"])
     run = run_method(own, tmp_path / "run", "multitask_promot", arguments["tuning"])
-    assert run["steps"] == {"stage2": 2} and "takes the prompt of tiny_size" in capsys.readouterr().out
-    assert run["target"]["score"] == done.run["target"]["score"] and run["icl"] == done.run["icl"]
+    assert run.steps == {"stage2": 2} and "takes the prompt of tiny_size" in capsys.readouterr().out
+    assert run.target.score == done.run.target.score and run.icl == done.run.icl
     wrong = dataclasses.replace(arguments["experiment"], prompt_path={"tiny_sise": paths["tiny_size"]})
     with pytest.raises(UserError, match=r"'tiny_sise', which is no task of 'tiny_pair' \(did you mean 'tiny_size'\?\)"):
         initial_params.task_prompts(session.with_experiment(opened, wrong))
@@ -291,7 +291,7 @@ def test_a_stage_behind_given_and_trained_prompts_is_opened_again(
     )
     own = session.with_experiment(opened, arguments["experiment"])
     run = run_method(own, tmp_path / "run", "multitask_promot", arguments["tuning"])
-    assert list(run["steps"]) == ["stage1/tiny_review", "stage2"]
+    assert list(run.steps) == ["stage1/tiny_review", "stage2"]
     start = open_stage(tmp_path / "run" / "stage2", arguments["experiment"]).start
     assert set(start["prompt"]) == {"tiny_review", "tiny_size"}
 
@@ -347,7 +347,7 @@ def test_one_stage_of_a_rival_by_itself(tiny_folder: Path, tmp_path: Path, capsy
     shorter = {name: value for name, value in SHORT.items() if name != "PROMPT_TRAIN_STEPS"}
     macros: dict[str, object] = shorter | {"train_stage.stage": "lora", "model/Training.lora": "@Lora()"}
     assert main.main(tiny.command(tiny_folder, "finetune.gin", tmp_path / "lora", **macros)) == 0
-    assert schema.read(tmp_path / "lora")["method"] == "lora"
+    assert schema.read_run(tmp_path / "lora").method == "lora"
     for stage in ("lora", "l2sp", "kl", "replay", "freeze"):
         macros = shorter | {"train_stage.stage": stage}
         assert main.main(tiny.command(tiny_folder, "finetune.gin", tmp_path / "none", **macros)) == 2
@@ -390,4 +390,4 @@ def test_one_shot_runs(tiny_folder: Path, tmp_path: Path, method: str, task: str
     macros: dict[str, object] = SHORT | {"ONE_SHOT": task, "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 8}}
     command = tiny.command(tiny_folder, f"methods/{method}.gin", tmp_path / "run", **macros)
     assert main.main([*command[:2], "--gin_file=methods/one_shot.gin", *command[2:]]) == 0
-    assert schema.read(tmp_path / "run")["target"]["task"] == task
+    assert schema.read_run(tmp_path / "run").target.task == task

@@ -101,15 +101,15 @@ def demonstration(job, workdir, **more):
 def test_the_demonstration_evaluates_it(tmp_path):
     """Of 6 examples a task; of 20 it was 76."""
     run = demonstration("icl_eval", tmp_path)
-    assert run["model"] == "asset:gemma3-270m" and run["leaves"]["loaded"] == 15
-    assert run["icl"]["4"]["norm_avg"] > 60 and run["target"]["n"] == 8
+    assert run.model == "asset:gemma3-270m" and run.leaves["loaded"] == 15
+    assert run.icl["4"].norm_avg > 60 and run.target.n == 8
 
 
 @pytest.mark.parametrize(("job", "trained"), [("promot_stage1", 10_240), ("finetune", 268_098_176)])
 def test_the_demonstration_trains_it(job, trained, tmp_path, capsys):
     run = demonstration(job, tmp_path, TRAIN_STEPS=12, EVAL_PERIOD=6, WARMUP_STEPS=2, LEARNING_RATE=LEARN[job])
     assert f"trains {trained:,} of" in capsys.readouterr().out
-    losses = [point["loss"] for point in run["curve"] if point["loss"] is not None]
+    losses = [point.loss for point in run.curve if point.loss is not None]
     assert len(losses) == 2 and losses[1] < losses[0]
 
 

@@ -58,7 +58,7 @@ def train_stage(folder, base, stage, params, pack, steps=2):
     model = dataclasses.replace(base.model, config=dataclasses.replace(CONFIG, dropout_rate=0.1))
 
     def evaluate(current, step):
-        return {"target": judge.target(current, "validation", 4, "tiny_review").entry["score"] + step}
+        return {"target": judge.target(current, "validation", 4, "tiny_review").entry.score + step}
 
     written = []
     trained = train(
@@ -125,8 +125,8 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
     assert judge.ask(params, [Request("a b")]) == [said]
     assert asked[0] == [*vocabulary.encode("a b"), 258, 1]
     scored = judge.target(params, "test", 10)
-    assert {(row["raw"], row["output"]) for row in scored.rows} == {(said, "good")}
-    assert 0 < scored.entry["score"] < 100
+    assert {(row.raw, row.output) for row in scored.rows} == {(said, "good")}
+    assert 0 < scored.entry.score < 100
     plain = evaluator(base, decoding=Decoding(max_tokens=20))
     assert plain.ask(params, [Request("a b")]) == ["goodfilm"]
 

@@ -4,6 +4,20 @@ import pytest
 from random_results import alignment, random_results
 
 from promot_jax.report import figures
+from promot_jax.results.records import replace
+from promot_jax.results.schema import Comparison
+from promot_jax.results.scores import Score
+
+
+def without_tasks(tasks):
+    """Random results whose curves have other tasks."""
+    data = random_results()
+    return Comparison(
+        methods={
+            method: [replace(run, curve=[replace(point, tasks=tasks) for point in run.curve]) for run in runs]
+            for method, runs in data.methods.items()
+        }
+    )
 
 
 def drawn(data, name):
@@ -23,10 +37,10 @@ def values(line):
 def mean(data, method, value):
     """By step, of the curves of the model's tuning, over seeds."""
     by_step = {}
-    for run in data["methods"][method]:
-        for point in run["curve"]:
-            if point["stage"] in ("finetune", "stage2"):
-                by_step.setdefault(point["step"], []).append(value(point))
+    for run in data.methods[method]:
+        for point in run.curve:
+            if point.stage in ("finetune", "stage2"):
+                by_step.setdefault(point.step, []).append(value(point))
     return {step: pytest.approx(sum(found) / len(found)) for step, found in by_step.items()}
 
 
@@ -36,20 +50,17 @@ def test_figure_1_target_score_and_exact_match(method, label):
     chart = drawn(data, "forgetting")
     assert chart.title == "Target score and exact match in context" and len(chart.panels) == 2
     target, icl = panel(chart, label).values()
-    assert values(target) == mean(data, method, lambda point: point["target"])
+    assert values(target) == mean(data, method, lambda point: point.target)
     exact = ("capital", "past_tense")  # the others have another metric
-    assert values(icl) == mean(data, method, lambda p: sum(p["tasks"][name]["score"] for name in exact) / 2)
+    assert values(icl) == mean(data, method, lambda p: sum(p.tasks[name].score for name in exact) / 2)
     assert (target.right, icl.right) == (False, True) and len(values(icl)) == 7
 
 
 def test_figure_1_of_tasks_without_exact_match():
-    data = random_results()
-    for run in data["methods"]["finetune"] + data["methods"]["promot"]:
-        for point in run["curve"]:
-            point["tasks"] = {"negation": {"metric": "rouge2", "score": 1.0, "format_share": 0.0}}
+    data = without_tasks({"negation": Score(metric="rouge2", score=1.0, n=1)})
     chart = drawn(data, "forgetting")
     assert chart.title == "Target score and ICL"
-    assert values(list(panel(chart, "ProMoT").values())[1]) == mean(data, "promot", lambda point: point["icl"])
+    assert values(list(panel(chart, "ProMoT").values())[1]) == mean(data, "promot", lambda point: point.icl)
 
 
 def test_figure_2_format_share_of_each_task():
@@ -58,28 +69,24 @@ def test_figure_2_format_share_of_each_task():
     assert [one.title for one in chart.panels] == ["fine-tuning", "ProMoT"]
     for name in ("capital", "past_tense", "negation", "reading_qa"):
         found = values(panel(chart, "ProMoT")[name])
-        assert found == mean(data, "promot", lambda point, name=name: point["tasks"][name]["format_share"])
-    for method in ("finetune", "promot"):
-        for run in data["methods"][method]:
-            for point in run["curve"]:
-                point.pop("tasks", None)
-    assert "format_share_tasks" not in [one.name for one in figures.charts(data)]
+        assert found == mean(data, "promot", lambda point, name=name: point.tasks[name].format_share)
+    assert "format_share_tasks" not in [one.name for one in figures.charts(without_tasks({}))]
 
 
 def test_figures_3_and_7_gradient_alignment():
     found = alignment()
     charts = figures.gradient_alignment(found)
     assert [chart.name for chart in charts] == ["gradient_alignment", "gradient_alignment_stripped"]
-    for chart, prompt in zip(charts, dict.fromkeys(point["prompt"] for point in found["points"]), strict=True):
+    for chart, prompt in zip(charts, dict.fromkeys(point.prompt for point in found.points), strict=True):
         shown = {(p.title, line.label, x): y for p in chart.panels for line in p.lines for x, y in values(line).items()}
-        of_prompt = [point for point in found["points"] if point["prompt"] == prompt and point["mean"] is not None]
-        assert shown == {(p["scope"], p["group"], p["step"]): p["mean"] for p in of_prompt} and shown
+        of_prompt = [point for point in found.points if point.prompt == prompt and point.mean is not None]
+        assert shown == {(p.scope, p.group, p.step): p.mean for p in of_prompt} and shown
 
 
 def test_figures_5_and_6_a_point_per_checkpoint():
     data = random_results()
     (plot,) = drawn(data, "tradeoff").panels
     lines = {line.label: line for line in plot.lines if line.label}
-    target, icl = (mean(data, "promot", lambda point, key=key: point[key]) for key in ("target", "icl"))
+    target, icl = (mean(data, "promot", lambda point, key=key: getattr(point, key)) for key in ("target", "icl"))
     assert [(p.x, p.y) for p in lines["ProMoT"].points] == [(target[step], icl[step]) for step in range(0, 61, 10)]
     assert sum(len(line.points) for line in plot.lines if line.kind == "dots") == 2 * 2 * 7  # methods, seeds, steps

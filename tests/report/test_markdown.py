@@ -1,6 +1,5 @@
 """The report and its tables, from random results. No number here was measured."""
 
-import copy
 import html
 import random
 import re
@@ -9,36 +8,38 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_results import NASTY, TASKS, alignment, prune, random_results, random_run
+from random_results import NASTY, TASKS, alignment, made, prune, random_document, random_results, random_run
 
 from promot_jax import files
-from promot_jax.errors import UserError
 from promot_jax.methods import stages
 from promot_jax.methods.labels import LABELS, label
 from promot_jax.report import figures, markdown, tables, terminal
 from promot_jax.report import html as markup
 from promot_jax.report.page import page
 from promot_jax.report.svg import document
-from promot_jax.results.schema import curve_point, icl_result, target_result, task_result
+from promot_jax.results import records
+from promot_jax.results.comparison import comparison
+from promot_jax.results.schema import Run
+from promot_jax.results.scores import Icl, Score, StepEvaluation, Target
 
 
-def with_target(method, seed, score, ci95=None, icl=None):
-    """A run of one target score and the ICL entries given."""
-    target = target_result("sentiment", "accuracy", score, ci95=ci95, n=10)
-    return {"method": method, "seed": seed, "steps": {}, "target": target, "icl": icl or {}, "curve": []}
+def with_target(method, seed, score, ci95=None, icl=None, **target):
+    """A run of one target score and the ICL scores given."""
+    target = Target(task="sentiment", metric="accuracy", score=score, ci95=ci95, n=10, **target)
+    return Run(method=method, seed=seed, steps={}, target=target, icl=icl or {}, curve=[])
+
+
+def scores(*runs):
+    """The table of some runs."""
+    return tables.scores(comparison(runs))
 
 
 def test_cells_are_means_over_seeds_with_their_range_and_paired_difference():
-    runs = {
-        "pretrained": [with_target("pretrained", 0, 10.0), with_target("pretrained", 1, 20.0)],
-        "promot": [with_target("promot", 0, 90.0), with_target("promot", 1, 94.0)],
-    }
-    cells = tables.scores({"methods": runs}).rows[0].cells
+    pretrained = [with_target("pretrained", 0, 10.0), with_target("pretrained", 1, 20.0)]
+    cells = scores(*pretrained, with_target("promot", 0, 90.0), with_target("promot", 1, 94.0)).rows[0].cells
     assert cells["promot", None] == tables.Cell(92.0, 90.0, 94.0, change=77.0, seeds=2)
     assert cells["pretrained", None] == tables.Cell(15.0, 10.0, 20.0, change=None, seeds=2)
-    del runs["promot"][0]
-    runs["promot"][0]["target"]["ci95"] = [91.0, 97.0]
-    cells = tables.scores({"methods": runs}).rows[0].cells
+    cells = scores(*pretrained, with_target("promot", 1, 94.0, ci95=(91.0, 97.0))).rows[0].cells
     # One seed: its bootstrap interval, and the difference to pretrained of the same seed.
     assert cells["promot", None] == tables.Cell(94.0, 91.0, 97.0, change=74.0, seeds=1)
     assert cells["promot", None].main() == "94.0 (+74.0)"
@@ -46,20 +47,20 @@ def test_cells_are_means_over_seeds_with_their_range_and_paired_difference():
 
 
 def test_difference_where_no_seed_is_shared():
-    runs = {"pretrained": [with_target("pretrained", 7, 10.0)], "promot": [with_target("promot", 0, 90.0)]}
-    assert tables.scores({"methods": runs}).rows[0].cells["promot", None].change == 80.0
+    table = scores(with_target("pretrained", 7, 10.0), with_target("promot", 0, 90.0))
+    assert table.rows[0].cells["promot", None].change == 80.0
     assert tables.signed(-0.04) == "+0.0"
 
 
 def test_tasks_of_a_mixture_have_rows_of_their_own():
-    runs = {name: [with_target(name, 0, score)] for name, score in (("pretrained", 20.0), ("finetune", 60.0))}
-    for (run,), accuracy, bleu in zip(runs.values(), (30.0, 80.0), (10.0, 40.0), strict=True):
-        run["target"]["tasks"] = {
-            "rte": task_result("accuracy", accuracy, ci95=[accuracy - 1, accuracy + 1], n=5),
-            "wmt14_enfr": task_result("bleu", bleu, ci95=None, n=5),
+    runs = [with_target("promot", 0, 70.0)]  # written before they were kept apart
+    for name, score, accuracy, bleu in (("pretrained", 20.0, 30.0, 10.0), ("finetune", 60.0, 80.0, 40.0)):
+        tasks = {
+            "rte": Score(metric="accuracy", score=accuracy, ci95=(accuracy - 1, accuracy + 1), n=5),
+            "wmt14_enfr": Score(metric="bleu", score=bleu, n=5),
         }
-    runs["promot"] = [with_target("promot", 0, 70.0)]  # written before they were kept apart
-    rows = {row.label: row.cells for row in tables.scores({"methods": runs}).rows}
+        runs.append(with_target(name, 0, score, tasks=tasks))
+    rows = {row.label: row.cells for row in scores(*runs).rows}
     assert list(rows) == ["sentiment (accuracy, target)", "rte (accuracy, target)", "wmt14_enfr (bleu, target)"]
     assert rows["rte (accuracy, target)"]["finetune", None] == tables.Cell(80.0, 79.0, 81.0, change=50.0, seeds=1)
     assert rows["wmt14_enfr (bleu, target)"]["finetune", None].main() == "40.0 (+30.0)"
@@ -67,10 +68,8 @@ def test_tasks_of_a_mixture_have_rows_of_their_own():
 
 
 def test_targets_that_were_asked_behind_an_exemplar_are_named():
-    runs = {name: [with_target(name, 0, 80.0)] for name in ("promot", "promot_1shot")}
-    runs["promot_1shot"][0]["target"]["shots"] = 1
-    (note,) = tables.scores({"methods": runs}).notes
-    assert note == "Asked on the target as they were trained, behind exemplars: ProMoT + 1-shot (1-shot)."
+    table = scores(with_target("promot", 0, 80.0), with_target("promot_1shot", 0, 80.0, shots=1))
+    assert table.notes == ["Asked on the target as they were trained, behind exemplars: ProMoT + 1-shot (1-shot)."]
 
 
 def test_gradient_alignments_are_drawn(tmp_path):
@@ -88,14 +87,12 @@ def test_gradient_alignments_are_drawn(tmp_path):
 
 def test_averages_over_different_tasks_are_not_shown_side_by_side():
     def entry(*names):
-        task = task_result("exact_match", 50.0, ci95=None, n=10, format_share=1.0)
-        return {"1": icl_result(dict.fromkeys(names, task))}
+        task = Score(metric="exact_match", score=50.0, n=10, format_share=1.0)
+        return {"1": Icl.of(dict.fromkeys(names, task))}
 
-    runs = {
-        "pretrained": [with_target("pretrained", 0, 10.0, icl=entry("a", "b"))],
-        "promot": [with_target("promot", 0, 90.0, icl=entry("a"))],
-    }
-    table = tables.scores({"methods": runs})
+    table = scores(
+        with_target("pretrained", 0, 10.0, icl=entry("a", "b")), with_target("promot", 0, 90.0, icl=entry("a"))
+    )
     rows = {row.label: row.cells for row in table.rows}
     assert ("pretrained", "1") in rows["Norm. Avg."]
     assert ("promot", "1") not in rows["Norm. Avg."]
@@ -112,15 +109,14 @@ def test_every_method_has_a_label():
 
 
 def test_models_between_two_are_told_by_alpha(tmp_path):
-    data = random_results(seeds=2)
-    for seed in (0, 1):
-        points = [(0, 5.0, 50.0), (30, 99.0, 40.0), (100, 99.5, 30.0)]
-        curve = [
-            curve_point(step, "wise_ft", target=target, icl=icl, format_share=1.0) | {"alpha": step / 100}
-            for step, target, icl in points
-        ]
-        run = random_run("wise_ft", seed) | {"steps": {"finetune": 60, "wise_ft": 30}, "curve": curve}
-        data["methods"].setdefault("wise_ft", []).append(run)
+    points = [(0, 5.0, 50.0), (30, 99.0, 40.0), (100, 99.5, 30.0)]
+    curve = [
+        StepEvaluation(step=step, stage="wise_ft", target=target, icl=icl, format_share=1.0, alpha=step / 100)
+        for step, target, icl in points
+    ]
+    steps = {"finetune": 60, "wise_ft": 30}
+    runs = [records.replace(random_run("wise_ft", seed), steps=steps, curve=curve) for seed in (0, 1)]
+    data, run = comparison([*random_results(seeds=2).runs, *runs]), runs[-1]
     rows, _ = tables.matched(data)
     assert next(row for row in rows if row[0] == "WiSE-FT")[1] == "alpha 0.30, alpha 0.30"
     assert "alpha" not in next(row for row in rows if row[0] == "ProMoT")[1]
@@ -171,68 +167,69 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
 
 
 def test_report_shows_all_tasks_at_the_matched_checkpoint_where_runs_have_them(tmp_path):
-    data = random_results(seeds=1)
-    assert "at those checkpoints" not in markdown.write(data, tmp_path).read_text()
+    data = random_document(seeds=1)
+    assert "at those checkpoints" not in markdown.write(made(data), tmp_path).read_text()
     for method in data["methods"]:
         run = data["methods"][method][0]
         other = random_run(method, 99)
-        run["matched"] = {"step": 20, "target": other["target"], "icl": other["icl"]}
-    text = markdown.write(data, tmp_path).read_text()
+        run["matched"] = files.plain({"step": 20, "target": other.target, "icl": other.icl})
+    text = markdown.write(made(data), tmp_path).read_text()
     shown = text.split("at those checkpoints")[1].split("## Format share")[0]
     for method in data["methods"]:
         assert f"{data['methods'][method][0]['matched']['target']['score']:.1f}" in shown
     del data["methods"]["pretrained"][0]["matched"]
-    shown = markdown.write(data, tmp_path).read_text().split("at those checkpoints")[1].split("## Format share")[0]
+    shown = (
+        markdown.write(made(data), tmp_path).read_text().split("at those checkpoints")[1].split("## Format share")[0]
+    )
     assert "pretrained" not in shown.split("With a sign")[0]
 
 
 def test_seeds_of_different_length_give_a_mean_only_where_all_have_a_value():
-    data = random_results()
+    data = random_document()
     del data["methods"]["promot"][1]["curve"][-3:]
-    promot = next(one for one in figures.series(data, "icl") if one.method == "promot")
+    promot = next(one for one in figures.series(made(data), figures.ICL_AVERAGE) if one.method == "promot")
     assert promot.common() == [0, 10, 20, 30]
     assert len(promot.values[0]) == 7
-    assert figures.series(data, "target", stages=("stage1",))[0].method == "promot"
+    assert figures.series(made(data), figures.TARGET_SCORE, stages=("stage1",))[0].method == "promot"
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_whatever_is_missing_the_report_is_written(tmp_path, seed):
-    data = random_results(seeds=3)
+    data = random_document(seeds=3)
     prune(data, random.Random(seed))
-    original = copy.deepcopy(data)
-    assert markdown.write(data, tmp_path).read_text().startswith("# ProMoT report")
-    assert terminal.table(data).endswith("\n")
-    assert data == original
+    results = made(data)
+    assert markdown.write(results, tmp_path).read_text().startswith("# ProMoT report")
+    assert terminal.table(results).endswith("\n")
+    assert results == made(data)
 
 
 def test_missing_scores_show_as_a_dash(tmp_path):
-    data = random_results()
+    data = random_document()
     data["methods"]["promot"] = []
     for run in data["methods"]["finetune"]:
         del run["icl"]["4"]
-    row = next(line for line in terminal.table(data).splitlines() if line.startswith("capital"))
+    row = next(line for line in terminal.table(made(data)).splitlines() if line.startswith("capital"))
     assert row.split()[-3:] == ["-", "-", "-"]
-    assert re.search(r"\| capital .* \| - \| - \| - \|\n", markdown.write(data, tmp_path).read_text())
+    assert re.search(r"\| capital .* \| - \| - \| - \|\n", markdown.write(made(data), tmp_path).read_text())
 
 
 @pytest.mark.parametrize("data", [{"methods": {}}, {"methods": {"promot": []}}])
 def test_nothing_at_all(tmp_path, data):
-    assert "No scores." in markdown.write(data, tmp_path).read_text()
-    assert terminal.table(data)
+    assert "No scores." in markdown.write(made(data), tmp_path).read_text()
+    assert terminal.table(made(data))
 
 
-def test_single_run_and_foreign_data(tmp_path):
+def test_single_run(tmp_path):
     assert "ProMoT" in terminal.table(random_run("promot", 0))
-    with pytest.raises(UserError):
-        markdown.write({"scores": 1}, tmp_path)
+    assert "ProMoT" in markdown.write(random_run("promot", 0), tmp_path).read_text()
 
 
 def test_samples_stand_method_beside_method(tmp_path):
-    data = random_results()
+    data = random_document()
     for method, output in (("pretrained", "Paris"), ("finetune", "True")):
         sample = {"task": "capital", "shots": 1, "input": "x" * 500 + "Capital:", "target": "Paris", "output": output}
         data["methods"][method][0]["samples"] = [sample]
-    text = markdown.write(data, tmp_path).read_text().split("## Sample outputs")[1]
+    text = markdown.write(made(data), tmp_path).read_text().split("## Sample outputs")[1]
     assert "| task | input | target | pretrained | fine-tuning |" in text
     row = next(line for line in text.splitlines() if line.startswith("| capital (1-shot)"))
     assert row.endswith("| <code>Paris</code> | <code>Paris</code> | <code>True</code> |")
@@ -278,7 +275,7 @@ def test_escaped_text_is_safe_html(text):
 
 
 def test_names_of_tasks_and_methods_are_escaped_too(tmp_path):
-    data = random_results(seeds=1)
+    data = random_document(seeds=1)
     run = data["methods"].pop("finetune")[0] | {
         "method": "<b>|x|</b> $a$",
         "model": "<script>",
@@ -287,27 +284,27 @@ def test_names_of_tasks_and_methods_are_escaped_too(tmp_path):
     run["icl"]["1"]["tasks"]["<td>|"] = run["icl"]["1"]["tasks"]["capital"]
     run["target"]["task"] = "![x](y)"
     data["methods"][run["method"]] = [run]
-    text = markdown.write(data, tmp_path, title="<h1>").read_text()
+    text = markdown.write(made(data), tmp_path, title="<h1>").read_text()
     assert not re.findall(r"<(?!br>|sub>|/sub>)", text)
     assert "![x]" not in text
 
 
 def test_models_between_two_are_in_the_trade_off_but_on_no_axis_of_steps():
-    data = random_results(methods=("pretrained", "finetune", "wise_ft"))
+    data = random_document(methods=("pretrained", "finetune", "wise_ft"))
     for run in data["methods"]["wise_ft"]:
         run["curve"] = [point | {"alpha": point["step"] / 100} for point in run["curve"]]
-    assert [one.method for one in figures.series(data, "icl")] == ["finetune"]
-    (panel,) = next(chart for chart in figures.charts(data) if chart.name == "tradeoff").panels
+    assert [one.method for one in figures.series(made(data), figures.ICL_AVERAGE)] == ["finetune"]
+    (panel,) = next(chart for chart in figures.charts(made(data)) if chart.name == "tradeoff").panels
     assert {line.label for line in panel.lines} >= {"fine-tuning", label("wise_ft")}
 
 
 def test_settings_are_told_once_and_by_stage_where_stages_differ(tmp_path):
-    data = random_results(seeds=1, methods=("pretrained", "promot"))
+    data = random_document(seeds=1, methods=("pretrained", "promot"))
     (run,) = data["methods"]["promot"]
     run["steps"] = {"stage1": 200, "stage2": 60}
     run["settings"] = {"dtype": "float32", "stage1/rate": 0.3, "stage2/rate": 0.1, "stage1/kl": 0.0, "stage2/kl": 0.0}
     run["settings"] |= {"stage1/batch_size": 8, "stage2/batch_size": 8}
-    text = markdown.write(data, tmp_path).read_text("utf-8").partition("## Settings")[2]
+    text = markdown.write(made(data), tmp_path).read_text("utf-8").partition("## Settings")[2]
     assert "| rate | - | stage1: 0.3; stage2: 0.1 |" in text
     assert re.search(r"\| batch_?size \| - \| 8 \|", text.replace("\\", ""))
     assert "kl" not in text  # off

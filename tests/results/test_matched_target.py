@@ -4,12 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promot_jax.results.matched_target import Match, matched
+from promot_jax.results.scores import StepEvaluation
 
 
 def points(*targets, stage="finetune", first=0):
     """A curve with a point every 10 steps; ICL falls by one a point."""
     return [
-        {"step": 10 * index, "stage": stage, "target": target, "icl": 50.0 - index, "format_share": float(index)}
+        StepEvaluation(step=10 * index, stage=stage, target=target, icl=50.0 - index, format_share=float(index))
         for index, target in enumerate(targets, start=first)
     ]
 
@@ -49,7 +50,7 @@ def test_seeds_are_matched_one_by_one_and_only_where_all_methods_have_them():
 
 
 def test_missing_seeds_and_unscored_points():
-    unscored = [{"step": 10, "stage": "finetune", "target": None}, {"step": 20, "stage": "finetune", "target": 50.0}]
+    unscored = [StepEvaluation(step=step, stage="finetune", target=target) for step, target in ((10, None), (20, 50.0))]
     found = matched({"a": [unscored, points(0, 10)], "b": [points(0, 60), []]})
     assert found["a"] == [Match(50.0, 20, 50.0, None, None), None]
     assert found["b"][1] is None

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.jobs import compare as jobs
 from promot_jax.methods import stages
 from promot_jax.results import schema as results
+from promot_jax.results.scores import Draw, Icl, Score, StepEvaluation, Target
 from promot_jax.sweep import collect as outcomes
 from promot_jax.sweep import scheduler as compare
 from promot_jax.sweep.grid import Grid
@@ -37,6 +39,11 @@ from promot_jax.sweep.shared_stages import share_stage
 from promot_jax.training.tuning import Tuning
 
 # ---- running, with methods that take no time -------------------------------------------------------------------------
+
+
+def stage_record(name: str, trains: Iterable[str] = ("prompt",)) -> results.StageRecord:
+    """A finished stage of which nothing is known."""
+    return results.StageRecord(stage=name, trains=list(trains), checkpoint="", base="", best_step=4, curve=[])
 
 
 class Fake:
@@ -54,27 +61,34 @@ class Fake:
         place = folder.relative_to(self.workdir).as_posix()
         if place in self.broken:
             raise self.broken[place]
-        curve: list[dict[str, Any]] = []
+        curve: list[StepEvaluation] = []
         for stage in stages.method(method):
             training = tuning.of(stage)
             name, rate = stage.name, training.optimizer.learning_rate
             for part in ("tiny_review", "tiny_size") if stage.per_task else ("",):
                 if not stage_folder.describe(folder / name / part):
                     self.trained.append((Path(place) / name / part).as_posix())
-                    stage_file = {"trains": stage.trains, "checkpoint": "", "base": "", "curve": []}
-                    stage_folder.record(folder / name / part, {"stage": name, "best_step": 4, **stage_file})
+                    stage_folder.record(folder / name / part, stage_record(name, stage.trains))
             # Best at a rate of 0.01 for the model and 0.2 for the prompt; the last step is worse than the best one.
             # L2-SP costs a point of target score per unit, and gives ten of ICL.
             best = 90.0 - 10 * abs(rate - (0.2 if "prompt" in stage.trains else 0.01)) + session.seed - training.l2sp
             icl = 50.0 - session.seed + 10 * training.l2sp
             for step, score in ((0, 99.0), (1, best), (2, best), (4, best - 5)):
-                curve.append(results.curve_point(step, name, target=score, icl=icl - step))
+                curve.append(StepEvaluation(step=step, stage=name, target=score, icl=icl - step))
         steps = {stage.name: 4 for stage in stages.method(method)}
-        icl = {"1": results.icl_result({"a": results.task_result("accuracy", 40.0 + session.seed, ci95=None, n=2)})}
-        icl["1"]["draws"] = [{"norm_avg": 40.0 + session.seed + draw} for draw in (-1, 0, 1)]
-        target = results.target_result(session.task, "accuracy", 80.0 + session.seed, ci95=None, n=2)
-        best_step = dict.fromkeys(steps, 2)
-        run = results.run_result(method, session.seed, steps, 60.0, target, icl, curve, best_step=best_step)
+        draws = [Draw(norm_avg=40.0 + session.seed + draw) for draw in (-1, 0, 1)]
+        scored = Icl.of({"a": Score(metric="accuracy", score=40.0 + session.seed, n=2)}, draws=draws)
+        target = Target(task=session.task, metric="accuracy", score=80.0 + session.seed, n=2)
+        run = results.Run.of(
+            method=method,
+            seed=session.seed,
+            steps=steps,
+            seconds=60.0,
+            target=target,
+            icl={"1": scored},
+            curve=curve,
+            best_step=dict.fromkeys(steps, 2),
+        )
         files.write(run, folder / "results.json")
 
     def open_session(self, experiment: Experiment, others: list[Experiment]) -> Experiment:
@@ -126,9 +140,8 @@ def test_a_shared_stage_is_there_as_a_whole(tmp_path: Path, monkeypatch: pytest.
     (donor / "stage1/checkpoints/4/state").write_text("rows")
     share_stage(donor, cell, "stage1")
     assert not cell.exists()  # not finished
-    described = {"trains": ["prompt"], "checkpoint": "", "base": "", "curve": []}
-    stage_folder.record(donor / "stage1", {"stage": "stage1", "best_step": 4, **described})
-    (cell / ".shared.killed/stage1").mkdir(parents=True)
+    stage_folder.record(donor / "stage1", stage_record("stage1"))
+    (cell / ".stage1.killed/stage1").mkdir(parents=True)
 
     def link(source: str, target: str) -> None:
         raise OSError("no links here")
@@ -165,9 +178,8 @@ def test_prompts_of_several_tasks_are_waited_for(fake: Fake, tmp_path: Path, tra
     one = on_tiny(grid(tmp_path, ("multitask_promot",), varied={"model": (1e-3, 1e-2)}), "tiny_pair")
     elsewhere(tmp_path / "multitask_promot/lr_0.001/seed_0")
     for task in trained:
-        described = {"trains": ["prompt"], "checkpoint": "", "base": "", "curve": []}
         folder = tmp_path / "multitask_promot/lr_0.001/seed_0/stage1" / task
-        stage_folder.record(folder, {"stage": "stage1", "best_step": 4, **described})
+        stage_folder.record(folder, stage_record("stage1"))
     fake.run(one, wait=False)
     assert fake.trained == (["multitask_promot/lr_0.01/seed_0/stage2"] if len(trained) == 2 else [])
 
@@ -190,25 +202,25 @@ def test_rivals_that_begin_alike_share_it(fake: Fake, tmp_path: Path) -> None:
 def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path) -> None:
     one = grid(tmp_path, ("pretrained", "finetune", "promot"), seeds=(0, 1), varied=RATES)
     fake.run(one)
-    found = results.read(tmp_path)
+    found = results.read_comparison(tmp_path)
     assert found == outcomes.collect(one, 600.0)["review"]
-    chosen = {method: choice["chosen"] for method, choice in found["selection"].items()}
+    chosen = {method: choice.chosen for method, choice in found.selection.items()}
     assert chosen == {"finetune": {"model": 1e-2}, "promot": {"prompt": 0.1, "model": 1e-2}}  # the gentler of equals
-    tried = found["selection"]["finetune"]["candidates"]
-    assert [one["seeds"] for one in tried] == [
+    tried = found.selection["finetune"].candidates
+    assert [one.seeds for one in tried] == [
         {"0": pytest.approx(89.91), "1": pytest.approx(90.91)},
         {"0": 90, "1": 91},
     ]
-    assert [one["validation"] for one in tried] == [pytest.approx(90.41), 90.5]
-    assert {name: len(members) for name, members in found["methods"].items()} == {
+    assert [one.validation for one in tried] == [pytest.approx(90.41), 90.5]
+    assert {name: len(members) for name, members in found.methods.items()} == {
         "pretrained": 2, "finetune": 2, "promot": 2,
     }  # fmt: skip
-    others = [(run["method"], run["varied"], run["seed"]) for run in found["others"]]
+    others = [(run.method, run.varied, run.seed) for run in found.others]
     assert others[:2] == [("finetune", {"model": 1e-3}, 0), ("finetune", {"model": 1e-3}, 1)]
     assert len(others) == 2 * (1 + 3) and all(varied != chosen[method] for method, varied, _ in others)
-    assert len(found["cells"]) == 2 * (1 + 2 + 4) and {cell["state"] for cell in found["cells"]} == {"finished"}
-    spread = found["spread"]["best"]["finetune"]["1"]
-    assert (spread["mean"], spread["low"], spread["high"], spread["seeds"], spread["draws"]) == (40.5, 40, 41, 2, 3)
+    assert len(found.cells) == 2 * (1 + 2 + 4) and {cell.state for cell in found.cells} == {"finished"}
+    spread = found.spread["best"]["finetune"]["1"]
+    assert (spread.mean, spread.low, spread.high, spread.seeds, spread.draws) == (40.5, 40, 41, 2, 3)
     assert spread["sd_draws"] == pytest.approx(1.0) and spread["sd_seeds"] == pytest.approx(0.5**0.5)
     report = (tmp_path / "report.md").read_text("utf-8")
     page = (tmp_path / "report.html").read_text("utf-8")
@@ -222,10 +234,10 @@ def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path
     fake.broken = {"l2sp/l2sp_2.0/seed_1": TrainingError("not finite")} if margin == 2.0 else {}
     with pytest.raises(TrainingError) if fake.broken else contextlib.nullcontext():
         fake.run(one)
-    found = results.read(tmp_path)
-    assert found["selection"].keys() == {"l2sp"} and found["selection"]["l2sp"]["chosen"] == {"l2sp": chosen}
-    first = found["selection"]["l2sp"]["candidates"][0]
-    assert (first["validation"], first["icl"]) == (pytest.approx(89.901), 52.5)
+    found = results.read_comparison(tmp_path)
+    assert found.selection.keys() == {"l2sp"} and found.selection["l2sp"].chosen == {"l2sp": chosen}
+    first = found.selection["l2sp"].candidates[0]
+    assert (first.validation, first.icl) == (pytest.approx(89.901), 52.5)
     report = (tmp_path / "report.md").read_text("utf-8")
     assert f"| L2-SP | l2sp {chosen:g} | {90.401 - chosen:.1f} | {47.5 + 10 * chosen:.1f} | 2 | yes |" in report
     assert (f"at most {margin:g} points below the highest target score" in report) == (margin > 0)
@@ -234,9 +246,9 @@ def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path
 def test_every_task_has_a_report(fake: Fake, tmp_path: Path) -> None:
     fake.run(grid(tmp_path, ("finetune", "finetune_1shot"), tasks={"rte": {}, "snli": {}}))
     for task in ("rte", "snli"):
-        methods = results.read(tmp_path / task)["methods"]
+        methods = results.read_comparison(tmp_path / task).methods
         assert list(methods) == ["finetune", "finetune_1shot"]
-        assert [run["target"]["task"] for members in methods.values() for run in members] == [task, task]
+        assert [run.target.task for members in methods.values() for run in members] == [task, task]
         assert "fine-tuning + 1-shot" in (tmp_path / task / "report.md").read_text("utf-8")
     assert not (tmp_path / "results.json").exists()
     assert fake.opened == ["rte", "rte_1shot", "snli", "snli_1shot"]  # whose caches are read
@@ -270,7 +282,7 @@ def test_other_comparisons_of_the_same_cells(fake: Fake, tmp_path: Path) -> None
     fake.run(grid(tmp_path, ("promot", "prompt_tuning"), report="other"))
     assert fake.trained == []
     assert (tmp_path / "results.json").read_bytes() == first
-    assert list(results.read(tmp_path / "other")["methods"]) == ["promot", "prompt_tuning"]
+    assert list(results.read_comparison(tmp_path / "other").methods) == ["promot", "prompt_tuning"]
 
 
 def test_analyses_of_the_cells_are_in_every_report_of_them(fake: Fake, tmp_path: Path) -> None:
@@ -287,13 +299,11 @@ def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None
     fake.broken = {"finetune/lr_0.01/seed_0": TrainingError("the loss is not finite at step 3")}
     with pytest.raises(TrainingError, match=r"1 of 4 cells failed.*model 0.01, seed 0: the loss"):
         fake.run(one)
-    found = results.read(tmp_path)
-    states = {cell["folder"]: cell["state"] for cell in found["cells"]}
+    found = results.read_comparison(tmp_path)
+    states = {cell.folder: cell.state for cell in found.cells}
     assert states.pop("finetune/lr_0.01/seed_0") == "failed" and set(states.values()) == {"finished"}
-    assert found["selection"]["finetune"]["chosen"] == {"model": 1e-3}  # although 0.01 would have been better
-    assert found["selection"]["finetune"]["candidates"][1] == {
-        "varied": {"model": 0.01}, "validation": None, "icl": None, "seeds": {},
-    }  # fmt: skip
+    assert found.selection["finetune"].chosen == {"model": 1e-3}  # although 0.01 would have been better
+    assert found.selection["finetune"].candidates[1] == results.Candidate(varied={"model": 0.01}, seeds={})
     fake.broken.clear()  # the failure lasts: it would end in the same way
     with pytest.raises(TrainingError, match="1 of 4 cells failed"):
         fake.run(one)
@@ -301,7 +311,7 @@ def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None
     (tmp_path / "finetune/lr_0.01/seed_0/failed.json").unlink()
     fake.run(one)
     assert fake.trained == ["finetune/lr_0.01/seed_0/finetune"]
-    assert {cell["state"] for cell in results.read(tmp_path)["cells"]} == {"finished"}
+    assert {cell.state for cell in results.read_comparison(tmp_path).cells} == {"finished"}
 
 
 def test_a_cell_that_broke_is_tried_again_next_time(
@@ -347,7 +357,7 @@ def test_what_is_written_last_is_all_that_is_there(fake: Fake, tmp_path: Path, m
     fake.run_method(EXPERIMENT, tmp_path / "finetune/seed_0", "finetune", TUNING)
     monkeypatch.setattr(files, "write", slow)
     outcomes.publish(one, 600.0)
-    assert list(results.read(tmp_path)["methods"]) == ["finetune", "promot"]
+    assert list(results.read_comparison(tmp_path).methods) == ["finetune", "promot"]
 
 
 def test_bad_input_ends_the_comparison(fake: Fake, tmp_path: Path) -> None:
@@ -377,9 +387,9 @@ def test_cells_of_other_machines_are_left_to_them(
     assert fake.trained == ["finetune/seed_0/finetune"]  # ProMoT waits for the prompt that is being trained there
     shown = capsys.readouterr().out
     assert "Left to other processes: prompt_tuning, review, seed 0 (elsewhere, process 1), promot" in shown
-    found = results.read(tmp_path)
-    assert [cell["state"] for cell in found["cells"]] == ["running", "missing", "finished"]
-    assert list(found["methods"]) == ["finetune"]
+    found = results.read_comparison(tmp_path)
+    assert [cell.state for cell in found.cells] == ["running", "missing", "finished"]
+    assert list(found.methods) == ["finetune"]
     assert "1 of 3 cells are finished, 1 running." in (tmp_path / "report.html").read_text("utf-8")
     assert "prompt_tuning/seed_0 is running" in (tmp_path / "report.md").read_text("utf-8")
 
@@ -409,7 +419,7 @@ def test_waits_for_cells_of_other_machines(
         "Waiting for other processes: prompt_tuning, review, seed 0 (elsewhere, process 1), promot"
         in capsys.readouterr().out
     )
-    assert {cell["state"] for cell in results.read(tmp_path)["cells"]} == {"finished"}
+    assert {cell.state for cell in results.read_comparison(tmp_path).cells} == {"finished"}
 
 
 def test_a_wait_ends_when_the_machine_is_taken_away(
@@ -480,18 +490,18 @@ def test_tasks_and_rates_on_a_model(
 
     whole = (workdir / "report.md").read_text("utf-8")
     assert "## tiny" in whole and "](tiny_size/report.md)" in whole and "### At matched target score" in whole
-    found = results.read(workdir / "tiny_size")
-    prompt, promot = (found["methods"][name][0] for name in ("prompt_tuning", "promot"))
-    assert [point for point in promot["curve"] if point["stage"] == "stage1"] == prompt["curve"]
-    assert [len(point["draws"]) for point in promot["curve"] if point["stage"] == "stage2"] == [2, 2]
-    one, other = promot["icl"]["1"]["draws"]
-    assert one["norm_avg"] == promot["icl"]["1"]["norm_avg"]
+    found = results.read_comparison(workdir / "tiny_size")
+    prompt, promot = (found.methods[name][0] for name in ("prompt_tuning", "promot"))
+    assert [point for point in promot.curve if point.stage == "stage1"] == prompt.curve
+    assert [len(point.draws) for point in promot.curve if point.stage == "stage2"] == [2, 2]
+    one, other = promot.icl["1"].draws
+    assert one.norm_avg == promot.icl["1"].norm_avg
     outputs = workdir / "tiny_size/promot/lr_0.001/seed_0/outputs/icl_1shot.jsonl"
     rows = [json.loads(line) for line in outputs.read_text("utf-8").splitlines()]
     first, second = ([row for row in rows if row["draw"] == draw] for draw in (0, 1))
     assert [row["id"] for row in first] == [row["id"] for row in second]
     assert all(a["input"] != b["input"] for a, b in zip(first, second, strict=True))  # other exemplars
-    assert other["tasks"].keys() == one["tasks"].keys() == {"tiny_colour", "tiny_size"}
+    assert other.tasks.keys() == one.tasks.keys() == {"tiny_colour", "tiny_size"}
 
 
 def test_layers_that_are_not_there_are_said_before_anything_is_trained(
@@ -549,5 +559,5 @@ def test_processes_share_the_cells(tiny_folder: Path) -> None:
     for stage in ("stage1", "stage2", "finetune"):
         assert sum(text.count(f"[{stage}] trains") for text in said) == 1, said
     assert not list((tiny_folder / "shared").rglob("claim.*"))
-    found = results.read(tiny_folder / "shared")
-    assert [cell["state"] for cell in found["cells"]] == ["finished"] * 3
+    found = results.read_comparison(tiny_folder / "shared")
+    assert [cell.state for cell in found.cells] == ["finished"] * 3

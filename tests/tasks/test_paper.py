@@ -254,7 +254,7 @@ def test_shuffling_and_sharding_change_no_score(tmp_path: Path, data: Path) -> N
     assert len(list((tmp_path / "4").rglob("super_glue-train.tfrecord*"))) == 4
     assert all(one == found[0] for one in found)
     scores, rows = found[0]
-    assert 0 < scores[0]["score"] < 100 and [row["shots"] for row in rows[1]] == [4] * 12
+    assert 0 < scores[0].score < 100 and [row.shots for row in rows[1]] == [4] * 12
 
 
 @pytest.mark.parametrize("name", FINETUNE)

@@ -1,15 +1,13 @@
 """Writes a native T5X checkpoint (format version 3)."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from promot_jax import trees
+from promot_jax import files, trees
 from promot_jax.checkpoints.t5x.msgpack import FLOATS
 from promot_jax.checkpoints.t5x.names import per_layer, stacked
 from promot_jax.errors import UserError
@@ -38,25 +36,19 @@ def write(folder: str | os.PathLike[str], step: int, params: Mapping[str, Any], 
     final = Path(folder) / f"checkpoint_{int(step)}"
     if final.exists():
         raise UserError(f"{final} is there already; give another folder, or delete it.")
-    scratch = None
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{final.name}.tmp-", dir=final.parent))
-        target = {
-            name: array if array.size < inline else _write_zarr(scratch, f"target.{name.replace('/', '.')}", array)
-            for path, leaf in trees.flatten(params).items()
-            for name, array in _layers(path, leaf)
-        }
-        state = {"step": np.asarray(step, np.int32), "param_states": {}}
-        content = {"version": 3, "optimizer": {"target": trees.unflatten(target), "state": state}}
-        (scratch / "checkpoint").write_bytes(serialization.msgpack_serialize(content, in_place=True))
-        scratch.chmod(0o755)  # mkdtemp's folders are for their owner only
-        scratch.rename(final)
+        with files.replacing(final) as scratch:
+            scratch.mkdir()
+            target = {
+                name: array if array.size < inline else _write_zarr(scratch, f"target.{name.replace('/', '.')}", array)
+                for path, leaf in trees.flatten(params).items()
+                for name, array in _layers(path, leaf)
+            }
+            state = {"step": np.asarray(step, np.int32), "param_states": {}}
+            content = {"version": 3, "optimizer": {"target": trees.unflatten(target), "state": state}}
+            (scratch / "checkpoint").write_bytes(serialization.msgpack_serialize(content, in_place=True))
     except OSError as error:
         raise UserError(f"Cannot write {str(final)!r}: {error.strerror or error}.") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
     return final
 
 

@@ -11,23 +11,24 @@ from typing import Any
 from promot_jax.methods.labels import label
 from promot_jax.report import figures, tables
 from promot_jax.report.page.sections import Rows
+from promot_jax.results.schema import Comparison, Run
+from promot_jax.results.scores import Sample
 
-Json = dict[str, Any]
 Key = tuple[str, str, int, str, str, str]  # fine-tuned on, task, seed, shots, input, target
 
 
-def samples(tasks: Mapping[str, Json]) -> list[dict[str, Any]]:
+def samples(tasks: Mapping[str, Comparison]) -> list[dict[str, Any]]:
     """Inputs with the outputs of all methods: the first of every task before the second of any.
 
     So the first items on the page show what all tasks look like.
     """
-    by_key: dict[Key, dict[str, Json]] = {}
+    by_key: dict[Key, dict[str, Sample]] = {}
     for tuned_on, comparison in tasks.items():
-        for method in tables.ordered(comparison["methods"]):
-            for run in comparison["methods"][method]:
-                for sample in run.get("samples") or []:
-                    where = (tuned_on, sample["task"], run["seed"], str(sample.get("shots", "")))
-                    key = (*where, sample["input"], sample["target"])
+        for method in tables.ordered(comparison.methods):
+            for run in comparison.methods[method]:
+                for sample in run.samples:
+                    shots = "" if sample.shots is None else str(sample.shots)
+                    key = (tuned_on, sample.task, run.seed, shots, sample.input, sample.target)
                     by_key.setdefault(key, {})[label(method)] = sample
     counts: Counter[tuple[Any, ...]] = Counter()
     ranks: dict[Key, tuple[int, int]] = {}
@@ -37,48 +38,47 @@ def samples(tasks: Mapping[str, Json]) -> list[dict[str, Any]]:
     return [_sample(key, by_key[key]) for key in sorted(by_key, key=ranks.__getitem__)]
 
 
-def _sample(key: Key, by_method: Mapping[str, Json]) -> dict[str, Any]:
+def _sample(key: Key, by_method: Mapping[str, Sample]) -> dict[str, Any]:
     """One input; `outputs` are (method, text, whether it is right), `shots` is "" where the results do not say."""
     named = dict(zip(("tuned_on", "task", "seed", "shots", "input", "target"), key, strict=True))
     exemplars, query = _split(key[4], next(iter(by_method.values())))
-    outputs = [(method, sample["output"], _is_right(sample, key[5])) for method, sample in by_method.items()]
+    outputs = [(method, sample.output, _is_right(sample)) for method, sample in by_method.items()]
     differ = len({text for _, text, _ in outputs}) > 1
     return named | {"exemplars": exemplars, "query": query, "outputs": outputs, "differ": differ}
 
 
-def _is_right(sample: Json, target: str) -> bool:
-    score = sample.get("score")  # none in older results, nor where a metric has none of one example
-    return sample["output"] == target if score is None else score == 100
+def _is_right(sample: Sample) -> bool:
+    # No score in older results, nor where a metric has none of one example.
+    return sample.output == sample.target if sample.score is None else sample.score == 100
 
 
-def _split(source: str, sample: Json) -> tuple[str, str]:
+def _split(source: str, sample: Sample) -> tuple[str, str]:
     """Exemplars and query of an input."""
-    if "query" in sample:
-        return source[: sample["query"]].removesuffix("\n\n"), source[sample["query"] :]
-    exemplars, _, query = source.rpartition("\n\n") if sample.get("shots") else ("", "", source)  # older results
+    if sample.query is not None:
+        return source[: sample.query].removesuffix("\n\n"), source[sample.query :]
+    exemplars, _, query = source.rpartition("\n\n") if sample.shots else ("", "", source)  # older results
     return exemplars, query
 
 
-def runs(tasks: Mapping[str, Json]) -> list[dict[str, Any]]:
+def runs(tasks: Mapping[str, Comparison]) -> list[dict[str, Any]]:
     """Every run; those with settings that were not chosen follow the others of their method."""
     shown = []
     for tuned_on, comparison in tasks.items():
-        not_chosen = comparison.get("others", [])
-        for method in tables.ordered(comparison["methods"]):
-            members = [*comparison["methods"][method], *(run for run in not_chosen if run["method"] == method)]
+        for method in tables.ordered(comparison.methods):
+            members = [*comparison.methods[method], *(run for run in comparison.others if run.method == method)]
             shown += [_run(tuned_on, method, run) for run in members]
     return shown
 
 
-def _run(tuned_on: str, method: str, run: Json) -> dict[str, Any]:
-    varied = f"{tables.varied(run['varied'])}, not chosen" if run.get("varied") else ""
-    averages = {"target": (run.get("target") or {}).get("score")}
-    averages |= {f"{shots}-shot": entry.get("norm_avg") for shots, entry in (run.get("icl") or {}).items()}
+def _run(tuned_on: str, method: str, run: Run) -> dict[str, Any]:
+    varied = f"{tables.varied(run.varied)}, not chosen" if run.varied else ""
+    averages = {"target": run.target.score if run.target else None}
+    averages |= {f"{shots}-shot": icl.norm_avg for shots, icl in run.icl.items()}
     return {
         "tuned_on": tuned_on,
         "method": label(method),
-        "seed": run["seed"],
-        "badges": [badge for badge in (f"seed {run['seed']}", tuned_on, varied) if badge],
+        "seed": run.seed,
+        "badges": [badge for badge in (f"seed {run.seed}", tuned_on, varied) if badge],
         "averages": [f"{name} {score:.1f}" for name, score in averages.items() if score is not None],
         "chart": figures.of_run(run),
         "scores": _scores(run),
@@ -87,26 +87,29 @@ def _run(tuned_on: str, method: str, run: Json) -> dict[str, Any]:
     }
 
 
-def _scores(run: Json) -> Rows:
+def _scores(run: Run) -> Rows:
     rows = [["task", "metric", "score", "95 % interval", "format share (%)"]]
-    for shots, entry in (run.get("icl") or {}).items():
-        for task, scored in (entry.get("tasks") or {}).items():
-            interval = " to ".join(_value(end) for end in scored.get("ci95") or ())
-            score, share = _value(scored.get("score")), _value(scored.get("format_share"))
-            rows.append([f"{task}, {shots}-shot", scored["metric"], score, interval, share])
+    for shots, icl in run.icl.items():
+        for task, score in icl.tasks.items():
+            interval = " to ".join(_value(end) for end in score.ci95 or ())
+            numbers = [_value(score.score), interval, _value(score.format_share)]
+            rows.append([f"{task}, {shots}-shot", score.metric, *numbers])
     return rows
 
 
-def _curve(run: Json) -> Rows:
-    keys = ("stage", "step", "loss", "target", "icl", "format_share")
-    points = [point | {"step": tables.place(point["step"], point.get("alpha"))} for point in run["curve"]]
-    return [keys, *([_value(point.get(key)).removeprefix("step ") for key in keys] for point in points)]
+def _curve(run: Run) -> Rows:
+    rows = [["stage", "step", "loss", "target", "icl", "format_share"]]
+    for point in run.curve:
+        place = tables.place(point.step, point.alpha).removeprefix("step ")
+        numbers = [_value(value) for value in (point.loss, point.target, point.icl, point.format_share)]
+        rows.append([point.stage, place, *numbers])
+    return rows
 
 
-def _settings(run: Json) -> Rows:
-    settings = {f"steps, {stage}": steps for stage, steps in run["steps"].items()} | (run.get("settings") or {})
-    settings |= {key: run.get(key) for key in ("seconds", "model", "base", "commit")}
-    settings |= {f"version of {name}": version for name, version in (run.get("versions") or {}).items()}
+def _settings(run: Run) -> Rows:
+    settings = {f"steps, {stage}": steps for stage, steps in run.steps.items()} | run.settings
+    settings |= {"seconds": run.seconds, "model": run.model, "base": run.base, "commit": run.commit}
+    settings |= {f"version of {name}": version for name, version in run.versions.items()}
     return [["setting", "value"], *([key, _value(value)] for key, value in settings.items() if value is not None)]
 
 

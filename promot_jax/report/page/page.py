@@ -7,28 +7,25 @@ templates (`promot_jax.report.html`).
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
-from promot_jax.errors import UserError
 from promot_jax.files import write_text
 from promot_jax.methods.labels import label
 from promot_jax.report import figures, html, tables
 from promot_jax.report.page import browser, sections
 from promot_jax.report.svg import COLORS, css, legend, plot
+from promot_jax.results import records
 from promot_jax.results.comparison import as_comparison
-
-Json = dict[str, Any]
+from promot_jax.results.schema import Comparison, GradientAlignment, Run
 
 
 def write(
-    comparisons: Mapping[str, Json],
+    comparisons: Mapping[str, Run | Comparison],
     folder: str | os.PathLike[str],
     *,
     title: str = "ProMoT report",
@@ -37,7 +34,7 @@ def write(
     """Writes `report.html` into a folder, all or nothing.
 
     Args:
-        comparisons: by fine-tuned task, each a comparison (or a single run) as in `promot_jax.results.schema`.
+        comparisons: by fine-tuned task, each a comparison or a single run.
         folder: created if need be; gradient alignments in `analyses/*/results.json` below it are shown too.
         title: of the page.
         analysed: further folders whose gradient alignments are shown.
@@ -46,7 +43,7 @@ def write(
         Path of `report.html`.
 
     Raises:
-        UserError: results that are not in their layout.
+        UserError: a gradient alignment is not in its layout.
     """
     folder = Path(folder)
     return write_text(folder / "report.html", render(comparisons, alignments(folder, *analysed), title=title))
@@ -57,20 +54,24 @@ def analyses(*folders: Path) -> list[Path]:
     return [path for folder in dict.fromkeys(folders) for path in sorted(folder.glob("analyses/*/results.json"))]
 
 
-def alignments(*folders: Path) -> list[Json]:
-    """What the job `gradient_alignment` left in `analyses/*/` below a comparison's folder, or several."""
-    found = []
-    for path in analyses(*folders):
-        try:
-            found.append(json.loads(path.read_text("utf-8")))
-            if found[-1]["job"] != "gradient_alignment":
-                raise ValueError("of another job")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} does not hold a gradient alignment ({error}); move it away.") from error
-    return found
+def alignments(*folders: Path) -> list[GradientAlignment]:
+    """What the job `gradient_alignment` left in `analyses/*/` below a comparison's folder, or several.
+
+    Raises:
+        UserError: a file there is something else.
+    """
+    return [
+        records.read(path, GradientAlignment, "it does not hold a gradient alignment: move it away")
+        for path in analyses(*folders)
+    ]
 
 
-def render(comparisons: Mapping[str, Json], aligned: Sequence[Json] = (), *, title: str = "ProMoT report") -> str:
+def render(
+    comparisons: Mapping[str, Run | Comparison],
+    aligned: Sequence[GradientAlignment] = (),
+    *,
+    title: str = "ProMoT report",
+) -> str:
     """The whole page, the same for the same results.
 
     Args:

@@ -6,22 +6,22 @@ from typing import Any
 from promot_jax.methods.labels import label
 from promot_jax.report import figures, tables
 from promot_jax.report.svg import Chart
+from promot_jax.results.schema import CellState, Comparison
 
-Json = dict[str, Any]
 Rows = Sequence[Sequence[Any]]  # of a table, the header first
 
 
-def facts(tasks: Mapping[str, Json]) -> dict[str, str]:
+def facts(tasks: Mapping[str, Comparison]) -> dict[str, str]:
     """What was run, by name."""
-    runs = [run for comparison in tasks.values() for members in comparison["methods"].values() for run in members]
-    values = {
-        "Model": [run.get("model") for run in runs],
-        "Fine-tuned on": [run["target"]["task"] for run in runs if run.get("target")] or list(tasks),
-        "Methods": [label(method) for comparison in tasks.values() for method in comparison["methods"]],
-        "Seeds": sorted({run["seed"] for run in runs}),
-        "Commit": [_short(run["commit"]) for run in runs if run.get("commit")],
+    runs = [run for comparison in tasks.values() for run in comparison.runs]
+    values: dict[str, list[Any]] = {
+        "Model": [run.model for run in runs],
+        "Fine-tuned on": [run.target.task for run in runs if run.target] or list(tasks),
+        "Methods": [label(method) for comparison in tasks.values() for method in comparison.methods],
+        "Seeds": sorted({run.seed for run in runs}),
+        "Commit": [_short(run.commit) for run in runs if run.commit],
     }
-    known = {name: dict.fromkeys(str(one) for one in of if one not in (None, "")) for name, of in values.items()}
+    known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
     return {name: ", ".join(of) or tables.ABSENT for name, of in known.items()}
 
 
@@ -31,7 +31,7 @@ def _short(commit: str) -> str:
     return digits[:12] + dash + rest
 
 
-def task(name: str, comparison: Json, index: int, several: bool) -> dict[str, Any]:
+def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[str, Any]:
     """All tables and figures of one fine-tuned task.
 
     Args:
@@ -46,12 +46,12 @@ def task(name: str, comparison: Json, index: int, several: bool) -> dict[str, An
         "id": f"task-{index}",
         "name": name,
         "title": f"Fine-tuned on {name}" if several and name else "Scores",
-        "cells": _cells(comparison.get("cells") or []),
+        "cells": _cells(comparison.cells),
         "overview": {"methods": scores.methods, "columns": columns},
         "matched": matched,
         "matched_notes": notes,
         "scores": scores,
-        "matched_scores": tables.scores(comparison, key="matched"),  # no rows where no run has them
+        "matched_scores": tables.scores(comparison, "matched"),  # no rows where no run has them
         "settings_and_spread": [
             (tables.TRIED, tables.tried_reading(comparison), tables.tried_settings(comparison)),
             (tables.SPREAD, tables.SPREAD_READING, tables.spreads(comparison)),
@@ -61,19 +61,16 @@ def task(name: str, comparison: Json, index: int, several: bool) -> dict[str, An
     }
 
 
-def _cells(cells: Sequence[Json]) -> dict[str, Any]:
+def _cells(cells: Sequence[CellState]) -> dict[str, Any]:
     """How many cells of a sweep there are, are finished and run, and a table of those that are not finished."""
-    names = ("method", "seed", "varied", "state", "message")
-    states = [cell.get("state") for cell in cells]
-    rows = [[_words(cell.get(name)) for name in names] for cell in cells if cell.get("state") != "finished"]
+    states = [cell.state for cell in cells]
+    rows = [
+        [cell.method, cell.seed, ", ".join(f"{k} {v}" for k, v in cell.varied.items()), cell.state, cell.message]
+        for cell in cells
+        if cell.state != "finished"
+    ]
     counts = {"total": len(cells), "finished": states.count("finished"), "running": states.count("running")}
-    return counts | {"unfinished": [names, *rows] if rows else []}
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {number}" for name, number in value.items())
-    return "" if value is None else str(value)
+    return counts | {"unfinished": [["method", "seed", "varied", "state", "message"], *rows] if rows else []}
 
 
 def values(chart: Chart) -> Rows:

@@ -12,7 +12,6 @@ from promot_jax.errors import UserError
 from promot_jax.report.page import page
 from promot_jax.results import schema
 
-Json = dict[str, Any]
 ADDRESS = "127.0.0.1"
 REFRESH = 30  # seconds after which a browser asks again
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from random_results import random_results
+from random_results import made, random_document, random_results
 from test_page import alignment, sampled
 
 from promot_jax.report.page import page, serve
@@ -40,14 +40,14 @@ def _chromium():
 def _report(tmp_path_factory):
     """The page of random results of many methods, two tasks, hundreds of samples, and wild strings."""
     methods = ("pretrained", "prompt_tuning", "finetune", "promot", "joint", "promot_1shot", "l2sp")
-    data = sampled(random_results(methods=methods), samples=30)
+    data = sampled(random_document(methods=methods), samples=30)
     data["methods"]["promot"][0]["samples"][0] |= {"input": WILD, "output": WILD * 3, "task": "t" * 300}
     data["cells"] = [{"method": "kl", "seed": 0, "state": "missing"}]
-    other = random_results(seeds=1)
+    other = random_document(seeds=1)
     for runs in other["methods"].values():
         runs[0]["target"]["task"] = "en_fr"
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(page.render({"sentiment": data, "en_fr": other}, [alignment()]), "utf-8")
+    path.write_text(page.render({"sentiment": made(data), "en_fr": made(other)}, [alignment()]), "utf-8")
     return path
 
 

@@ -1,7 +1,6 @@
 """The page as text: complete, self-contained, and of a structure that no data can change."""
 
 import base64
-import copy
 import functools
 import hashlib
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_results import NASTY, TASKS, alignment, prune, random_results
+from random_results import NASTY, TASKS, alignment, made, prune, random_document, random_results
 
 from promot_jax import files as results
 from promot_jax.errors import UserError
@@ -65,10 +64,10 @@ def sampled(data, samples=3):
 
 
 def test_everything_is_in_the_page(tmp_path):
-    data = sampled(random_results())
+    data = sampled(random_document())
     folder = tmp_path / "analyses" / "one"
     results.write(alignment(), folder / "results.json")
-    path = page.write({"": data}, tmp_path, title="A title")
+    path = page.write({"": made(data)}, tmp_path, title="A title")
     text = path.read_text()
     for words in (
         "A title",
@@ -88,12 +87,12 @@ def test_everything_is_in_the_page(tmp_path):
         assert f"{method} says 2" in structure.texts
     score = data["methods"]["promot"][0]["icl"]["4"]["tasks"]["capital"]["score"]
     assert f"{score:.5g}" in structure.texts
-    assert page.write({"": data}, tmp_path / "again").read_text() != text  # another title, no alignment
-    assert page.render({"": data}, [alignment()], title="A title") == text
+    assert page.write({"": made(data)}, tmp_path / "again").read_text() != text  # another title, no alignment
+    assert page.render({"": made(data)}, [alignment()], title="A title") == text
 
 
 def test_nothing_is_fetched_and_only_our_script_and_style_may_run():
-    text = page.render({"": sampled(random_results())})
+    text = page.render({"": made(sampled(random_document()))})
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1].replace("&#x27;", "'")
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
     for name in ("style", "script"):
@@ -131,7 +130,7 @@ def test_no_text_from_data_becomes_markup(wild):
 @functools.lru_cache(maxsize=4)
 def _made(words):
     """The page of results in which these strings are all there is of text."""
-    data = sampled(random_results(seeds=1), samples=1)
+    data = sampled(random_document(seeds=1), samples=1)
     run = data["methods"].pop("finetune")[0] | {"method": words[0], "model": words[1], "commit": words[2]}
     run["settings"] = {words[3]: words[4], "curve_shots": 1}
     run["versions"] = {words[5]: words[6]}
@@ -142,20 +141,20 @@ def _made(words):
         tasks[words[8]] = tasks.pop("capital")
         each["samples"][0] |= {"task": words[9], "input": words[10].replace("\n", " "), "target": words[11]}
     run["samples"][0]["output"] = words[12]
-    run["curve"][0]["tasks"] = {words[13]: {"metric": "exact_match", "score": 1.0, "format_share": 2.0}}
+    run["curve"][0]["tasks"] = {words[13]: {"metric": "exact_match", "score": 1.0, "format_share": 2.0, "n": 1}}
     data["methods"][words[0]] = [run]
-    return Structure(page.render({words[7]: data}, [alignment(stage=words[6])], title=words[2]))
+    return Structure(page.render({words[7]: made(data)}, [alignment(stage=words[6])], title=words[2]))
 
 
 def test_colour_of_a_change_says_whether_it_is_better():
-    data = random_results(seeds=1, methods=("pretrained", "promot"))
+    data = random_document(seeds=1, methods=("pretrained", "promot"))
     for method, (target, average, share) in {"pretrained": (50, 40, 30), "promot": (60, 35, 22)}.items():
         run = data["methods"][method][0]
         run["target"]["score"] = target
         for entry in run["icl"].values():
             entry |= {"norm_avg": average, "format_share": share}
             entry["tasks"]["capital"] |= {"score": 70.0, "format_share": target}
-    cells = re.findall(r'"score">([\d.]+)</span> <span class="(\w+)">(.*?)</span>', page.render({"": data}))
+    cells = re.findall(r'"score">([\d.]+)</span> <span class="(\w+)">(.*?)</span>', page.render({"": made(data)}))
     for cell in (("60.0", "up", "+10.0"), ("35.0", "down", "-5.0"), ("22.0", "up", "-8.0"), ("70.0", "same", "+0.0")):
         assert cell in cells
     assert ("60.0", "down", "+10.0") in cells  # the format share of one task
@@ -163,16 +162,16 @@ def test_colour_of_a_change_says_whether_it_is_better():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_missing_the_page_is_whole(seed):
-    data = sampled(random_results(seeds=3))
+    data = sampled(random_document(seeds=3))
     prune(data, random.Random(seed))
-    original = copy.deepcopy(data)
-    Structure(page.render({"": data}))
-    assert data == original
+    results = made(data)
+    Structure(page.render({"": results}))
+    assert results == made(data)
 
 
 @pytest.mark.parametrize("data", [{"methods": {}}, {"methods": {"promot": []}}])
 def test_nothing_at_all(data):
-    assert "No scores." in page.render({"": data})
+    assert "No scores." in page.render({"": made(data)})
 
 
 def test_several_tasks_and_many_methods():
@@ -185,7 +184,9 @@ def test_several_tasks_and_many_methods():
         "promot_lora",
         *(f"m{i}" for i in range(20)),
     )
-    text = page.render({"rte": random_results(seeds=1, methods=methods), "en_fr": sampled(random_results(seeds=1))})
+    text = page.render(
+        {"rte": random_results(seeds=1, methods=methods), "en_fr": made(sampled(random_document(seeds=1)))}
+    )
     assert "Fine-tuned on rte" in text and "Fine-tuned on en_fr" in text
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids)) and {"task-0", "task-1", "samples", "runs"} <= set(ids)
@@ -193,16 +194,16 @@ def test_several_tasks_and_many_methods():
 
 
 def test_runs_at_rates_that_were_not_chosen_are_in_the_browser_of_runs_only():
-    data = sampled(random_results(seeds=1))
-    before = page.render({"": data})
+    data = sampled(random_document(seeds=1))
+    before = page.render({"": made(data)})
     run = {**data["methods"]["finetune"][0], "varied": {"model": 0.25, "l2sp": 0.1}}
-    text = page.render({"": data | {"others": [run]}})
+    text = page.render({"": made(data | {"others": [run]})})
     assert text.count("model 0.25, l2sp 0.1, not chosen") == 1 and "not chosen" not in before
     assert text.count('<article class="item"') == before.count('<article class="item"') + 1
 
 
 def test_right_outputs_are_marked_by_their_score():
-    data = random_results(seeds=1, methods=("pretrained", "finetune", "promot"))
+    data = random_document(seeds=1, methods=("pretrained", "finetune", "promot"))
     same = {"task": "capital", "shots": 0, "input": "Q:\n\nwhere?", "target": "Rome | Roma", "query": 0}
     for method, more in {
         "pretrained": {"output": "roma.", "score": 100.0},
@@ -210,34 +211,34 @@ def test_right_outputs_are_marked_by_their_score():
         "promot": {"output": "Rome | Roma", "score": None},  # of a metric that has none: equal or not
     }.items():
         data["methods"][method][0]["samples"] = [same | more]
-    text = page.render({"": data})
+    text = page.render({"": made(data)})
     assert re.findall(r'<div class="hit"><dt>(.*?)<span', text) == ["pretrained", "ProMoT"]
     assert "Q:\n\nwhere?</pre>" in text and "Exemplars" not in text
 
 
 @pytest.mark.parametrize("shots", [0, 1])
 def test_exemplars_stand_apart_from_the_query(shots):
-    data = random_results(seeds=1, methods=("pretrained",))
+    data = random_document(seeds=1, methods=("pretrained",))
     sample = {"task": "capital", "shots": shots, "input": "one A\n\nQ:\n\ntwo", "target": "B", "output": "B"}
     run = data["methods"]["pretrained"][0]
     run["samples"] = [sample | {"query": 7 * shots}]
-    text = page.render({"": data})
+    text = page.render({"": made(data)})
     assert ("<pre>one A</pre>" in text, "<pre>Q:\n\ntwo</pre>" in text) == (bool(shots), bool(shots))
     run["samples"] = [sample]  # older results do not say where the query begins
-    text = page.render({"": data})
+    text = page.render({"": made(data)})
     assert ("<pre>two</pre>" in text, "Exemplars" in text) == (bool(shots), bool(shots))
 
 
 def test_cells_that_are_not_finished_are_told():
-    data = random_results(seeds=1)
+    data = random_document(seeds=1)
     data["cells"] = [
         {"method": "promot", "seed": 0, "state": "finished"},
         {"method": "l2sp", "seed": 0, "state": "failed", "message": "not finite", "varied": {"model": 0.1}},
     ]
-    text = page.render({"": data})
+    text = page.render({"": made(data)})
     assert "1 of 2 cells are finished" in text and "not finite" in text and "model 0.1" in text
     data["cells"][1]["state"] = "finished"
-    assert "cells are finished" not in page.render({"": data})
+    assert "cells are finished" not in page.render({"": made(data)})
 
 
 def test_analyses_of_other_kinds_are_refused(tmp_path):
