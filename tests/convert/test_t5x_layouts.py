@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorstore
 from etils import epath
-from t5x_fixtures import drawn, in_scratch  # noqa: F401, used by name
+from t5x_fixtures import drawn, in_scratch, read  # noqa: F401, used by name
 from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, VOCAB, Arrays, draw, nested, pack, save, stacked, zarr
 
 from promot_jax import pretrained, trees
@@ -25,7 +25,7 @@ ZSTD = {"id": "zstd", "level": 3}
 
 def check(path: Path, want: Arrays, unused: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
     assert t5x.is_checkpoint(path)
-    params, leaves = t5x.read(path, shapes)
+    params, leaves = read(path, shapes)
     np.testing.assert_equal(trees.flatten(params), want)
     assert leaves == {"loaded": len(shapes), "new": 0, "unused": unused}
 
@@ -134,13 +134,13 @@ def test_scanned_models_that_do_not_fit(tmp_path: Path) -> None:
     name = "encoder/layers/relpos_bias/rel_embedding"
     own = flat | {name: flat[name] * np.arange(1, 4, dtype=np.float32)[:, None]}
     with pytest.raises(UserError, match="position biases of its own in every layer of encoder"):
-        t5x.read(save(tmp_path / "a", own, "inline"), SHAPES)
+        read(save(tmp_path / "a", own, "inline"), SHAPES)
     mixed = flat | {QUERY.replace("_1", ""): np.moveaxis(flat[QUERY.replace("_1", "")], 1, 0)}
     with pytest.raises(UserError, match=r"query/kernel' .* has shape \(2, 8, 6\) and .* wants \(2, 8, 6\)"):
-        t5x.read(save(tmp_path / "b", mixed, "inline"), SHAPES)
+        read(save(tmp_path / "b", mixed, "inline"), SHAPES)
     extra = {"encoder/layers/extra/scale": np.ones((EMBED, 2), np.float32)}
     with pytest.raises(UserError, match=r"'encoder/layers/extra/scale', for which the model has no place"):
-        t5x.read(save(tmp_path / "d", flat | extra, "inline"), SHAPES)
+        read(save(tmp_path / "d", flat | extra, "inline"), SHAPES)
 
 
 @pytest.mark.parametrize(("size", "level"), [(3, 3), (300, 1), (1 << 17, 19), ((1 << 19) + 1, 3)])
@@ -148,7 +148,7 @@ def test_zstd(tmp_path: Path, size: int, level: int) -> None:
     compressor = {"id": "zstd", "level": level}
     for values in (np.random.default_rng(0).standard_normal(size, np.float32), np.full(size, 2.5, np.float32)):
         folder = save(tmp_path / str(values[0]), {"x/kernel": values}, chunks=[size], compressor=compressor)
-        np.testing.assert_equal(t5x.read(folder, {"x/kernel": (size,)})[0]["x"]["kernel"], values)
+        np.testing.assert_equal(read(folder, {"x/kernel": (size,)})[0]["x"]["kernel"], values)
 
 
 def test_damaged_zstd(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_damaged_zstd(tmp_path: Path) -> None:
     bomb = whole[:7] + (b"\2\0\x10\0" * 1000) + b"\3\0\x10\0"
     for damaged in (whole[:-1], whole[:9], whole[:4], b"", b"\0" * 40, whole[:5] + b"\x41" + whole[6:], bomb):
         chunk.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"chunk .*/0 (is damaged|does not unpack)"):
-            t5x.read(folder, {"x/kernel": (64,)})
+        with pytest.raises(UserError, match=r"target\.x\.kernel/0\": "):
+            read(folder, {"x/kernel": (64,)})
 
 
 @pytest.fixture(name="bucket")
@@ -185,12 +185,12 @@ def test_buckets(tmp_path: Path, arrays: Arrays, bucket: Path, form: str, compre
     copies = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     assert [file.name for file in copies] == ["checkpoint"]
     chunk = bucket / "t5" / "checkpoint_100" / f"target.{QUERY.replace('/', '.')}" / "1.0"
-    chunk.write_bytes(chunk.read_bytes()[:-3])
-    with pytest.raises(UserError, match=r"1\.0 (is damaged|does not unpack)"):
-        t5x.read(place, SHAPES)
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"/1\.0\": "):
+        read(place, SHAPES)
     chunk.unlink()
-    with pytest.raises(UserError, match=r"1\.0 is missing"):
-        t5x.read(place, SHAPES)
+    with pytest.raises(UserError, match=r"/1\.0\" is missing"):
+        read(place, SHAPES)
 
 
 def test_a_model_from_a_bucket(tmp_path: Path, bucket: Path) -> None:
@@ -216,7 +216,7 @@ def test_climbing_out_of_a_bucket_s_folder(tmp_path: Path, arrays: Arrays, bucke
 
     save(bucket / "b", arrays, edit=edit)
     with pytest.raises(UserError, match="not one inside"):
-        t5x.read(remote.locate("gs://bucket/b"), SHAPES)
+        read(remote.locate("gs://bucket/b"), SHAPES)
 
 
 def test_tensorstore_agrees(tmp_path: Path, arrays: Arrays) -> None:
