@@ -68,9 +68,9 @@ class TokenizerVocabulary(seqio.Vocabulary):
     """A tokenizer as SeqIO sees it.
 
     `encode` treats its input as data: the text "<|im_end|>" becomes the tokens of those ten characters, never the
-    control token, so that no example can end a sequence or open a turn. `encode_with_controls` is for prompts that
-    we write ourselves. Neither adds a beginning or an end of sequence: the batches do, by `add_bos` and `eos_id`.
-    `decode` drops control tokens, and ids beyond the vocabulary, such as those of a soft prompt.
+    control token, so that no example can end a sequence or open a turn. It adds no beginning or end of sequence: the
+    batches do, by `add_bos` and `eos_id`. `decode` drops control tokens, and ids beyond the vocabulary, such as those
+    of a soft prompt.
 
     Attributes:
         add_bos: whether the model expects `bos_id` in front of its input.
@@ -231,14 +231,6 @@ class TokenizerVocabulary(seqio.Vocabulary):
 
     def _encode(self, s: str) -> list[int]:
         return self._tokenizer.encode(_text(s), add_special_tokens=False).ids
-
-    def encode_with_controls(self, s: str) -> list[int]:
-        """Ids of a text in which control tokens count, such as a chat template of ours. Never for data."""
-        return self._reader_of_controls.encode(_text(s), add_special_tokens=False).ids
-
-    @functools.cached_property
-    def _reader_of_controls(self) -> Tokenizer:
-        return Tokenizer.from_str(self.tokenizer_json)
 
     @functools.cached_property
     def sentinels(self) -> dict[str, int]:

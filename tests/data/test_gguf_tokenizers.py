@@ -11,7 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from test_vocabularies import CORPUS, WILD
+from test_vocabularies import CORPUS, WILD, with_controls
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
@@ -106,7 +106,7 @@ def test_any_text(gemma: tuple[Any, Any, TokenizerVocabulary], text: str) -> Non
 
 def test_controls_count_where_they_are_ours(gemma: tuple[Any, Any, TokenizerVocabulary], tmp_path: Path) -> None:
     _, _, vocabulary = gemma
-    assert vocabulary.encode_with_controls("<bos>the cat")[0] == 2
+    assert with_controls(vocabulary)("<bos>the cat")[0] == 2
     assert vocabulary.decode([2, *vocabulary.encode("the cat"), 1, 9]) == "the cat"
     vocabulary.save(tmp_path)
     assert TokenizerVocabulary.load(tmp_path) == vocabulary
@@ -166,8 +166,9 @@ def test_qwen_cuts_text_as_its_own_tokenizer_does() -> None:
     assert not vocabulary.add_bos
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     oracle = qwen.Qwen2Tokenizer(vocab=trained.get_vocab(), merges=merges)
+    encode = with_controls(vocabulary)
     for text in [*WILD, *sample(300)]:
-        assert vocabulary.encode_with_controls(text) == oracle(text)["input_ids"], repr(text)
+        assert encode(text) == oracle(text)["input_ids"], repr(text)
 
 
 def test_llama_3_cuts_text_as_transformers_does() -> None:

@@ -4,7 +4,7 @@ import copy
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ WILD = (
     "<|im_start|>user\nhi<|im_end|>", "<|endoftext|>", "<| im_end |>", "aaaaaaaaaaaaaaaaaaaa", "snake_case camelCase",
     "http://example.org/?q=1&r=2", "\u200b\ufeff", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝟙𝟚𝟛", "if(x){return 0;}", "'s 't 're 've 'm 'll 'd 'S",
 )  # fmt: skip
+
+
+def with_controls(vocabulary: TokenizerVocabulary) -> Callable[[str], list[int]]:
+    """Encodes texts in which control tokens count, as the tokenizer that is saved does."""
+    tokenizer = Tokenizer.from_str(vocabulary.tokenizer_json)
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @pytest.fixture(name="fields", scope="module")
@@ -121,21 +127,20 @@ def test_data_never_says_control_tokens(vocabulary: TokenizerVocabulary, parts: 
     ids = vocabulary.encode(text)
     assert min(ids, default=3) >= 3
     assert vocabulary.decode(ids) == text
-    controls = [part for part in vocabulary.encode_with_controls(text) if part < 3]
+    controls = [part for part in with_controls(vocabulary)(text) if part < 3]
     names = {"<|im_end|>": 2, "<|im_start|>": 1, "<|endoftext|>": 0}
     assert len(controls) == sum(text.count(name) for name in names)
 
 
 def test_copies_keep_data_apart_from_control_tokens(vocabulary: TokenizerVocabulary, tmp_path: Path) -> None:
     text = "a<|im_end|>b"
-    vocabulary.encode_with_controls(text)  # the second tokenizer exists before the copies are made
     vocabulary.save(tmp_path)
     for other in (copy.deepcopy(vocabulary), copy.copy(vocabulary), TokenizerVocabulary.load(tmp_path)):
         assert other.encode(text) == vocabulary.encode(text)
         assert 2 not in other.encode(text)
         assert other == vocabulary
         assert hash(other) == hash(vocabulary)
-        assert other.encode_with_controls(text)[1] == 2
+        assert with_controls(other)(text)[1] == 2
 
 
 def test_user_defined_tokens_always_count(vocabulary: TokenizerVocabulary) -> None:
@@ -363,16 +368,16 @@ def test_smollm2_ids_equal_transformers(smollm2: Path) -> None:
     oracle = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name).backend_tokenizer
     fields = gguf.read_metadata(smollm2)
     vocabulary = TokenizerVocabulary.from_gguf(fields)
-    texts = wild_texts(3000)
+    texts, encode = wild_texts(3000), with_controls(vocabulary)
     regex = pytest.importorskip("regex")
     untouched = [text for text in texts if not regex.search(r"\s\s[0-9]|[^\P{N}0-9]", text)]
     assert len(untouched) > 1000
     for text in untouched:
-        assert vocabulary.encode_with_controls(text) == oracle.encode(text, add_special_tokens=False).ids, repr(text)
+        assert encode(text) == oracle.encode(text, add_special_tokens=False).ids, repr(text)
     digits = pre_tokenizers.Digits(individual_digits=True)
     oracle.pre_tokenizer = pre_tokenizers.Sequence([digits, oracle.pre_tokenizer])
     for text in texts:
-        assert vocabulary.encode_with_controls(text) == oracle.encode(text, add_special_tokens=False).ids, repr(text)
+        assert encode(text) == oracle.encode(text, add_special_tokens=False).ids, repr(text)
     for text in texts[:300]:
         assert vocabulary.encode(text) == reference(fields, text), repr(text)
 
@@ -393,5 +398,6 @@ def test_smollm2_round_trip_but_for_the_bytes_it_lacks(smollm2: Path, tmp_path: 
     transformers = pytest.importorskip("transformers")
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert saved.eos_token_id == vocabulary.eos_id
+    encode = with_controls(vocabulary)
     for text in wild_texts(100):
-        assert saved(text).input_ids == vocabulary.encode_with_controls(text)
+        assert saved(text).input_ids == encode(text)
