@@ -1,7 +1,10 @@
 """Every shape that T5X checkpoints come in: where the file lies, how layers are kept, what packs the chunks."""
 
+import http.server
 import json
 import math
+import threading
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import tensorstore
 from etils import epath
 from t5x_fixtures import drawn, in_scratch, read  # noqa: F401, used by name
 from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, VOCAB, Arrays, draw, nested, pack, save, stacked, zarr
+from test_places import python
 
 from promot_jax import pretrained, trees
 from promot_jax.convert import remote, t5x
@@ -191,6 +195,43 @@ def test_buckets(tmp_path: Path, arrays: Arrays, bucket: Path, form: str, compre
     chunk.unlink()
     with pytest.raises(UserError, match=r"/1\.0\" is missing"):
         read(place, SHAPES)
+
+
+SERVED = """
+import numpy as np
+from promot_jax.convert import zarr
+import tensorstore
+spec = {"driver": "zarr", "kvstore": zarr._kvstore("gs://bucket/t5/target.x"), "fill_missing_data_reads": False}
+values = np.zeros((8, 6), np.float32)
+zarr.fill(values, tensorstore.open(spec, open=True, read=True).result(), (slice(0, 8), slice(0, 6)))
+print(values.tolist())
+"""
+
+
+def test_arrays_in_a_bucket_that_is_one(tmp_path: Path) -> None:
+    """Over the protocol of Google's storage: what is asked for is `o/NAME?alt=media`, with the name quoted."""
+    (tmp_path / "t5").mkdir()
+    values = np.arange(48, dtype=np.float32).reshape(8, 6)
+    zarr(tmp_path / "t5", "x", values)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            file = tmp_path / urllib.parse.unquote(urllib.parse.urlparse(self.path).path.rpartition("/o/")[2])
+            data = file.read_bytes() if file.is_file() else b""
+            self.send_response(200 if data else 404)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = python(SERVED, TENSORSTORE_GCS_HTTP_URL=address, GCE_METADATA_ROOT="127.0.0.1:1")
+        server.shutdown()
+    assert json.loads(found) == values.tolist()
 
 
 def test_a_model_from_a_bucket(tmp_path: Path, bucket: Path) -> None:
