@@ -74,6 +74,11 @@ def made(data):
     return records.parse(data, Comparison, "the test's results")
 
 
+def read_comparison(folder):
+    """The `results.json` of a comparison's folder."""
+    return records.read(folder / "results.json", Comparison)
+
+
 def prune(data, draw):
     """Drops parts of results at random, as kills, failures and open tasks would."""
     for method in list(data["methods"]):

@@ -9,6 +9,7 @@ import jax
 import paper_rows
 import pytest
 import seqio
+from random_results import read_comparison
 
 from promot_jax import main
 from promot_jax.checkpoints.t5x import write
@@ -16,7 +17,6 @@ from promot_jax.config import binding, gin_files
 from promot_jax.data import batches
 from promot_jax.methods import stages
 from promot_jax.models import T5Config, build
-from promot_jax.results import schema
 
 FOLDER = gin_files.folder() / "paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem != "common")
@@ -122,7 +122,7 @@ def run(name: str, workspace: Path, *overrides: str) -> Path:
 
 def test_one_of_them_runs_on_less(workspace: Path) -> None:
     workdir = run("figure1_icl_loss", workspace, "--gin.ICL_MIXTURE=cb", "--gin.Evaluation.shots=(1,)")
-    (finetuned,) = schema.read_comparison(workdir).methods["finetune"]
+    (finetuned,) = read_comparison(workdir).methods["finetune"]
     assert finetuned.target.task == "rte" and finetuned.steps == {"finetune": 2}
     assert [list(point.tasks) for point in finetuned.curve] == [["cb"], ["cb"]]
     for number in (3, 7):
@@ -142,7 +142,7 @@ def test_each_file_runs(name: str, workspace: Path) -> None:
     workdir, arguments = run(name, workspace), bound(name)
     experiment = arguments["experiment"]
     for task in arguments["tasks"] or [""]:
-        found = schema.read_comparison(workdir / task)
+        found = read_comparison(workdir / task)
         assert list(found.methods) == list(arguments["methods"])
         assert {cell.state for cell in found.cells} == {"finished"}
         for one in (one for runs in found.methods.values() for one in runs):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from promot_jax import files, trees
 from promot_jax.distributed import hosts
@@ -51,7 +52,7 @@ def export(
         else:
             folders.write(target, base, prompts if target.name == "with_prompts" else None, dtype)
         print(f"{target}: {trees.count(base.params):,} parameters.", flush=True)
-    summary = {"job": "export", "model": experiment.checkpoint, "base": base.base, "dtype": dtype}
+    summary: dict[str, Any] = {"job": "export", "model": experiment.checkpoint, "base": base.base, "dtype": dtype}
     summary |= {"fingerprint": base.fingerprint, "prompts": {name: len(rows) for name, rows in prompts.items()}}
     summary |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
     files.write(summary, workdir / "results.json")

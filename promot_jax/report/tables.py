@@ -7,8 +7,8 @@ from typing import Literal
 
 from promot_jax.methods.labels import PRETRAINED, label
 from promot_jax.results import bootstrap, matched_target, spread
-from promot_jax.results.schema import Comparison, GradientAlignment
-from promot_jax.results.scores import Icl, Interval, Score, StepEvaluation, Target
+from promot_jax.results.schema import Comparison, GradientAlignment, Matched, Run
+from promot_jax.results.scores import Interval, Score, StepEvaluation
 
 Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
@@ -109,30 +109,9 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda method: method != PRETRAINED)
 
 
-@dataclass(frozen=True)
-class _View:
-    """What a table shows of a run: its scores at one of its checkpoints."""
-
-    seed: int
-    target: Target | None
-    icl: Mapping[str, Icl]
-
-    def tasks(self, shots: str) -> dict[str, Score]:
-        """The ICL tasks that have a score."""
-        tasks = self.icl[shots].tasks if shots in self.icl else {}
-        return {name: task for name, task in tasks.items() if task.score is not None}
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A number to be shown, with its bootstrap interval."""
-
-    value: float
-    ci95: Interval | None
-
-
-_Views = Mapping[str, Sequence[_View]]  # by method
-_Get = Callable[[_View, str], _Value | None]  # of a run, at a number of shots
+_Views = dict[str, dict[int, Run | Matched]]  # by method and seed
+_Value = tuple[float, Interval | None]  # a number to be shown, with its bootstrap interval
+_Get = Callable[[Run | Matched, str], _Value | None]  # of a run, at a number of shots
 
 
 def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
@@ -147,8 +126,7 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
         A table with a cell for everything that at least one seed has.
     """
     views = _views(results, checkpoint)
-    runs = [run for members in views.values() for run in members]
-    shots, names = _shots_and_tasks(runs)
+    runs, shots, names = _runs_shots_tasks(views)
     table = Table(list(views), shots, [])
     targets = [run.target for run in runs if run.target]
     for task, metric in dict.fromkeys((target.task, target.metric) for target in targets):
@@ -156,7 +134,7 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     parts = [part for target in targets for part in target.tasks.items()]
     for name, metric in dict.fromkeys((name, part.metric) for name, part in parts):
         table.rows.append(_row(f"{name} ({_words(metric)}, target)", views, [None], partial(_of_part, name, metric)))
-    shown = {label(m): run.target.shots for m, members in views.items() for run in members if run.target}
+    shown = {label(m): run.target.shots for m, members in views.items() for run in members.values() if run.target}
     if with_shots := ", ".join(f"{name} ({count}-shot)" for name, count in shown.items() if count):
         table.notes.append(f"Asked on the target as they were trained, behind exemplars: {with_shots}.")
     for name in names:
@@ -164,7 +142,7 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
         metrics = dict.fromkeys(_words(entry.metric) for entry in entries)
         table.rows.append(_row(f"{name} ({', '.join(metrics)})", views, shots, partial(_of_task, name)))
     if shots:
-        complete = {count: {name for run in runs for name in run.tasks(count)} for count in shots}
+        complete = {count: {name for run in runs for name in _scored(run, count)} for count in shots}
         for index, title in enumerate(AVERAGES):
             table.rows.append(_row(title, views, shots, partial(_average, index, complete)))
         table.notes += _incomplete(views, complete)
@@ -174,7 +152,7 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
 def format_shares(results: Comparison) -> Table:
     """Format share of every ICL task, in percent; rows only for tasks that have one."""
     views = _views(results, "best")
-    shots, names = _shots_and_tasks([run for members in views.values() for run in members])
+    _, shots, names = _runs_shots_tasks(views)
     rows = [_row(name, views, shots, partial(_share_of_task, name)) for name in names]
     return Table(list(views), shots, [row for row in rows if row.cells])
 
@@ -308,29 +286,37 @@ def _over_seeds(values: Sequence[float | None], form: str = ".1f") -> str:
     return mean if low == high else f"{mean} [{low}, {high}]"
 
 
-def _views(results: Comparison, checkpoint: Checkpoint) -> dict[str, list[_View]]:
-    """Scores to be shown of each run, by method; "matched" leaves out runs and methods without such scores."""
-    views: dict[str, list[_View]] = {}
+def _views(results: Comparison, checkpoint: Checkpoint) -> _Views:
+    """Scores to be shown of each run; "matched" leaves out runs and methods without such scores."""
+    views: _Views = {}
     for method in ordered(results.methods):
-        runs = results.methods[method]
+        for run in results.methods[method]:
+            scored = run if checkpoint == "best" else run.matched
+            if scored:
+                views.setdefault(method, {})[run.seed] = scored
         if checkpoint == "best":
-            views[method] = [_View(run.seed, run.target, run.icl) for run in runs]
-        elif matched_runs := [_View(run.seed, run.matched.target, run.matched.icl) for run in runs if run.matched]:
-            views[method] = matched_runs
+            views.setdefault(method, {})
     return views
 
 
-def _shots_and_tasks(runs: Sequence[_View]) -> tuple[list[str], list[str]]:
-    """Numbers of shots, ascending, and ICL tasks in order of appearance."""
+def _runs_shots_tasks(views: _Views) -> tuple[list[Run | Matched], list[str], list[str]]:
+    """All runs, numbers of shots, ascending, and ICL tasks in order of appearance."""
+    runs = [run for members in views.values() for run in members.values()]
     shots = sorted({shots for run in runs for shots in run.icl}, key=int)
-    return shots, list(dict.fromkeys(name for run in runs for icl in run.icl.values() for name in icl.tasks))
+    return runs, shots, list(dict.fromkeys(name for run in runs for icl in run.icl.values() for name in icl.tasks))
+
+
+def _scored(run: Run | Matched, shots: str) -> dict[str, Score]:
+    """The ICL tasks that have a score."""
+    tasks = run.icl[shots].tasks if shots in run.icl else {}
+    return {name: task for name, task in tasks.items() if task.score is not None}
 
 
 def _row(title: str, views: _Views, columns: Sequence[str | None], get: _Get) -> Row:
     cells = {}
     for shots in columns:
         values = {
-            method: {run.seed: value for run in members if (value := get(run, shots or "")) is not None}
+            method: {seed: value for seed, run in members.items() if (value := get(run, shots or "")) is not None}
             for method, members in views.items()
         }
         for method, by_seed in values.items():
@@ -341,62 +327,62 @@ def _row(title: str, views: _Views, columns: Sequence[str | None], get: _Get) ->
 
 
 def _cell(by_seed: dict[int, _Value], reference: dict[int, _Value] | None) -> Cell:
-    over = bootstrap.across_seeds(each.value for each in by_seed.values())
+    over = bootstrap.across_seeds(value for value, _ in by_seed.values())
     assert over is not None  # every value is a number
     low: float | None = over.low
     high: float | None = over.high
     if over.seeds == 1:
-        low, high = next(iter(by_seed.values())).ci95 or (None, None)
+        low, high = next(iter(by_seed.values()))[1] or (None, None)
     change = None
     if reference:
         # Paired by seed where possible, since a seed shares its exemplars across methods.
         shared = [seed for seed in by_seed if seed in reference]
-        ours = [by_seed[seed].value for seed in shared or by_seed]
-        theirs = [reference[seed].value for seed in shared or reference]
+        ours = [by_seed[seed][0] for seed in shared or by_seed]
+        theirs = [reference[seed][0] for seed in shared or reference]
         change = sum(ours) / len(ours) - sum(theirs) / len(theirs)
     return Cell(over.mean, low, high, change, over.seeds)
 
 
 def _value(value: float | None, ci95: Interval | None = None) -> _Value | None:
-    return None if value is None else _Value(value, ci95)
+    return None if value is None else (value, ci95)
 
 
-def _of_target(task: str, metric: str, run: _View, _: str) -> _Value | None:
+def _of_target(task: str, metric: str, run: Run | Matched, _: str) -> _Value | None:
     target = run.target
     return _value(target.score, target.ci95) if target and (target.task, target.metric) == (task, metric) else None
 
 
-def _of_part(name: str, metric: str, run: _View, _: str) -> _Value | None:
+def _of_part(name: str, metric: str, run: Run | Matched, _: str) -> _Value | None:
     """One task of a mixture that is the target."""
     part = run.target.tasks.get(name) if run.target else None
     return _value(part.score, part.ci95) if part and part.metric == metric else None
 
 
-def _of_task(name: str, run: _View, shots: str) -> _Value | None:
-    task = run.tasks(shots).get(name)
+def _of_task(name: str, run: Run | Matched, shots: str) -> _Value | None:
+    task = _scored(run, shots).get(name)
     return _value(task.score, task.ci95) if task else None
 
 
-def _share_of_task(name: str, run: _View, shots: str) -> _Value | None:
+def _share_of_task(name: str, run: Run | Matched, shots: str) -> _Value | None:
     task = run.icl[shots].tasks.get(name) if shots in run.icl else None
     return _value(task.format_share) if task else None
 
 
-def _average(index: int, complete: Mapping[str, set[str]], run: _View, shots: str) -> _Value | None:
+def _average(index: int, complete: Mapping[str, set[str]], run: Run | Matched, shots: str) -> _Value | None:
     """One of `AVERAGES`, of a run with every task that any run has: averages over different tasks do not compare."""
     icl = run.icl.get(shots)
-    if icl is None or run.tasks(shots).keys() != complete[shots]:
+    if icl is None or _scored(run, shots).keys() != complete[shots]:
         return None
     return _value(icl.norm_avg, icl.ci95) if index == 0 else _value(icl.format_share)
 
 
 def _incomplete(views: _Views, complete: Mapping[str, set[str]]) -> list[str]:
     partial = [
-        f"{label(method)} (seed {run.seed}, {shots}-shot)"
+        f"{label(method)} (seed {seed}, {shots}-shot)"
         for method, members in views.items()
-        for run in members
+        for seed, run in members.items()
         for shots, names in complete.items()
-        if shots in run.icl and run.tasks(shots).keys() != names
+        if shots in run.icl and _scored(run, shots).keys() != names
     ]
     return [f"Not in the averages, as tasks are missing: {', '.join(partial)}."] if partial else []
 

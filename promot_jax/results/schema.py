@@ -6,7 +6,9 @@ The scores in them are those of `promot_jax.results.scores`. Numbers of shots ar
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from promot_jax.results import records
 from promot_jax.results.provenance import commit, versions
@@ -69,7 +71,7 @@ class CellState(Record, frozen=True, kw_only=True):
     seed: Count
     varied: dict[str, float] = {}
     folder: str = ""
-    state: Literal["finished", "failed", "running", "missing"]
+    state: Annotated[str, Meta(pattern="^(finished|failed|running|missing)$")]
     message: str = ""
 
 
@@ -207,15 +209,6 @@ def read(path: str | os.PathLike[str]) -> Run | Comparison:
     if isinstance(document, dict) and "methods" in document:
         return records.parse(document, Comparison, repr(str(path)))
     return records.parse(document, Run, repr(str(path)))
-
-
-def read_comparison(folder: str | os.PathLike[str]) -> Comparison:
-    """Reads the `results.json` of a comparison's folder.
-
-    Raises:
-        UserError: as `read`.
-    """
-    return records.read(Path(folder) / "results.json", Comparison)
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:

@@ -117,7 +117,7 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
 class Sample(Record, frozen=True, kw_only=True):
     """One output for the report, as text."""
 
-    task: str  # name of the task
+    task: str  # name of the task, without its number of shots
     input: str  # the whole input, exemplars included
     target: str  # what is right
     output: str  # what the model wrote, post-processed
@@ -126,30 +126,22 @@ class Sample(Record, frozen=True, kw_only=True):
     score: Percent | None = None  # of this output alone, None where the metric has none of one example
 
 
-class Output(Record, frozen=True, kw_only=True):
+class Output(Sample, frozen=True, kw_only=True):
     """One example with a model's output: a line of `outputs/*.jsonl`."""
 
-    task: str  # name of the task, without its number of shots
     id: str  # of the example
-    shots: Count  # exemplars asked for
-    dropped_shots: Count  # those of them that did not fit
-    input: str  # the whole input, exemplars included
-    query: Count  # where in the input the query begins
+    dropped_shots: Count  # exemplars that did not fit
     target: Any  # post-processed target
     raw: str  # the model's output
     output: Any  # post-processed output
-    # of this output alone, None where the metric has none of one example
     score: Percent | None = NULL
     draw: Count | None = None  # which draw of exemplars, where there are several
     step: Count | None = None  # of training, where it was evaluated during training
 
     def sample(self) -> Sample:
         """The output as the report shows it."""
-        target, output = (_as_text(value) for value in (self.target, self.output))
-        score, shots, query = self.score, self.shots, self.query
-        return Sample(
-            task=self.task, input=self.input, target=target, output=output, shots=shots, query=query, score=score
-        )
+        fields = {name: getattr(self, name) for name in Sample.__struct_fields__}
+        return Sample(**fields | {name: _as_text(fields[name]) for name in ("target", "output")})
 
 
 def _check_interval(interval: Interval | None) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import time
-from typing import Literal
 
 from promot_jax import files
 from promot_jax.distributed.partitioning import Partitioner
@@ -47,18 +46,14 @@ def _digest(grid: Grid, cell: Cell) -> str:
 def state(grid: Grid, cell: Cell, stale: float) -> CellState:
     """What a report says of a cell."""
     failed = failure(grid, cell)
-    where: Literal["finished", "failed", "running", "missing"] = "missing"
-    if finished(cell):
-        where = "finished"
-    elif failed:
-        where = "failed"
-    elif owner(cell.folder, stale):
-        where = "running"
+    state = "finished" if finished(cell) else "failed" if failed else "missing"
+    if state == "missing" and owner(cell.folder, stale):
+        state = "running"
     return CellState(
         method=cell.label,
         seed=cell.seed,
         varied=dict(cell.varied),
         folder=cell.folder.relative_to(grid.workdir).as_posix(),
-        state=where,
+        state=state,
         message=failed.message if failed else "",
     )

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import tiny_tasks  # noqa: F401, registers
+from random_results import read_comparison
 
 from promot_jax import main
 from promot_jax.checkpoints import pretrained, stage_folder
@@ -46,7 +47,7 @@ def command(gin_file: str, workdir: str, **macros: str) -> list[str]:
 
 
 def test_everything_is_read(folder: Path) -> None:
-    comparison = schema.read_comparison(folder / "finished")
+    comparison = read_comparison(folder / "finished")
     scores = {method: run.target.score for method, (run,) in comparison.methods.items() if run.target}
     assert scores == {"pretrained": 0, "finetune": 60, "promot": 60}
     assert comparison.spread["best"]["promot"]["target"].mean == 60 and comparison.cells[2].state == "finished"
@@ -62,13 +63,13 @@ def test_everything_is_read(folder: Path) -> None:
 
 
 def test_a_finished_comparison_is_reported_and_trains_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = schema.read_comparison(folder / "finished")
+    before = read_comparison(folder / "finished")
     assert main.main(command("demo.gin", "finished")) == 0
     printed = capsys.readouterr().out
     assert "[finetune] is finished" in printed and "] trains " not in printed
     assert any(line.split() == ["tiny_review", "(accuracy,", "target)", "0.0", *["60.0", "(+60.0)"] * 2]
                for line in printed.splitlines())  # fmt: skip
-    assert schema.read_comparison(folder / "finished") == before
+    assert read_comparison(folder / "finished") == before
     assert "60.0" in (folder / "finished/report.md").read_text()
     assert "60.0" in (folder / "finished/report.html").read_text()
 

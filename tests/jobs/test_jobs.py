@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from forward import target_logits
+from random_results import read_comparison
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import files as files_module
@@ -277,12 +278,12 @@ def test_comparison_does_no_work_twice(tiny_folder: Path, monkeypatch: pytest.Mo
     shorter = {"TRAIN_STEPS": 2, "PROMPT_TRAIN_STEPS": 2}
     run(tiny_folder, "demo.gin", workdir, SEEDS="(0,)", **shorter)
     assert work.stages == ["finetune/seed_0/finetune", "promot/seed_0/stage1", "promot/seed_0/stage2"]
-    first, asked = schema.read_comparison(workdir), work.questions
+    first, asked = read_comparison(workdir), work.questions
 
     work.stages.clear()
     run(tiny_folder, "demo.gin", workdir, SEEDS="(0, 1)", **shorter)
     assert work.stages == ["finetune/seed_1/finetune", "promot/seed_1/stage1", "promot/seed_1/stage2"]
-    found = schema.read_comparison(workdir)
+    found = read_comparison(workdir)
     seeds = {name: [one.seed for one in cells] for name, cells in found.methods.items()}
     assert seeds == {"pretrained": [0, 1], "finetune": [0, 1], "promot": [0, 1]}
     assert {name: cells[:1] for name, cells in found.methods.items()} == first.methods

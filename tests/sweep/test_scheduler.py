@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import tiny
 import tiny_tasks  # noqa: F401, registers
-from random_results import alignment
+from random_results import alignment, read_comparison
 from resumed import start
 from test_grid import EXPERIMENT, RATES, TUNING, grid
 
@@ -31,6 +31,7 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.jobs import compare as jobs
 from promot_jax.methods import stages
 from promot_jax.results import schema as results
+from promot_jax.results.records import replace
 from promot_jax.results.scores import Draw, Icl, Score, StepEvaluation, Target
 from promot_jax.sweep import collect as outcomes
 from promot_jax.sweep import scheduler as compare
@@ -202,7 +203,7 @@ def test_rivals_that_begin_alike_share_it(fake: Fake, tmp_path: Path) -> None:
 def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path) -> None:
     one = grid(tmp_path, ("pretrained", "finetune", "promot"), seeds=(0, 1), varied=RATES)
     fake.run(one)
-    found = results.read_comparison(tmp_path)
+    found = read_comparison(tmp_path)
     assert found == outcomes.collect(one, 600.0)["review"]
     chosen = {method: choice.chosen for method, choice in found.selection.items()}
     assert chosen == {"finetune": {"model": 1e-2}, "promot": {"prompt": 0.1, "model": 1e-2}}  # the gentler of equals
@@ -221,7 +222,7 @@ def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path)
     assert len(found.cells) == 2 * (1 + 2 + 4) and {cell.state for cell in found.cells} == {"finished"}
     spread = found.spread["best"]["finetune"]["1"]
     assert (spread.mean, spread.low, spread.high, spread.seeds, spread.draws) == (40.5, 40, 41, 2, 3)
-    assert spread["sd_draws"] == pytest.approx(1.0) and spread["sd_seeds"] == pytest.approx(0.5**0.5)
+    assert spread.sd_draws == pytest.approx(1.0) and spread.sd_seeds == pytest.approx(0.5**0.5)
     report = (tmp_path / "report.md").read_text("utf-8")
     page = (tmp_path / "report.html").read_text("utf-8")
     for words in ("Settings tried", "Seeds and exemplars"):
@@ -234,7 +235,7 @@ def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path
     fake.broken = {"l2sp/l2sp_2.0/seed_1": TrainingError("not finite")} if margin == 2.0 else {}
     with pytest.raises(TrainingError) if fake.broken else contextlib.nullcontext():
         fake.run(one)
-    found = results.read_comparison(tmp_path)
+    found = read_comparison(tmp_path)
     assert found.selection.keys() == {"l2sp"} and found.selection["l2sp"].chosen == {"l2sp": chosen}
     first = found.selection["l2sp"].candidates[0]
     assert (first.validation, first.icl) == (pytest.approx(89.901), 52.5)
@@ -246,7 +247,7 @@ def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path
 def test_every_task_has_a_report(fake: Fake, tmp_path: Path) -> None:
     fake.run(grid(tmp_path, ("finetune", "finetune_1shot"), tasks={"rte": {}, "snli": {}}))
     for task in ("rte", "snli"):
-        methods = results.read_comparison(tmp_path / task).methods
+        methods = read_comparison(tmp_path / task).methods
         assert list(methods) == ["finetune", "finetune_1shot"]
         assert [run.target.task for members in methods.values() for run in members] == [task, task]
         assert "fine-tuning + 1-shot" in (tmp_path / task / "report.md").read_text("utf-8")
@@ -282,7 +283,7 @@ def test_other_comparisons_of_the_same_cells(fake: Fake, tmp_path: Path) -> None
     fake.run(grid(tmp_path, ("promot", "prompt_tuning"), report="other"))
     assert fake.trained == []
     assert (tmp_path / "results.json").read_bytes() == first
-    assert list(results.read_comparison(tmp_path / "other").methods) == ["promot", "prompt_tuning"]
+    assert list(read_comparison(tmp_path / "other").methods) == ["promot", "prompt_tuning"]
 
 
 def test_analyses_of_the_cells_are_in_every_report_of_them(fake: Fake, tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None
     fake.broken = {"finetune/lr_0.01/seed_0": TrainingError("the loss is not finite at step 3")}
     with pytest.raises(TrainingError, match=r"1 of 4 cells failed.*model 0.01, seed 0: the loss"):
         fake.run(one)
-    found = results.read_comparison(tmp_path)
+    found = read_comparison(tmp_path)
     states = {cell.folder: cell.state for cell in found.cells}
     assert states.pop("finetune/lr_0.01/seed_0") == "failed" and set(states.values()) == {"finished"}
     assert found.selection["finetune"].chosen == {"model": 1e-3}  # although 0.01 would have been better
@@ -311,7 +312,7 @@ def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None
     (tmp_path / "finetune/lr_0.01/seed_0/failed.json").unlink()
     fake.run(one)
     assert fake.trained == ["finetune/lr_0.01/seed_0/finetune"]
-    assert {cell.state for cell in results.read_comparison(tmp_path).cells} == {"finished"}
+    assert {cell.state for cell in read_comparison(tmp_path).cells} == {"finished"}
 
 
 def test_a_cell_that_broke_is_tried_again_next_time(
@@ -357,7 +358,7 @@ def test_what_is_written_last_is_all_that_is_there(fake: Fake, tmp_path: Path, m
     fake.run_method(EXPERIMENT, tmp_path / "finetune/seed_0", "finetune", TUNING)
     monkeypatch.setattr(files, "write", slow)
     outcomes.publish(one, 600.0)
-    assert list(results.read_comparison(tmp_path).methods) == ["finetune", "promot"]
+    assert list(read_comparison(tmp_path).methods) == ["finetune", "promot"]
 
 
 def test_bad_input_ends_the_comparison(fake: Fake, tmp_path: Path) -> None:
@@ -387,7 +388,7 @@ def test_cells_of_other_machines_are_left_to_them(
     assert fake.trained == ["finetune/seed_0/finetune"]  # ProMoT waits for the prompt that is being trained there
     shown = capsys.readouterr().out
     assert "Left to other processes: prompt_tuning, review, seed 0 (elsewhere, process 1), promot" in shown
-    found = results.read_comparison(tmp_path)
+    found = read_comparison(tmp_path)
     assert [cell.state for cell in found.cells] == ["running", "missing", "finished"]
     assert list(found.methods) == ["finetune"]
     assert "1 of 3 cells are finished, 1 running." in (tmp_path / "report.html").read_text("utf-8")
@@ -419,7 +420,7 @@ def test_waits_for_cells_of_other_machines(
         "Waiting for other processes: prompt_tuning, review, seed 0 (elsewhere, process 1), promot"
         in capsys.readouterr().out
     )
-    assert {cell.state for cell in results.read_comparison(tmp_path).cells} == {"finished"}
+    assert {cell.state for cell in read_comparison(tmp_path).cells} == {"finished"}
 
 
 def test_a_wait_ends_when_the_machine_is_taken_away(
@@ -490,7 +491,7 @@ def test_tasks_and_rates_on_a_model(
 
     whole = (workdir / "report.md").read_text("utf-8")
     assert "## tiny" in whole and "](tiny_size/report.md)" in whole and "### At matched target score" in whole
-    found = results.read_comparison(workdir / "tiny_size")
+    found = read_comparison(workdir / "tiny_size")
     prompt, promot = (found.methods[name][0] for name in ("prompt_tuning", "promot"))
     assert [point for point in promot.curve if point.stage == "stage1"] == prompt.curve
     assert [len(point.draws) for point in promot.curve if point.stage == "stage2"] == [2, 2]
@@ -529,13 +530,13 @@ def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 def test_a_setting_without_a_score_is_behind_those_that_have_one() -> None:
-    def candidate(rate: float, validation: float | None, icl: float | None) -> dict[str, Any]:
-        return {"varied": {"model": rate}, "validation": validation, "icl": icl, "seeds": {"0": validation}}
+    def candidate(rate: float, validation: float | None, icl: float | None) -> results.Candidate:
+        return results.Candidate(varied={"model": rate}, validation=validation, icl=icl, seeds={"0": validation})
 
     low, none, tied = candidate(0.1, 0.5, None), candidate(0.2, None, 90.0), candidate(0.3, 0.5 - 1e-12, 1.0)
     assert outcomes._best([none, low], 2.0) == 1 and outcomes._best([none, none], 2.0) == 0
     assert outcomes._best([low, tied], 0.0) == 1  # of equals the higher ICL
-    assert outcomes._best([tied, low, {**low, "seeds": {"0": 0.5, "1": 0.4}}], 2.0) == 2
+    assert outcomes._best([tied, low, replace(low, seeds={"0": 0.5, "1": 0.4})], 2.0) == 2
 
 
 @pytest.mark.slow
@@ -559,5 +560,5 @@ def test_processes_share_the_cells(tiny_folder: Path) -> None:
     for stage in ("stage1", "stage2", "finetune"):
         assert sum(text.count(f"[{stage}] trains") for text in said) == 1, said
     assert not list((tiny_folder / "shared").rglob("claim.*"))
-    found = results.read_comparison(tiny_folder / "shared")
+    found = read_comparison(tiny_folder / "shared")
     assert [cell.state for cell in found.cells] == ["finished"] * 3

@@ -94,7 +94,7 @@ def render(
         facts=sections.facts(tasks),
         tasks=[sections.task(name, each, index, len(tasks) > 1) for index, (name, each) in enumerate(tasks.items())],
         alignments=[chart for each in aligned for chart in figures.gradient_alignment(each)],
-        alignment_reading=tables.aligned_reading(aligned),
+        alignment_reading=tables.aligned_reading(aligned) if aligned else "",
         samples=browser.samples(tasks),
         runs=browser.runs(tasks),
         reading=tables.READING,
