@@ -1,18 +1,17 @@
-"""Text examples to model batches: the one place where a task meets a model's vocabulary and prompts."""
+"""Batches of a model, of examples for training and of inputs for evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from promot_jax.data.encoding import Encoder
 from promot_jax.errors import UserError
 from promot_jax.models.batch_layout import Batch, Tokens
 
 if TYPE_CHECKING:
     from promot_jax.data.examples import Example
     from promot_jax.data.replay import Replay
-
-from promot_jax.data.encoding import Binding
 
 # Widths that evaluation batches are padded to: each compiles once.
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
@@ -28,7 +27,7 @@ class TrainBatches:
     def __init__(
         self,
         examples: Iterator["Example"],
-        binding: Binding,
+        encoder: Encoder,
         layout: Callable[[Sequence[Sequence[Tokens]], int, int], Batch],
         *,
         batch_size: int,
@@ -38,15 +37,15 @@ class TrainBatches:
         passages: Iterator[Tokens] | None = None,
         part: tuple[int, int] = (0, 1),
     ):
-        """Binds a stream of examples.
+        """Takes a stream of examples.
 
         Args:
             examples: endless.
-            binding: vocabulary and prompts.
+            encoder: vocabulary and prompts.
             layout: of the model's family (`Model.layout`).
             batch_size: rows.
             feature_lengths: `inputs` and `targets` in tokens, without the prompt.
-            pack: put several examples into a row, each behind its own prompt ids.
+            pack: put several examples into a row, each with its own soft prompt prepended.
             replay: how often a passage takes the place of an example, and how long its targets may be.
             passages: of `replay.passages`, endless; None for none.
             part: which shard of how many this is: passages take turns over all of them.
@@ -57,12 +56,12 @@ class TrainBatches:
         if set(feature_lengths) != {"inputs", "targets"}:
             raise UserError(f"TASK_FEATURE_LENGTHS names {sorted(feature_lengths)}; give 'inputs' and 'targets'.")
         self.skipped = 0
-        self._examples, self._binding, self._batch_size, self._pack = examples, binding, batch_size, pack
+        self._examples, self._encoder, self._batch_size, self._pack = examples, encoder, batch_size, pack
         self._targets = self._room = feature_lengths["targets"]
         self._replay, self._passages, (self._drawn, self._every) = replay, passages, part
         if replay is not None:
             self._room = max(self._targets, replay.targets)
-        self._prompt = max((len(ids) for ids in binding.prompt_ids.values()), default=0)
+        self._prompt = max((len(ids) for ids in encoder.prompt_ids.values()), default=0)
         self._inputs = feature_lengths["inputs"]
         self._layout = layout
         self._waiting: Tokens | None = None
@@ -96,7 +95,7 @@ class TrainBatches:
             return next(self._passages)
         misses = 0
         while True:
-            tokens = self._binding.tokens(next(self._examples))
+            tokens = self._encoder.tokens(next(self._examples))
             if len(tokens.inputs) <= self._inputs + self._prompt and len(tokens.targets) <= self._targets:
                 return tokens
             self.skipped += 1

@@ -14,7 +14,7 @@ from promot_jax.errors import UserError
 from promot_jax.models.batch_layout import Tokens
 
 if TYPE_CHECKING:
-    from promot_jax.data.encoding import Binding
+    from promot_jax.data.encoding import Encoder
     from promot_jax.data.examples import Example
 
 
@@ -45,7 +45,7 @@ class Replay:
         return int((drawn + 1) * share) > int(drawn * share)
 
 
-def passages(examples: Iterator["Example"], binding: "Binding", inputs: int, targets: int) -> Iterator[Tokens]:
+def passages(examples: Iterator["Example"], encoder: "Encoder", inputs: int, targets: int) -> Iterator[Tokens]:
     """Yields passages as sequences: the first half given, at most `inputs` tokens of it, and what follows predicted.
 
     Unlike an example of a task, a passage is cut where it is too long, and its cut end is no end of sequence. No prompt
@@ -54,11 +54,11 @@ def passages(examples: Iterator["Example"], binding: "Binding", inputs: int, tar
     Raises:
         UserError: a thousand passages in a row are shorter than two tokens.
     """
-    start = [] if binding.bos_id is None else [binding.bos_id]
-    end = [] if binding.continues else [binding.eos_id]
+    start = [] if encoder.bos_id is None else [encoder.bos_id]
+    end = [] if encoder.continues else [encoder.eos_id]
     short = 0
     for example in examples:
-        ids = list(binding.encode(f"{example.inputs} {example.targets}".strip()))
+        ids = list(encoder.encode(f"{example.inputs} {example.targets}".strip()))
         if len(ids) < 2:
             short += 1
             if short == 1000:

@@ -15,8 +15,8 @@ from promot_jax.decoding.generate import choose
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation import evaluator as evaluator_module
-from promot_jax.evaluation.evaluator import Evaluator, Request
+from promot_jax.evaluation import sampler as sampler_module
+from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import DecoderConfig, build
 
@@ -236,7 +236,7 @@ class Letters:
         return "".join(self.token_strings()[i] for i in ids)
 
 
-def test_the_evaluator_strips_by_leaving_the_ids_out(params, monkeypatch):
+def test_the_sampler_strips_by_leaving_the_ids_out(params, monkeypatch):
     tables = []
 
     def spy(model, settings, weights, prompt, *rest):
@@ -244,19 +244,19 @@ def test_the_evaluator_strips_by_leaving_the_ids_out(params, monkeypatch):
         return generated(model, settings, weights, prompt, *rest)
 
     generated = decoding.generate
-    monkeypatch.setattr(evaluator_module, "generate", spy)
+    monkeypatch.setattr(sampler_module, "generate", spy)
     settings = dataclasses.replace(Evaluation(), tokens_per_batch=128, decoding=SETTINGS)
     base = Pretrained(MODEL, params["model"], Letters(), base="", fingerprint="", path="", leaves={})
-    evaluator = Evaluator(base, settings, Partitioner(), task="", icl="")
+    sampler = Sampler(base, settings, Partitioner())
     texts = ["ABC", "HELLO", "A", "XYZZY", "PROMPT"]
 
-    plain = evaluator.ask({"model": params["model"]}, [Request(text) for text in texts])
-    stripped = evaluator.ask(params, [Request(text) for text in texts])
+    plain = sampler.ask({"model": params["model"]}, [Request(text) for text in texts])
+    stripped = sampler.ask(params, [Request(text) for text in texts])
     assert stripped == plain and set(tables) == {None}
-    mixed = evaluator.ask(params, [Request(text, "task" if i % 2 else "") for i, text in enumerate(texts)])
+    mixed = sampler.ask(params, [Request(text, "task" if i % 2 else "") for i, text in enumerate(texts)])
     assert tables[-1] == (PROMPT, EMBED)
     assert mixed[::2] == plain[::2] and mixed[1] != plain[1] and mixed[3] != plain[3]
-    limited = evaluator.ask(params, [Request(text, limit=1 + i) for i, text in enumerate(texts)])
+    limited = sampler.ask(params, [Request(text, limit=1 + i) for i, text in enumerate(texts)])
     assert limited == [text[: 1 + i] for i, text in enumerate(plain)]
     with pytest.raises(UserError, match="no soft prompt called 'other'"):
-        evaluator.ask(params, [Request("A", "other")])
+        sampler.ask(params, [Request("A", "other")])

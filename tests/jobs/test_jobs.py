@@ -19,12 +19,13 @@ from promot_jax import main, trees
 from promot_jax.checkpoints import pretrained, stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.checkpoints.pretrained import Pretrained
-from promot_jax.data.encoding import Binding
+from promot_jax.data.encoding import Encoder
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation.evaluator import Evaluator
+from promot_jax.evaluation.sampler import Sampler
 from promot_jax.experiments import resume_guard
 from promot_jax.experiments import stage as runs
+from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
@@ -258,18 +259,18 @@ class Work:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.stages: list[str] = []
         self.questions = 0
-        train, ask = runs.train, Evaluator.ask
+        train, ask = runs.train, Sampler.ask
 
         def count_stage(folder: Path, *args: Any, **kwargs: Any) -> Any:
             self.stages.append(folder.relative_to(folder.parents[2]).as_posix())
             return train(folder, *args, **kwargs)
 
-        def count_questions(evaluator: Any, params: Any, requests: Any) -> list[str]:
+        def count_questions(sampler: Any, params: Any, requests: Any) -> list[str]:
             self.questions += len(requests)
-            return ask(evaluator, params, requests)
+            return ask(sampler, params, requests)
 
         patch.setattr(runs, "train", count_stage)
-        patch.setattr(Evaluator, "ask", count_questions)
+        patch.setattr(Sampler, "ask", count_questions)
 
 
 def test_comparison_does_no_work_twice(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +368,8 @@ def infer(folder: Path, name: str, inputs: object, **macros: object) -> list[dic
     return rows(run(folder, "infer.gin", folder / name, INPUTS=inputs, **macros).workdir / "outputs.jsonl")
 
 
-def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "evaluator", property(lambda session: pytest.fail("inference evaluates no task")))
     found = infer(tiny_folder, "texts", QUESTIONS)
     assert [(row["input"], row["prompt"]) for row in found] == [(text, "") for text in QUESTIONS]
     shown = capsys.readouterr().out
@@ -425,13 +427,13 @@ def test_training_with_one_exemplar_in_front(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    bind = Binding.tokens
+    encode = Encoder.tokens
 
-    def tokens(self: Binding, example: Any) -> Any:
+    def tokens(self: Encoder, example: Any) -> Any:
         seen.append(example.inputs)
-        return bind(self, example)
+        return encode(self, example)
 
-    monkeypatch.setattr(Binding, "tokens", tokens)
+    monkeypatch.setattr(Encoder, "tokens", tokens)
     macros: dict[str, object] = {"MIXTURE_OR_TASK_NAME": "tiny_review_1shot", "TRAIN_STEPS": 2}
     macros |= {"TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 3}}
     macros |= {"Evaluation.shots": "(1,)", "Evaluation.curve_examples": 0}

@@ -23,6 +23,7 @@ from promot_jax.decoding.output_text import first_span
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.evaluation import evaluator
+from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import T5Config, build
 from promot_jax.results.bootstrap import normalized_average
@@ -199,7 +200,7 @@ def test_shuffling_and_sharding_change_no_exemplar(name: str) -> None:
 def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     """Scores two tasks of the data at hand, by a model whose answer is a function of the whole prompt."""
 
-    def answer(self: evaluator.Evaluator, params: Any, requests: list[evaluator.Request]) -> list[str]:
+    def answer(self: Sampler, params: Any, requests: list[Request]) -> list[str]:
         codes = [int(text.stable_hash(request.text), 16) for request in requests]
         return [["Who", "Paris", "True", "False"][code % 4] for code in codes]
 
@@ -212,12 +213,12 @@ def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     evaluator._exemplars.cache_clear()
     settings = Evaluation(max_input_length=4096)
     with (
-        mock.patch.object(evaluator.Evaluator, "ask", answer),
+        mock.patch.object(Sampler, "ask", answer),
         mock.patch.object(seqio.Task, "get_dataset", get_dataset),
     ):
         found = []
         for name in ("rte_4shot", "web_questions_4shot"):
-            judge = evaluator.Evaluator(base, settings, Partitioner(), task=name, icl="")
+            judge = evaluator.Evaluator(Sampler(base, settings, Partitioner()), task=name, icl="")
             found.append(judge.target({"model": {}}, "test", 12))
     return [one.entry for one in found], [one.rows for one in found]
 
