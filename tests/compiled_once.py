@@ -8,8 +8,7 @@ import jax
 import pytest
 
 from promot_jax.checkpoints.orbax import Checkpoints
-from promot_jax.training import loop as train
-from promot_jax.training import step
+from promot_jax.training import loop, stage_checkpoints, step
 
 
 @contextlib.contextmanager
@@ -29,6 +28,6 @@ def compiled_once(opened: list[Checkpoints]) -> Iterator[None]:
         return opened[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_step", cached)
-        patch.setattr(train, "Checkpoints", remembered)
+        patch.setattr(loop, "make_step", cached)
+        patch.setattr(stage_checkpoints, "Checkpoints", remembered)
         yield

@@ -1,48 +1,42 @@
-"""Stages and methods on a loaded model: each stage in a folder of its own, handed over by its best checkpoint.
+"""One stage of a run on a loaded model, in a folder of its own; its best checkpoint is handed over."""
 
-What jobs need of a run is found here: `session` opens one, `closing` ends it.
-"""
-
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from promot_jax import files, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
+from promot_jax.experiments import hooks
 from promot_jax.experiments.final_evaluation import settings_of
-from promot_jax.experiments.initial_params import (
-    prompts_of_tasks,
-)
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
-from promot_jax.experiments.session import (
-    Session,
-)
+from promot_jax.experiments.session import Session
 from promot_jax.experiments.train_stream import train_batches
 from promot_jax.methods import stages
 from promot_jax.methods.stages import Stage
 from promot_jax.models import build
-from promot_jax.params import lora, soft_prompts
+from promot_jax.params import soft_prompts
 from promot_jax.params.fingerprint import fingerprint
 from promot_jax.training.loop import Trained, train
 from promot_jax.training.settings import Training
 
+# TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
+if TYPE_CHECKING:
+    from promot_jax.data.batches import ShardedBatches
+    from promot_jax.data.exemplars import WithExemplars
+
 Json = dict[str, Any]
-
-
-# ---- one stage -------------------------------------------------------------------------------------------------------
 
 
 def run_stage(session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree) -> trees.Tree:
     """Trains one stage in its folder, or takes it from there when it is finished.
 
     Args:
-        session: model and evaluator.
+        session: model, data and evaluation.
         folder: of the stage.
         stage: what is trained.
         training: how.
@@ -51,86 +45,55 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     Returns:
         All parameters, the trained ones from the stage's best checkpoint.
     """
-    experiment = session.experiment
     attached = {"model": True, "prompt": stage.prompt, "lora": stage.lora}
-    params = {room: tree for room, tree in params.items() if attached[room]}
-    shared = shared_settings(experiment)
-    for key in settings_of(experiment):  # training may be kept
-        del shared["experiment"]["evaluation"][key]
-    own = dataclasses.asdict(training)
-    begun = fingerprint(params)  # a prompt or model that was replaced in place is another start
-    settings = {"stage": stage.name, "training": own, "start": begun, **shared}
+    params = {subtree: tree for subtree, tree in params.items() if attached[subtree]}
+    settings = _settings(session, stage, training, params)
     hosts.decide(lambda: keep_settings(folder, settings), "the settings")
     finished = hosts.decide(lambda: stage_folder.describe(folder), "a finished stage")
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return stage_folder.overlay(folder, finished["best_step"], params)
-    measure = _measure(session, folder, stage, training)
+    evaluate = hooks.curve_evaluation(session, folder, stage, training)
     left_out: Json = {}
     if stage is stages.WISE_FT:
-        trained = _interpolate(session, folder, training, params, measure)
+        trained = _interpolate(session, folder, training, params, evaluate)
     else:
-        trained, left_out = _train(session, folder, stage, training, params, measure)
-    score = next(point["target"] for point in trained.curve if point["step"] == trained.best_step)
+        trained, left_out = _train(session, folder, stage, training, params, evaluate)
+    score = next(entry["target"] for entry in trained.curve if entry["step"] == trained.best_step)
     if "prompt" in stage.trains or stage is stages.RANDOM_PROMPT:
         _save_prompt(session, folder, stage, trained, score)
     description = {
         "stage": stage.name,
         "trains": stage.trains,
-        "checkpoint": experiment.checkpoint,
+        "checkpoint": session.experiment.checkpoint,
         "base": session.base.base,
         "best_step": trained.best_step,
         "steps": 0 if stage is stages.WISE_FT else training.steps,
         "score": score,
-        "seed": experiment.seed,
+        "seed": session.experiment.seed,
         "seconds": trained.seconds,
         **left_out,
         "curve": trained.curve,
     }
     if stage.keeps_lora:
-        description["lora"] = own["lora"]
+        description["lora"] = settings["training"]["lora"]
     stage_folder.record(folder, files.plain(description))
     return trained.params
 
 
-Measure = Callable[[trees.Tree, int], Json]
-
-
-def _measure(session: Session, folder: Path, stage: Stage, training: Training) -> Measure:
-    """What evaluates a checkpoint on the validation split, `(params, step)` to the scores of a curve's point."""
-    from promot_jax.files import write_rows
-
-    settings = session.experiment.evaluation
-
-    def measure(current: trees.Tree, step: int) -> Json:
-        names = prompts_of_tasks(session.experiment, current.get("prompt"))
-        whole = lora.merge(current, training.lora)
-        target = session.evaluator.target(whole, settings.curve_split, settings.curve_target_examples, names)
-        rows = [{"step": step, **row} for row in target.rows]
-        point: Json = {"target": target.entry["score"]} | {f"target_{key}": target.entry[key] for key in ("ci95", "n")}
-        if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
-            plain = whole if stage.keeps_lora else {"model": current["model"]}
-            icl, more = session.evaluator.icl(
-                plain,
-                settings.curve_shots,
-                settings.curve_split,
-                settings.curve_examples,
-                intervals=False,
-                draws=settings.curve_draws,
-            )
-            point |= {"icl": icl["norm_avg"], "format_share": icl["format_share"]}
-            point |= {key: icl[key] for key in ("tasks", "draws") if key in icl}
-            rows += [{"step": step, **row} for row in more]
-        write_rows(folder / "outputs" / f"step_{step:06d}.jsonl", rows)
-        return point
-
-    return measure
+def _settings(session: Session, stage: Stage, training: Training, params: trees.Tree) -> Json:
+    """What a stage's result depends on: a folder that holds another's is refused."""
+    shared = shared_settings(session.experiment)
+    for key in settings_of(session.experiment):  # a trained stage stays; only its final evaluation is another
+        del shared["experiment"]["evaluation"][key]
+    start = fingerprint(params)  # a prompt or model that was replaced in place is another start
+    return {"stage": stage.name, "training": dataclasses.asdict(training), "start": start, **shared}
 
 
 def _train(
-    session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree, measure: Measure
+    session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree, evaluate: hooks.Evaluate
 ) -> tuple[Trained, Json]:
-    """Runs the loop on the training stream; returns what it leaves, and counts of what the stream left out."""
+    """Runs the loop on the training stream; returns its result, and counts of what the stream left out."""
     experiment = session.experiment
     config = dataclasses.replace(session.base.model.config, dropout_rate=training.dropout_rate)
     model = build(config, experiment.partitioner)
@@ -142,7 +105,7 @@ def _train(
         pack=training.pack,
         generic=training.replay,
     )
-    with _events(folder) as write:
+    with hooks.tensorboard(folder) as write:
         trained = train(
             folder,
             model,
@@ -150,11 +113,16 @@ def _train(
             stage,
             training,
             stream,
-            measure,
+            evaluate,
             partitioner=experiment.partitioner,
             seed=experiment.seed,
             write=write,
         )
+    return trained, _left_out(stage, examples, stream)
+
+
+def _left_out(stage: Stage, examples: "Mapping[int, WithExemplars]", stream: "ShardedBatches") -> Json:
+    """Counts of the examples and exemplars that were too long, over all hosts."""
     # Hosts may have opened the same shards.
     counts = {shard: (part.skipped, examples[shard].dropped) for shard, part in stream.parts.items()}
     shards = dict(pair for pairs in hosts.gather(list(counts.items()), "the end of a stage") for pair in pairs)
@@ -163,33 +131,15 @@ def _train(
         print(f"[{stage.name}] left out {skipped} examples longer than TASK_FEATURE_LENGTHS.", flush=True)
     if dropped:
         print(f"[{stage.name}] left out {dropped} exemplars for want of room in the inputs.", flush=True)
-    return trained, {"skipped": skipped, "dropped_shots": dropped}
+    return {"skipped": skipped, "dropped_shots": dropped}
 
 
-@contextlib.contextmanager
-def _events(folder: Path) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Gives what writes `(step, scalars)` for TensorBoard, on the host that writes.
-
-    Closed, which writes it all, also where training fails: then the last points matter most.
-    """
-    from tensorboard.summary import Writer
-
-    if not hosts.is_writer():
-        yield lambda step, scalars: None
-        return
-    with contextlib.closing(Writer(str(folder / "events"))) as events:
-
-        def write(step: int, scalars: dict[str, float]) -> None:
-            for tag, value in scalars.items():
-                events.add_scalar(tag, value, step)
-
-        yield write
-
-
-def _interpolate(session: Session, folder: Path, training: Training, params: trees.Tree, measure: Measure) -> Trained:
+def _interpolate(
+    session: Session, folder: Path, training: Training, params: trees.Tree, evaluate: hooks.Evaluate
+) -> Trained:
     """WiSE-FT (Wortsman et al., 2022): evaluates `(1 - alpha) * base + alpha * fine-tuned`, and keeps the best.
 
-    A point's `step` is alpha in percent: step 0 is the base model, as on every curve.
+    The `step` of an evaluation is alpha in percent: step 0 is the base model, as on every curve.
     """
     began, base = time.monotonic(), session.base.params
     alphas = sorted({*training.alphas})
@@ -200,7 +150,7 @@ def _interpolate(session: Session, folder: Path, training: Training, params: tre
         raise UserError(f"Tuning.alphas differ by at least 0.01, unlike {training.alphas}.")
     curve: list[Json] = []
     for step, alpha in mixed.items():
-        point = measure({"model": trees.interpolate(base, params["model"], alpha) if alpha else base}, step)
+        point = evaluate({"model": trees.interpolate(base, params["model"], alpha) if alpha else base}, step)
         curve.append({"step": step, "stage": stages.WISE_FT.name, "loss": None, "alpha": alpha, **point})
         print(f"[{stages.WISE_FT.name}] alpha {alpha}: target {point['target']:.1f}", flush=True)
     best = max((point for point in curve if point["step"]), key=lambda point: (point["target"], -point["step"]))["step"]

@@ -10,8 +10,10 @@ from promot_jax import files
 from promot_jax.distributed import hosts, preemption
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.settings import Experiment
-from promot_jax.precompile.programs import PROGRAMS, Room, topology_devices
+from promot_jax.precompile.measure import measure
+from promot_jax.precompile.programs import PROGRAMS, Programs
 from promot_jax.precompile.summary import markdown, sent, sentence
+from promot_jax.precompile.topology import topology_devices
 from promot_jax.training.tuning import Tuning
 
 Json = dict[str, Any]
@@ -53,37 +55,38 @@ def precompile(
             raise UserError(f"Unknown program {program!r}{nearest(program, PROGRAMS)}.")
     path = workdir / "precompile.json"
     done = _earlier(path)
-    wanted = []
+    entries = []
     for name in [topology] if isinstance(topology, str) else topology:
         devices = topology_devices(name, slices)
         chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in devices})
         partitioner = dataclasses.replace(experiment.partitioner, devices=devices)
-        own = tuning
-        if rows_per_chip:
-            batch = round(rows_per_chip * chips)
-            prompt, model = (dataclasses.replace(one, batch_size=batch) for one in (tuning.prompt, tuning.model))
-            own = dataclasses.replace(tuning, prompt=prompt, model=model)
-        room = Room(experiment, own, partitioner, name, chips)
+        resized = _with_batch_size(tuning, round(rows_per_chip * chips)) if rows_per_chip else tuning
+        lowering = Programs(experiment, resized, partitioner, name, chips)
         for program in programs:
-            key = f"{slices} x {name} {program} {room.fingerprint()}"
+            key = f"{slices} x {name} {program} {lowering.fingerprint()}"
             if key not in done:
                 preemption.check("between two programs")
                 print(f"[{program}] compiles for {slices} x {name} ...", flush=True)
-                done[key] = room.measure(program) | {"slices": slices}
+                done[key] = measure(lowering, program) | {"slices": slices}
                 files.write(done, path)
             print(f"[{program}] {sentence(done[key])}", flush=True)
-            wanted.append(done[key])
-    text = markdown(wanted) + "\n" + sent(wanted)
+            entries.append(done[key])
+    text = markdown(entries) + "\n" + sent(entries)
     print(f"\n{text}", flush=True)
     files.write_text(workdir / "precompile.md", text)
 
 
+def _with_batch_size(tuning: Tuning, rows: int) -> Tuning:
+    prompt, model = (dataclasses.replace(stage, batch_size=rows) for stage in (tuning.prompt, tuning.model))
+    return dataclasses.replace(tuning, prompt=prompt, model=model)
+
+
 def _earlier(path: Path) -> Json:
-    """What earlier runs found."""
+    """The figures of earlier runs, by program and settings."""
     try:
-        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        entries = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        entries = None
+    if not isinstance(entries, dict):
         raise UserError(f"{path} is damaged; delete it to compile again.")
-    return found
+    return entries

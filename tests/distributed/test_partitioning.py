@@ -28,8 +28,8 @@ from promot_jax.methods.stages import STAGE1, STAGE2
 from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
+from promot_jax.training import loop as loop_module
 from promot_jax.training import losses
-from promot_jax.training import step as step_module
 from promot_jax.training.loop import train
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
@@ -91,7 +91,7 @@ def both_stages(folder, partitioner, family):
     """Trains stage 1, then stage 2, and asks the result: arrays by name, and where the optimizer state lay."""
     config = CONFIGS[family]
     model = build(config, partitioner)
-    params, arrays, places, make_step = partitioner.place(make_params(config)), {}, {}, step_module.make_step
+    params, arrays, places, make_step = partitioner.place(make_params(config)), {}, {}, loop_module.make_step
     stream = [model.layout([[one] for one in examples(step, 8)], 14, 2) for step in range(STEPS)]
     for stage in (STAGE1, STAGE2):
         written = []
@@ -101,7 +101,7 @@ def both_stages(folder, partitioner, family):
             places[name] = {jax.tree_util.keystr(path): str(leaf.spec) for path, leaf in leaves}
             return make_step(model, transform, training, shardings)
 
-        step_module.make_step = spy
+        loop_module.make_step = spy
         params = train(
             folder / stage.name,
             model,
@@ -114,7 +114,7 @@ def both_stages(folder, partitioner, family):
             seed=0,
             write=lambda step, scalars, written=written: written.append(scalars),
         ).params
-        step_module.make_step = make_step
+        loop_module.make_step = make_step
         for name in ("train/loss", "train/grad_norm"):
             arrays[f"{stage.name}/{name}"] = np.array([scalars[name] for scalars in written if name in scalars])
     arrays |= {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}

@@ -24,6 +24,7 @@ from promot_jax.training import optimizer
 from promot_jax.training.loop import train
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
+from promot_jax.training.state import TrainState, shardings
 from promot_jax.training.step import make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -177,12 +178,11 @@ def test_a_layer_that_is_not_there_is_refused(tmp_path):
 def update(training, trained, frozen, batch):
     """Gradients of one update by plain descent at rate 1, and its metrics."""
     transform = optax.sgd(1.0)
-    state = {"params": jax.tree.map(jnp.copy, trained), "optimizer": transform.init(trained), "step": jnp.int32(0)}
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = make_step(MODEL, transform, training, shardings)
+    state = TrainState(jax.tree.map(jnp.copy, trained), transform.init(trained), jnp.int32(0))
+    step = make_step(MODEL, transform, training, shardings(state))
     before = host(trained)
     state, metrics = step(state, frozen, batch, jax.random.key(0))
-    after = host(state["params"])
+    after = host(state.params)
     return {path: before[path] - after[path] for path in before}, {name: float(x) for name, x in metrics.items()}
 
 
@@ -228,9 +228,8 @@ def test_kl_is_the_mean_over_real_target_tokens(moved):
 def test_penalties_that_are_off_are_not_in_the_step():
     def lowered(training, frozen):
         trained = rooms("model")
-        state = {"params": trained, "optimizer": optax.sgd(1.0).init(trained), "step": jnp.int32(0)}
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        step = make_step(MODEL, optax.sgd(1.0), training, shardings)
+        state = TrainState(trained, optax.sgd(1.0).init(trained), jnp.int32(0))
+        step = make_step(MODEL, optax.sgd(1.0), training, shardings(state))
         return step.lower(state, frozen, batch_of(0), jax.random.key(0)).as_text()
 
     held = dataclasses.replace(PLAIN, l2sp=1.0, kl=1.0)

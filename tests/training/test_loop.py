@@ -26,6 +26,7 @@ from promot_jax.training.loop import Trained, train
 from promot_jax.training.losses import cross_entropy
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
+from promot_jax.training.state import TrainState, shardings
 from promot_jax.training.step import make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -245,17 +246,16 @@ class Update:
     def __init__(self, stage, training, transform=None):
         self.transform = optax.sgd(1.0) if transform is None else transform
         self.trained, self.frozen = trees.partition(PARAMS, lambda path: path.startswith(stage.trains))
-        shardings = jax.tree.map(lambda x: x.sharding, self.state(0))
-        self.step_fn = make_step(build(CONFIG), self.transform, training, shardings)
+        self.step_fn = make_step(build(CONFIG), self.transform, training, shardings(self.state(0)))
 
     def state(self, step):
         trained = jax.tree.map(jnp.copy, self.trained)
-        return {"params": trained, "optimizer": self.transform.init(trained), "step": jnp.int32(step)}
+        return TrainState(trained, self.transform.init(trained), jnp.int32(step))
 
     def __call__(self, batch, step=0, seed=0):
         """Returns `(gradients, metrics)`."""
         state, metrics = self.step_fn(self.state(step), self.frozen, batch, jax.random.key(seed))
-        before, after = host(self.trained), host(state["params"])
+        before, after = host(self.trained), host(state.params)
         return {path: before[path] - after[path] for path in before}, {name: float(x) for name, x in metrics.items()}
 
     def lowered(self, batch):

@@ -16,6 +16,7 @@ from promot_jax.models.batch_layout import Tokens
 from promot_jax.training import losses
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
+from promot_jax.training.state import TrainState
 from promot_jax.training.step import make_step
 
 BATCH, TARGETS, VOCAB, EMBED = 6, 7, 61, 16
@@ -111,7 +112,7 @@ def update(family, trains, kl=0.0):
     params["prompt"] = {"task": jax.ShapeDtypeStruct((PROMPT, model.config.emb_dim), np.float32)}
     trained, frozen = trees.partition(params, lambda path: path.startswith(trains))
     transform = optax.sgd(1.0)
-    state = {"params": trained, "optimizer": jax.eval_shape(transform.init, trained), "step": jnp.int32(0)}
+    state = TrainState(trained, jax.eval_shape(transform.init, trained), jnp.int32(0))
     rows = model.layout([[Tokens([1, 2], [3] * AIMS)] for _ in range(ROWS)], AIMS + 8, AIMS)
     frozen |= {"start": trained["model"]} if kl else {}
     step = make_step(model, transform, Training(1, ROWS, 1, Optimizer(), kl=kl), None)
