@@ -146,11 +146,9 @@ class _Log:
         self.restart()
 
     def restart(self) -> None:
-        """The seconds per step count from here."""
         self._started = time.monotonic()
 
     def update(self, step: int, scalars: dict[str, float]) -> None:
-        """Logs an update; prints a line every `log_period` steps and at the last one."""
         rate, steps, period = float(self._rate(step - 1)), self._training.steps, self._training.log_period
         self._write(step, {f"train/{name}": value for name, value in scalars.items()} | {"train/rate": rate})
         if step % period and step != steps:
@@ -164,7 +162,6 @@ class _Log:
         self.restart()
 
     def evaluation(self, step: int, entry: dict[str, Any]) -> None:
-        """Logs an evaluation."""
         scalars = {name: value for name, value in entry.items() if isinstance(value, float)}
         self._write(step, {f"eval/{name}": value for name, value in scalars.items()})
         shown = "  ".join(f"{name} {value:.1f}" for name, value in scalars.items())

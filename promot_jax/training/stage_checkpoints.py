@@ -26,16 +26,12 @@ class Progress:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        """Starts the clock of this attempt."""
+        """Starts the clock."""
         self._started = time.monotonic()
 
     def spent(self) -> float:
         """Seconds over all attempts."""
         return self.seconds + time.monotonic() - self._started
-
-    def as_json(self) -> dict[str, Any]:
-        """The fields as a checkpoint holds them."""
-        return {"curve": self.curve, "losses": self.losses, "seconds": self.spent()}
 
 
 class StageCheckpoints:
@@ -49,13 +45,6 @@ class StageCheckpoints:
     """
 
     def __init__(self, folder: Path, name: str, *, keep_period: int):
-        """Opens the folders of a stage.
-
-        Args:
-            folder: of the stage.
-            name: of the stage, for messages.
-            keep_period: steps between checkpoints that are kept for good; 0 keeps none.
-        """
         self._name, self._folder = name, folder / "preempted"
         self._evaluated = Checkpoints(folder / "checkpoints", keep_period=keep_period)
         self._preempted = existing(self._folder)
@@ -80,7 +69,7 @@ class StageCheckpoints:
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Saves an evaluated state in the background; its score is that of the curve's last evaluation."""
-        self._evaluated.save(step, vars(state), progress.as_json(), float(progress.curve[-1]["target"]))
+        _save(self._evaluated, step, state, progress, float(progress.curve[-1]["target"]))
         self.step = step
 
     def preempt(self, step: int, state: TrainState, progress: Progress) -> NoReturn:
@@ -88,7 +77,7 @@ class StageCheckpoints:
         self._evaluated.close()
         if step > self.step:
             checkpoints = self._preempted or Checkpoints(self._folder)
-            checkpoints.save(step, vars(state), progress.as_json(), -1.0)
+            _save(checkpoints, step, state, progress, -1.0)
             checkpoints.close()
         raise PreemptedError(f"[{self._name}] preempted; the state of step {step} is saved.")
 
@@ -106,3 +95,8 @@ class StageCheckpoints:
         if self._preempted is not None:
             self._preempted.remove()
         return params
+
+
+def _save(checkpoints: Checkpoints, step: int, state: TrainState, progress: Progress, score: float) -> None:
+    recorded = {"curve": progress.curve, "losses": progress.losses, "seconds": progress.spent()}
+    checkpoints.save(step, vars(state), recorded, score)

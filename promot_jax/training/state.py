@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,23 +38,9 @@ class TrainState:
     step: Any
 
 
-class Setup(NamedTuple):
-    """A stage before its first update.
-
-    Attributes:
-        state: to be donated to the step; it shares no buffer with the parameters that it was built from.
-        constants: the step's argument `frozen`: frozen leaves, and under "start" what `l2sp` and `kl` compare with.
-        rest: the frozen leaves that complete the trained ones for an evaluation.
-        transform: the optimizer.
-    """
-
-    state: TrainState
-    constants: Tree
-    rest: Tree
-    transform: optax.GradientTransformation
-
-
-def build(model: Model, params: Tree, stage: Stage, training: Training, partitioner: Partitioner) -> Setup:
+def build(
+    model: Model, params: Tree, stage: Stage, training: Training, partitioner: Partitioner
+) -> tuple[TrainState, Tree, Tree, optax.GradientTransformation]:
     """Builds what training a stage starts from.
 
     Args:
@@ -64,6 +50,11 @@ def build(model: Model, params: Tree, stage: Stage, training: Training, partitio
         stage: what is trained.
         training: how.
         partitioner: places the optimizer's state.
+
+    Returns:
+        The state, which shares no buffer with `params` and may be donated; the step's argument `frozen`: the frozen
+        leaves, and under "start" what `l2sp` and `kl` compare with; the frozen leaves that complete the trained ones
+        for an evaluation; the optimizer.
 
     Raises:
         UserError: nothing to train, or settings that do not fit the stage.
@@ -81,7 +72,7 @@ def build(model: Model, params: Tree, stage: Stage, training: Training, partitio
     places = (partitioner.like(jax.eval_shape(transform.init, trained), trained), partitioner.replicated())
     init = jax.jit(lambda params: (transform.init(params), jnp.int32(0)), out_shardings=places)
     optimizer, step = _made(init, trained, places)
-    return Setup(TrainState(trained, optimizer, step), frozen | start, rest, transform)
+    return TrainState(trained, optimizer, step), frozen | start, rest, transform
 
 
 def shardings(state: TrainState) -> Any:
