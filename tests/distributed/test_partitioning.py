@@ -62,6 +62,7 @@ MODEL = {
 SPECS = {f"model/{path}": PartitionSpec(*axes) for path, axes in MODEL.items()} | {
     "prompt/task": PartitionSpec(None, None)
 }
+ROOT = Path(__file__).parents[2]
 
 
 def partitioner_of(mesh):
@@ -201,7 +202,7 @@ def on_eight_devices(folder, cases):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than running
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, __file__, str(folder), *map("/".join, cases)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)

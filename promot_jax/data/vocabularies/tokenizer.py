@@ -68,9 +68,9 @@ class TokenizerVocabulary(seqio.Vocabulary):
     """A tokenizer as SeqIO sees it.
 
     `encode` treats its input as data: the text "<|im_end|>" becomes the tokens of those ten characters, never the
-    control token, so that no example can end a sequence or open a turn. It adds neither beginning nor end of sequence:
-    the batches do, by `add_bos` and `eos_id`.
-    `decode` drops control tokens, and ids beyond the vocabulary, such as those of a soft prompt.
+    control token, so that no example can end a sequence or open a turn. It adds no beginning or end of sequence: the
+    batches do, by `add_bos` and `eos_id`. `decode` drops control tokens, and ids beyond the vocabulary, such as those
+    of a soft prompt.
 
     Attributes:
         add_bos: whether the model expects `bos_id` in front of its input.
