@@ -1,11 +1,11 @@
-# make demo    ProMoT against standard fine-tuning on a real model and real data; SEEDS="0 1 2" for several seeds
-# make test    fast tests, and those on the real model and data
-# make test-slow     damaged files by the thousand, killed hosts, every variant; SLOW="tests/distributed/test_hosts.py" for some of it
+# make demo    compares ProMoT and standard fine-tuning on a real model and real data; SEEDS="0 1 2" for several seeds
+# make test    the fast tests, and those on the real model and data
+# make test-slow     thousands of damaged files, killed hosts, every variant; SLOW="tests/distributed/test_hosts.py" runs a part
 # make test-libtpu   the TPU compiler on a machine without a TPU
-# make test-browser  the report in headless Chromium, which has to be installed (tests/report/page/test_in_browser.py)
+# make test-browser  the report in headless Chromium, which you install first (tests/report/page/test_in_browser.py)
 # make check   style, types, the direction of imports, and shell scripts
 #
-# Each makes what it needs first: .venv, the packages, the demonstration's model and data. Nothing is done twice.
+# Each target first makes what it needs: .venv, the packages, the demo's model and data. All of them are incremental.
 
 PYTHON ?= python3
 SEEDS ?=
@@ -51,7 +51,7 @@ format: $(STAMPS)/dev
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-# Cheap when the files are there.
+# Takes a moment when the files are there.
 assets: $(STAMPS)/demo
 	$(RUN) -m promot_jax.assets
 
@@ -65,7 +65,7 @@ $(STAMPS)/demo: $(STAMPS)/venv setup.py pyproject.toml
 	$(PIP) -e ".[demo]"
 	@touch $@
 
-# torch first and exactly: resolved together with the rest, pip may choose a build for accelerators.
+# torch comes first, with an exact version: together with the rest, pip may choose a build for accelerators.
 $(STAMPS)/test: $(STAMPS)/demo
 	$(PIP) torch==2.13.0
 	$(PIP) -e ".[test]"
@@ -83,6 +83,6 @@ clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
-# Leaves runs/ and the fetched model and data.
+# Keeps runs/ and the downloaded model and data.
 distclean: clean
 	rm -rf $(VENV)

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Reads tasks once and writes them as a SeqIO cache that every host then reads, with Apache Beam.
+# Builds a SeqIO cache of tasks with Apache Beam. Every host then reads the cache.
 #
 #   launch/cache_tasks.sh --module=promot_jax.tasks.paper --tasks=rte,wmt14_enfr --cache_dir=gs://bucket/cache
 #
-#   --module=MODULE   registers the tasks
-#   --tasks=A,B       which; regular expressions
-#   --cache_dir=DIR   gets a folder per task: what SEQIO_CACHE_DIRS is then set to
+#   --module=MODULE   the module that registers the tasks
+#   --tasks=A,B       the tasks, as regular expressions
+#   --cache_dir=DIR   gets a folder per task; set SEQIO_CACHE_DIRS to it
 #   --shards=N        files per split (default 64); at least as many as hosts read it
 #   --beam=OPTION     one option of the Beam pipeline, for instance --beam=--runner=DataflowRunner; may repeat
 #   --python=PATH     Python with promot_jax[cache] installed (default python)
 #   --dry_run         prints the command and runs nothing
 #
-# Tasks of k shots are read from the cache of the task itself. What is cached already is left as it is.
+# Tasks with exemplars are read from the cache of the task itself. Tasks that are cached already are left as they are.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh

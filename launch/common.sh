@@ -1,14 +1,14 @@
-# What the launchers share: options, sentences for mistakes, and one path for a dry run and a real one. Sourced, not run.
+# Functions of all launchers: options, error messages, and one code path for a dry run and a real one. Sourced, not run.
 #
-# A launcher declares `option` (its options and their defaults; one that is "no" is a switch) and `repeatable` (the one
-# option that may come several times, or nothing), calls `parse "$@"`, and then `run`s commands. `parse` leaves what
-# belongs to promot_jax.main (its flags, and all that stands behind --) in `passed`, and the values of the repeatable
-# option in `more`.
-# shellcheck shell=bash disable=SC2034  # what is assigned here is for the launchers
+# A launcher declares `option` (its options and their defaults; the default "no" makes a switch) and `repeatable` (the
+# one option that may be given several times, or nothing). It calls `parse "$@"`, and then `run` for each command.
+# `parse` puts the arguments of promot_jax.main (its flags, and everything after --) into `passed`, and the values of the
+# repeatable option into `more`.
+# shellcheck shell=bash disable=SC2034  # the launchers read the variables that are assigned here
 
 # shellcheck disable=SC2034 # gke.sh reads it
-LOST=76 # the exit status of a host that ends because another one is gone
-PREEMPTED=75 # the exit status of a run that was told to stop, has saved its step, and goes on when started again
+LOST=76 # exit status of a host that ends because another host was lost
+PREEMPTED=75 # exit status of a run that was preempted and has saved its step; the same command resumes it
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 declare -A option=()
 repeatable=
@@ -16,7 +16,7 @@ passed=()
 more=()
 dry_run=
 
-# Ends with one sentence on stderr and the status of a wrong command line.
+# Prints an error message on stderr and exits with the status of a wrong command line.
 die() {
   printf '%s: %s\n' "${0##*/}" "$*" >&2
   exit 2
@@ -24,7 +24,7 @@ die() {
 
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "bash 4.4 or newer is needed, not $BASH_VERSION."
 
-# Prints words as they have to be typed: bare where that is safe, and otherwise in quotes.
+# Prints words as a shell takes them: bare where that is safe, and otherwise in quotes.
 quoted() {
   local word words=()
   for word in "$@"; do
@@ -88,7 +88,7 @@ need_numbers() {
   done
 }
 
-# Dies unless something that is passed on begins like the first argument; the second one says what it is.
+# Dies unless an argument in `passed` begins with the first argument; the second argument describes it.
 need_passed() {
   local argument
   for argument in ${passed[@]+"${passed[@]}"}; do

@@ -6,18 +6,18 @@
 #
 #   --name=NAME        of the workload
 #   --cluster=CLUSTER  an xpk cluster
-#   --tpu_type=TYPE    one of its slices, as xpk calls it
-#   --slices=N         how many (default 1)
-#   --image=IMAGE      with promot_jax[tpu] installed; launch/Dockerfile builds one
+#   --tpu_type=TYPE    type of a slice, as xpk names it
+#   --slices=N         number of slices (default 1)
+#   --image=IMAGE      an image with promot_jax[tpu] installed; launch/Dockerfile builds one
 #   --zone=ZONE        of the cluster (default: gcloud's own)
 #   --project=PROJECT  of the cloud (default: gcloud's own)
-#   --restarts=R       starts again up to R times when a pod is lost or was preempted and saved (default 10)
-#   --grace=S          seconds between SIGTERM and the end of a pod, in which the step is saved (default 300)
+#   --restarts=R       starts again up to R times when a pod is lost, or was preempted and has saved (default 10)
+#   --grace=S          seconds between SIGTERM and the end of a pod, to save the step (default 300)
 #   --xpk=OPTION       one more option for xpk, for instance --xpk=--spot; may repeat
 #   --dry_run          prints the command and runs nothing
 #
-# Everything else goes to promot_jax.main, whose processes find each other. The workdir has to lie on a volume that every
-# pod mounts (xpk storage attach). It returns when the workload is queued: `xpk workload list` tells how it goes.
+# All other arguments go to promot_jax.main, whose processes find each other. The workdir has to be on a volume that every
+# pod mounts (xpk storage attach). The script returns when the workload is queued: `xpk workload list` shows its state.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -35,8 +35,8 @@ need_passed --gin_file= "a gin file that says what to run"
 need_passed --workdir= "a folder on a volume that every pod mounts"
 [[ ${passed[*]} != *$'\n'* ]] || die "xpk takes no value with a line break; put it into a gin file of the image."
 
-# Besides xpk's own statuses only 75 and that of the hosts whose peer was lost: a typo must not restart. With exec, SIGTERM
-# reaches Python itself.
+# Restart on xpk's own statuses, on 75, and on 76 of hosts that lost another one, but not on others: a typo must not
+# restart. With exec, SIGTERM reaches Python itself.
 run xpk workload create "--workload=${option[name]}" "--cluster=${option[cluster]}" \
   ${option[zone]:+"--zone=${option[zone]}"} ${option[project]:+"--project=${option[project]}"} \
   "--tpu-type=${option[tpu_type]}" "--num-slices=${option[slices]}" "--docker-image=${option[image]}" \

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs one job as several processes on this machine, each with a few forced CPU devices: a pod to try things on.
+# Runs one job as several processes on this machine, each with a few forced CPU devices: a small pod for tests.
 #
 #   launch/local.sh --processes=2 --devices=4 --gin_file=promot.gin --workdir=runs/two [--gin.NAME=VALUE ...]
 #
-#   --processes=N   how many (default 2); process 0 also writes to the terminal
-#   --devices=M     CPU devices of each (default 4)
-#   --restarts=R    starts again up to R times after a preemption that was saved, exit status 75 (default 0)
-#   --port=PORT     where the processes meet (default 12355)
-#   --log_dir=DIR   gets host_0.log, host_1.log ..., appended to (default runs/logs)
-#   --grace=S       seconds that the others have to end once one has failed, before they are killed (default 30)
+#   --processes=N   number of processes (default 2); process 0 also writes to the terminal
+#   --devices=M     CPU devices of each process (default 4)
+#   --restarts=R    starts again up to R times after a preemption whose step was saved, exit status 75 (default 0)
+#   --port=PORT     port of process 0, to which the others connect (default 12355)
+#   --log_dir=DIR   folder of host_0.log, host_1.log ..., which are appended to (default runs/logs)
+#   --grace=S       seconds after the failure of one process until the others are killed (default 30)
 #   --python=PATH   Python to run (default python)
 #   --dry_run       prints the commands and runs nothing
 #
-# Everything else goes to promot_jax.main. When a process fails, the others are ended and its status is returned.
-# Ctrl-C and SIGTERM reach all processes as SIGTERM, so that they save; a second one kills them.
+# All other arguments go to promot_jax.main. When a process fails, the others are ended and its status is returned.
+# Ctrl-C and SIGTERM reach all processes as SIGTERM, so that they save; the second time they are killed.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -27,7 +27,7 @@ need_numbers 0 restarts grace
 need_passed --gin_file= "a gin file that says what to run"
 
 pids=()  # of the processes that still run, by host
-stopped= # the status to end with once somebody has asked for the end
+stopped= # exit status after Ctrl-C or SIGTERM, empty before
 
 # Runs a line of shell, or prints it: redirections and & are part of what a dry run shows.
 line() {
@@ -39,7 +39,7 @@ signal() {
   ((${#pids[@]} == 0)) || kill "-$1" "${pids[@]}" 2>/dev/null || true
 }
 
-# Passes on that somebody wants the end; the second time by force.
+# Passes Ctrl-C or SIGTERM on to the processes; kills them the second time.
 stop() {
   if [[ $stopped ]]; then signal KILL; else signal TERM; fi
   stopped=$1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The batch script of launch/slurm.sh, which sbatch copies to the first node: runs a command, and requeues the job when
-# the command was preempted and has saved, exit status 75.
+# The batch script of launch/slurm.sh; sbatch copies it to the first node. Runs a command, and requeues the job when the
+# command was preempted and has saved its step (exit status 75).
 #
 #   slurm_job.sh RESTARTS COMMAND [ARGUMENT ...]
 
@@ -8,7 +8,7 @@ set -euo pipefail
 
 restarts=$1
 shift
-trap : TERM # survive what ends the steps; a signal that is ignored would be ignored by the command as well
+trap : TERM # survive the SIGTERM that ends the steps; with trap '' the command would ignore it as well
 status=0
 "$@" || status=$?
 if ((status == 75 && ${SLURM_RESTART_COUNT:-0} < restarts)); then

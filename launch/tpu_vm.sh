@@ -4,16 +4,16 @@
 #   launch/tpu_vm.sh --name=NAME --zone=ZONE [--setup] --gin_file=promot.gin --workdir=/mnt/shared/run [--gin.NAME=VALUE ...]
 #
 #   --name=NAME           the TPU VM, a slice of any size
-#   --queued_resource=ID  in its place: all the slices of a queued resource (multi-slice)
-#   --zone=ZONE           where it is
+#   --queued_resource=ID  instead of --name: all slices of a queued resource (multi-slice)
+#   --zone=ZONE           zone of the TPU VM
 #   --project=PROJECT     of the cloud (default: gcloud's own)
 #   --setup               first copies the committed state of this checkout to every host and installs it there
-#   --restarts=R          starts again up to R times after a preemption that was saved, exit status 75 (default 10)
+#   --restarts=R          starts again up to R times after a preemption whose step was saved, exit status 75 (default 10)
 #   --gcloud=OPTION       one more option for every gcloud command, for instance --gcloud=--tunnel-through-iap; may repeat
 #   --dry_run             prints the commands and runs nothing
 #
-# Everything else goes to promot_jax.main, whose processes find each other. The workdir has to lie on a file system that
-# every host has mounted. Each host keeps its output in ~/promot_jax/host.log, too.
+# All other arguments go to promot_jax.main, whose processes find each other. The workdir has to be on a file system that
+# every host has mounted. Each host also keeps its output in ~/promot_jax/host.log.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -41,7 +41,7 @@ everywhere() {
 }
 
 if [[ ${option[setup]} == yes ]]; then
-  # Of this user alone: others may do the same at the same time.
+  # A file of this user alone: other users may run this script at the same time.
   archive=${TMPDIR:-/tmp}/promot_jax-$(id -u).tar.gz
   run git -C "$ROOT" archive --format=tar.gz --prefix=promot_jax/ "--output=$archive" HEAD
   run gcloud compute tpus "$kind" scp "$archive" "$target:promot_jax.tar.gz" "${where[@]}"

@@ -1,4 +1,4 @@
-"""The launchers: a dry run prints what a run executes, odd values survive, mistakes are one sentence."""
+"""The launchers: a dry run prints what a run executes, odd values survive, a mistake gives one error message."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The entry point: gin files and flags in, one job called, or one sentence and a status out."""
+"""The entry point: gin files and flags in, one job called, or one error message and a status out."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""SeqIO caches: a cached task gives the examples of the task itself, and what is wrong with a cache is one sentence."""
+"""SeqIO caches: a cached task gives the examples of the task itself; a broken cache gives one error message."""
 
 import ast
 import collections

@@ -1,4 +1,4 @@
-"""Evaluation: what is asked, what is counted, what does not matter. Mostly with a rule in the place of the model."""
+"""Evaluation: prompts, scores, counts, invariances. Mostly with a rule instead of the model."""
 
 import dataclasses
 from collections.abc import Callable, Iterator

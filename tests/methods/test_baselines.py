@@ -1,4 +1,4 @@
-"""The loop with what rivals add to it: what moves and what does not bitwise, the penalties, resuming."""
+"""The loop with the baselines' additions: which leaves move, which stay bitwise, the penalties, resuming."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Every method and rival end to end on the tiny model: what moves, what is taken away, what is taken from before."""
+"""Every method and baseline end to end on the tiny model: which leaves move, what is stripped, what is reused."""
 
 import dataclasses
 import json

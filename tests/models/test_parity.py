@@ -1,7 +1,7 @@
 """Every family and variant against transformers and peft (PyTorch, float32) holding the same random weights.
 
-The models are those of `hf_models.VARIANTS`, read by our own reader. Half of all sequences stand behind a soft prompt,
-which is peft's prompt tuning on the other side.
+The models are those of `hf_models.VARIANTS`, read by our own reader. Half of all sequences have a soft prompt
+prepended, which is peft's prompt tuning on the other side.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""An encoder-decoder through the rooms that do not ask for a family: data, stages, evaluation, sentinels."""
+"""An encoder-decoder through the folders that know no model family: data, stages, evaluation, sentinels."""
 
 import dataclasses
 import functools

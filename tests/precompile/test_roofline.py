@@ -1,4 +1,4 @@
-"""FLOPs that a model asks for against the products in its own traces; what bounds a step; what does not fit."""
+"""The formulas' FLOPs against the products in the models' own traces; what bounds a step; what does not fit."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Claims on folders: one owner at a time, whatever dies."""
+"""Leases of folders: one owner at a time, whichever process dies."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The comparison: which cells run, what they share, what is chosen and what is said when some are missing."""
+"""The comparison: which cells run, what they share, what is chosen, and the report when some are missing."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""The demonstration's tasks. The tests marked `real` read the data themselves."""
+"""The demo's tasks. The tests marked `real` read the data themselves."""
 
 import collections
 import hashlib
