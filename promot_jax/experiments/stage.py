@@ -14,7 +14,6 @@ from promot_jax import files, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed import hosts
-from promot_jax.errors import UserError
 from promot_jax.experiments.final_evaluation import settings_of
 from promot_jax.experiments.initial_params import (
     prompts_of_tasks,
@@ -24,8 +23,7 @@ from promot_jax.experiments.session import (
     Session,
 )
 from promot_jax.experiments.train_stream import train_batches
-from promot_jax.methods import stages
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Candidates, Stage
 from promot_jax.models import build
 from promot_jax.params import lora, soft_prompts
 from promot_jax.params.fingerprint import fingerprint
@@ -57,22 +55,21 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     shared = shared_settings(experiment)
     for key in settings_of(experiment):  # training may be kept
         del shared["experiment"]["evaluation"][key]
-    own = dataclasses.asdict(training)
     begun = fingerprint(params)  # a prompt or model that was replaced in place is another start
-    settings = {"stage": stage.name, "training": own, "start": begun, **shared}
+    settings = {"stage": stage.name, "training": recorded(stage, training), "start": begun, **shared}
     hosts.decide(lambda: keep_settings(folder, settings), "the settings")
     finished = hosts.decide(lambda: stage_folder.describe(folder), "a finished stage")
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return stage_folder.overlay(folder, finished["best_step"], params)
-    measure = _measure(session, folder, stage, training)
+    measure = _measure(session, folder, stage)
     left_out: Json = {}
-    if stage is stages.WISE_FT:
-        trained = _interpolate(session, folder, training, params, measure)
+    if stage.candidates is not None:
+        trained = _choose(session, folder, stage, stage.candidates, params, measure)
     else:
         trained, left_out = _train(session, folder, stage, training, params, measure)
     score = next(point["target"] for point in trained.curve if point["step"] == trained.best_step)
-    if "prompt" in stage.trains or stage is stages.RANDOM_PROMPT:
+    if "prompt" in stage.trains or stage.fixed_prompt:
         _save_prompt(session, folder, stage, trained, score)
     description = {
         "stage": stage.name,
@@ -80,23 +77,28 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         "checkpoint": experiment.checkpoint,
         "base": session.base.base,
         "best_step": trained.best_step,
-        "steps": 0 if stage is stages.WISE_FT else training.steps,
+        "steps": 0 if stage.candidates is not None else training.steps,
         "score": score,
         "seed": experiment.seed,
         "seconds": trained.seconds,
         **left_out,
         "curve": trained.curve,
     }
-    if stage.keeps_lora:
-        description["lora"] = own["lora"]
+    if stage.keeps_lora and stage.lora:
+        description["lora"] = dataclasses.asdict(stage.lora)
     stage_folder.record(folder, files.plain(description))
     return trained.params
+
+
+def recorded(stage: Stage, training: Training) -> Json:
+    """The settings of a stage that its result depends on, as `settings.json` holds them."""
+    return dataclasses.asdict(training) | stage.recorded()
 
 
 Measure = Callable[[trees.Tree, int], Json]
 
 
-def _measure(session: Session, folder: Path, stage: Stage, training: Training) -> Measure:
+def _measure(session: Session, folder: Path, stage: Stage) -> Measure:
     """What evaluates a checkpoint on the validation split, `(params, step)` to the scores of a curve's point."""
     from promot_jax.files import write_rows
 
@@ -104,7 +106,7 @@ def _measure(session: Session, folder: Path, stage: Stage, training: Training) -
 
     def measure(current: trees.Tree, step: int) -> Json:
         names = prompts_of_tasks(session.experiment, current.get("prompt"))
-        whole = lora.merge(current, training.lora)
+        whole = lora.merge(current, stage.lora)
         target = session.evaluator.target(whole, settings.curve_split, settings.curve_target_examples, names)
         rows = [{"step": step, **row} for row in target.rows]
         point: Json = {"target": target.entry["score"]} | {f"target_{key}": target.entry[key] for key in ("ci95", "n")}
@@ -140,7 +142,7 @@ def _train(
         batch_size=training.batch_size,
         layout=model.layout,
         pack=training.pack,
-        generic=training.replay,
+        generic=stage.replay,
     )
     with _events(folder) as write:
         trained = train(
@@ -186,25 +188,22 @@ def _events(folder: Path) -> Iterator[Callable[[int, dict[str, float]], None]]:
         yield write
 
 
-def _interpolate(session: Session, folder: Path, training: Training, params: trees.Tree, measure: Measure) -> Trained:
-    """WiSE-FT (Wortsman et al., 2022): evaluates `(1 - alpha) * base + alpha * fine-tuned`, and keeps the best.
+def _choose(
+    session: Session, folder: Path, stage: Stage, candidates: Candidates, params: trees.Tree, measure: Measure
+) -> Trained:
+    """Evaluates candidates between the base and the tuned model, and keeps the best; of equals that closer to the base.
 
-    A point's `step` is alpha in percent: step 0 is the base model, as on every curve.
+    Step 0 is the base model, as on every curve, and is not chosen.
     """
     began, base = time.monotonic(), session.base.params
-    alphas = sorted({*training.alphas})
-    if not any(alphas):
-        raise UserError(f"Tuning.alphas is {training.alphas}: give at least one above 0.")
-    mixed = {round(100 * alpha): alpha for alpha in alphas}
-    if len(mixed) < len(alphas):
-        raise UserError(f"Tuning.alphas differ by at least 0.01, unlike {training.alphas}.")
     curve: list[Json] = []
-    for step, alpha in mixed.items():
-        point = measure({"model": trees.interpolate(base, params["model"], alpha) if alpha else base}, step)
-        curve.append({"step": step, "stage": stages.WISE_FT.name, "loss": None, "alpha": alpha, **point})
-        print(f"[{stages.WISE_FT.name}] alpha {alpha}: target {point['target']:.1f}", flush=True)
+    for step, named in candidates.points().items():
+        point = measure({"model": candidates.at(step, base, params["model"])}, step)
+        curve.append({"step": step, "stage": stage.name, "loss": None, **named, **point})
+        shown = ", ".join(f"{name} {value}" for name, value in named.items())
+        print(f"[{stage.name}] {shown}: target {point['target']:.1f}", flush=True)
     best = max((point for point in curve if point["step"]), key=lambda point: (point["target"], -point["step"]))["step"]
-    model = trees.interpolate(base, params["model"], mixed[best])
+    model = candidates.at(best, base, params["model"])
     checkpoints = Checkpoints(folder / "checkpoints")
     if checkpoints.latest() != best:
         checkpoints.save(best, {"params": {"model": model}}, {"curve": curve}, float(best))
@@ -214,13 +213,12 @@ def _interpolate(session: Session, folder: Path, training: Training, params: tre
 
 def _save_prompt(session: Session, folder: Path, stage: Stage, trained: Trained, score: float) -> None:
     experiment = session.experiment
-    fixed = "prompt" not in stage.trains
     info = soft_prompts.PromptInfo(
         task=experiment.task,
         length=experiment.prompt_length,
-        step=0 if fixed else trained.best_step,
+        step=0 if stage.fixed_prompt else trained.best_step,
         score=score,
-        initialiser="uniform" if fixed else experiment.prompt_init.method,
+        initialiser=stage.fixed_prompt or experiment.prompt_init.method,
         base=session.base.fingerprint,
     )
     saved = soft_prompts.save(folder / "prompt", trained.params["prompt"][experiment.task], info)

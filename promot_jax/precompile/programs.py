@@ -21,25 +21,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from promot_jax import trees
+from promot_jax import methods, trees
 from promot_jax.decoding.generate import generate
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.experiments.settings import Experiment
 from promot_jax.files import plain
-from promot_jax.methods import stages
+from promot_jax.methods.base import Stage
 from promot_jax.models import Model, build
 from promot_jax.params import freezing
 from promot_jax.params.dtypes import cast_weights
+from promot_jax.params.lora import Lora
 from promot_jax.precompile import hlo, roofline
 from promot_jax.training import optimizer as optim
 from promot_jax.training.losses import chunked_cross_entropy
+from promot_jax.training.objective import START
+from promot_jax.training.settings import Tuning
 from promot_jax.training.step import held, make_step
-from promot_jax.training.tuning import Tuning
 
 Json = dict[str, Any]
-STAGES = {"stage1": stages.STAGE1, "stage2": stages.STAGE2, "finetune": stages.FINETUNE}
-PROGRAMS = (*STAGES, "gradient", "score", "decode")
+PROGRAMS = (*methods.alone(), "gradient", "score", "decode")  # training steps of stages, and what is no training
 _FIGURES = 2  # counts up when figures are made otherwise, so that earlier ones are not taken for them
 # How often a training step may compute what the model asks for: layers a second time where they are recomputed.
 _RECOMPUTED = {"none": 0.0, "dots": 0.15, "full": 1.0}
@@ -111,13 +112,15 @@ class Room:
         config = dataclasses.replace(self.experiment.model, dtype=self.experiment.dtype, dropout_rate=dropout_rate)
         return build(config, self.partitioner)
 
-    def params(self, with_prompt: bool = True) -> trees.Tree:
+    def params(self, with_prompt: bool = True, lora: Lora | None = None) -> trees.Tree:
         """Shapes of all parameters, float32, where they lie."""
         model = self.model()
         shapes: trees.Tree = {"model": jax.eval_shape(model.init, jax.random.key(0))}
         if with_prompt:
             rows = (self.experiment.prompt_length, model.config.emb_dim)
             shapes["prompt"] = {"task": jax.ShapeDtypeStruct(rows, jnp.float32)}
+        if lora is not None:
+            shapes["lora"] = jax.eval_shape(lora.init, jax.random.key(0), shapes["model"])
         specs, mesh = self.partitioner.specs(shapes), self.partitioner.mesh()
         flat = trees.flatten(shapes)
         return trees.unflatten({path: _placed(leaf, NamedSharding(mesh, specs[path])) for path, leaf in flat.items()})
@@ -138,8 +141,8 @@ class Room:
 
     def lower(self, program: str) -> tuple[Any, Json]:
         """The lowered program, and the trees of its arguments: `parameters`, `optimizer`."""
-        if program in STAGES:
-            return self._stage(program)
+        if stage := self.stage(program):
+            return self._stage(stage)
         training, prompt = self.tuning.model, self.experiment.prompt_length
         model = self.model()
         if program == "decode":
@@ -163,17 +166,21 @@ class Room:
             lowered = jax.jit(loss).lower(params["model"], table, batch)
         return lowered, {"parameters": params}
 
-    def _stage(self, name: str) -> tuple[Any, Json]:
-        """The training step of a stage, as `train.train` makes it."""
-        stage = STAGES[name]
+    def stage(self, program: str) -> Stage | None:
+        """The stage whose training step a program is, None for the others."""
+        name = methods.alone().get(program)
+        return self.tuning.method(name).alone if name else None
+
+    def _stage(self, stage: Stage) -> tuple[Any, Json]:
+        """The training step of a stage, as `training.loop` makes it."""
         training = self.tuning.of(stage)
         model = self.model(training.dropout_rate)
-        params = self.params(stage.prompt)
+        params = self.params(stage.prompt, stage.lora)
         trained, frozen = freezing.split(params, stage.trains, training.freeze)
         if "model" not in trained:
             frozen = _changed(lambda tree: cast_weights(tree, model.config.dtype), frozen)
-        if training.l2sp or training.kl:
-            frozen = frozen | {"start": trained.get("model", {})}
+        if stage.uses_start:
+            frozen = frozen | {START: trained.get("model", {})}
         trained = _changed(lambda tree: held(tree, training), trained)
         transform = optim.build(training.steps, training.optimizer, prompt=training.prompt_optimizer)
         abstract = jax.eval_shape(transform.init, trained)
@@ -181,7 +188,7 @@ class Room:
         replicated = self.partitioner.replicated()
         state = {"params": trained, "optimizer": optimizer, "step": _placed(jnp.int32(0), replicated)}
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step: Any = make_step(model, transform, training, shardings)
+        step: Any = make_step(model, transform, stage, training, shardings)
         prompt = self.experiment.prompt_length if stage.prompt else 0
         batch = self.batch(model, training.batch_size, prompt)
         key = _placed(jax.eval_shape(lambda: jax.random.key(0)), replicated)
@@ -214,13 +221,15 @@ class Room:
         inputs, targets = lengths["inputs"], lengths["targets"]
         if program == "decode":
             return roofline.decoding_flops(model, rows, inputs, settings.max_tokens, settings.beams), (0.9, 1.25)
-        if program != "finetune":
+        stage = self.stage(program)
+        if stage is None or stage.prompt:
             inputs += self.experiment.prompt_length
-        if program in STAGES:
-            rows = self.tuning.of(STAGES[program]).batch_size
+        if stage:
+            rows = self.tuning.of(stage).batch_size
         forward = roofline.forward_flops(model, rows, inputs, targets, targets)
         # Behind the forward pass: gradients of activations, and of weights where these are trained.
-        passes = {"score": 1, "stage1": 2}.get(program, 3)
+        passes = 1 if program == "score" else 2 if stage and "model" not in stage.trains else 3
+        passes += bool(stage and stage.objective.uses_start)  # the model at the start, forward
         again = _RECOMPUTED[str(model.remat)] if program != "score" else 0.0
         return passes * forward, (0.95, 1.1 * (passes + again) / passes)
 
@@ -230,9 +239,11 @@ class Room:
         devices = self.partitioner.mesh().size
         cores = devices // self.chips
         lowered, arguments = self.lower(program)
+        stage = self.stage(program)
+        training = self.tuning.of(stage) if stage else self.tuning.model
         mesh = {axis: int(size) for axis, size in self.partitioner.mesh().shape.items()}
         entry: Json = {"program": program, "topology": self.topology, "chips": self.chips, "devices": devices}
-        entry |= {"mesh": mesh, "batch": self.tuning.of(STAGES.get(program, stages.STAGE2)).batch_size}
+        entry |= {"mesh": mesh, "batch": training.batch_size}
         arguments_bytes = {name: cores * _bytes_per_device(tree) for name, tree in arguments.items()}
         # A run keeps the model it started from, in float32: every evaluation and method comes back to it.
         kept = 0.0 if program == "gradient" else cores * _bytes_per_device(self.params(with_prompt=False))
@@ -244,7 +255,7 @@ class Room:
             if needed is None:
                 raise
             memory = {"optimizer": 0.0, **arguments_bytes, "base": kept, "total": kept + cores * needed}
-            return entry | {"memory": memory, "verdict": roofline.verdict(memory, chip, program in STAGES)}
+            return entry | {"memory": memory, "verdict": roofline.verdict(memory, chip, stage is not None)}
         entry["compile_seconds"] = time.monotonic() - started
         entry["compile_cpu_seconds"] = time.process_time() - busy
         entry["compile_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -263,7 +274,10 @@ class Room:
         }
         memory |= {"base": kept}
         memory["total"] = kept + cores * (sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + output)
-        entry |= {"memory": memory, "verdict": roofline.verdict(memory, chip, program in (*STAGES, "gradient"))}
+        entry |= {
+            "memory": memory,
+            "verdict": roofline.verdict(memory, chip, stage is not None or program == "gradient"),
+        }
         text = compiled.as_text()
         steps = self.experiment.evaluation.decoding.max_tokens - 1
         cost, once = hlo.Program(text, steps).cost, hlo.Program(text, once=True).cost
@@ -277,7 +291,7 @@ class Room:
             devices,
             share,
             slices=len({getattr(device, "slice_index", 0) for device in self.partitioner.mesh().devices.flat}),
-            trains=program in ("stage2", "finetune", "gradient"),
+            trains="model" in stage.trains if stage else program == "gradient",
         )
         if entry["failed_checks"]:
             return entry

@@ -15,11 +15,12 @@ from promot_jax.checkpoints.orbax import Checkpoints, existing
 from promot_jax.distributed import hosts, preemption
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import PreemptedError, TrainingError, UserError
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Stage
 from promot_jax.models import Model
 from promot_jax.params import freezing
 from promot_jax.params.dtypes import cast_weights
 from promot_jax.training import optimizer as optim
+from promot_jax.training.objective import START
 from promot_jax.training.settings import Training
 from promot_jax.training.step import held, make_step
 
@@ -87,10 +88,6 @@ def train(
     if not trained:
         rooms = " and ".join(map(repr, stage.trains))
         raise UserError(f"Stage {stage.name} trains nothing: every leaf of {rooms} is frozen.")
-    if "lora" in params and training.lora is None:
-        raise UserError(f"Stage {stage.name} has LoRA attached, but not its shape: set Training.lora = @Lora().")
-    if stage.prompt and training.kl:
-        raise UserError(f"Stage {stage.name} has a prompt, which the base model of kl would not know; set kl = 0.")
     total, moving = trees.count(params), freezing.count(trained, training.freeze)
     print(
         f"[{stage.name}] trains {moving:,} of {total:,} parameters "
@@ -101,7 +98,7 @@ def train(
     if "model" not in trained:
         frozen = cast_weights(frozen, model.config.dtype)
         beside = beside if "lora" in params else frozen  # LoRA is merged into float32 kernels
-    constants = frozen | ({"start": trained.get("model", {})} if training.l2sp or training.kl else {})
+    constants = frozen | ({START: trained.get("model", {})} if stage.uses_start else {})
 
     # ---- state, fresh or resumed -------------------------------------------------------------------------------------
     transform = optim.build(training.steps, training.optimizer, prompt=training.prompt_optimizer)
@@ -126,7 +123,7 @@ def train(
     curve: list[dict[str, Any]] = progress["curve"]
     losses: list[float] = progress.get("losses", [])  # since the last evaluation
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    step_fn = make_step(model, transform, training, shardings)
+    step_fn = make_step(model, transform, stage, training, shardings)
     key = jax.random.key(seed)
     rate = training.optimizer.rate(training.steps)
 

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from test_gin_files import bound
 
-from promot_jax import main, trees
+from promot_jax import main, methods, trees
 from promot_jax.distributed import preemption
 from promot_jax.errors import PreemptedError, UserError
 from promot_jax.jobs.precompile import precompile
-from promot_jax.methods import stages
+from promot_jax.methods.promot import STAGE2
 from promot_jax.precompile import programs
 from promot_jax.precompile.programs import PROGRAMS, Room
 from promot_jax.precompile.summary import markdown, sentence
 from promot_jax.training import step
+from promot_jax.training.objective import START
 
 MODEL = """\
 Experiment.model = @T5Config()
@@ -67,14 +68,17 @@ def test_programs_are_lowered_from_shapes(room, program):
 
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arguments))
     assert len(jax.live_arrays()) - before < 20  # constants of the programs, no parameters
-    flat = trees.flatten(arguments["parameters"])
-    trained = {"stage2": "model/", "finetune": "model/", "gradient": "model/", "stage1": "prompt/"}.get(program, "-")
+    flat = trees.flatten({name: tree for name, tree in arguments["parameters"].items() if name != START})
+    stage = room.stage(program)
+    assert (START in arguments["parameters"]) == bool(stage and stage.uses_start)
+    trained = f"{stage.trains[0]}/" if stage else "model/" if program == "gradient" else "-"
     kernels = {path: leaf.dtype for path, leaf in flat.items() if path.endswith(("/kernel", "/embedding", "/task"))}
     assert all(str(dtype) == "float32" for path, dtype in kernels.items() if path.startswith((trained, "prompt/")))
     frozen = {str(dtype) for path, dtype in kernels.items() if not path.startswith((trained, "prompt/"))}
     assert frozen == (set() if trained == "model/" else {"bfloat16"})
-    assert any(path.startswith("prompt/") for path in flat) == (program not in ("finetune", "decode"))
-    assert ("optimizer" in arguments) == (program in programs.STAGES)
+    assert any(path.startswith("prompt/") for path in flat) == (stage.prompt if stage else program != "decode")
+    assert any(path.startswith("lora/") for path in flat) == bool(stage and stage.lora)
+    assert ("optimizer" in arguments) == (program in methods.alone())
     assert lowered.as_text().startswith("module")
 
 
@@ -84,8 +88,12 @@ def test_the_step_is_the_one_that_trains(room, monkeypatch):
     make_step = step.make_step
     monkeypatch.setattr(programs, "make_step", lambda *given: asked.append(given) or make_step(*given))
     room.lower("stage2")
-    ((model, _, training, shardings),) = asked
-    assert training == room.tuning.of(stages.STAGE2) and model.config.dropout_rate == training.dropout_rate == 0.1
+    ((model, _, stage, training, shardings),) = asked
+    assert (
+        stage == STAGE2
+        and training == room.tuning.of(STAGE2)
+        and model.config.dropout_rate == training.dropout_rate == 0.1
+    )
     assert set(shardings) == {"params", "optimizer", "step"}
 
 

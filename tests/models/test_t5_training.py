@@ -18,7 +18,7 @@ from promot_jax.errors import UserError
 from promot_jax.evaluation import evaluator as evaluator_module
 from promot_jax.evaluation.evaluator import Evaluator, Request
 from promot_jax.evaluation.settings import Evaluation
-from promot_jax.methods.stages import STAGE1, STAGE2
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import T5Config, build
 from promot_jax.params.dtypes import cast_weights
 from promot_jax.params.soft_prompts import PromptInit
