@@ -17,10 +17,10 @@ def compiled_once(opened: list[Checkpoints]) -> Iterator[None]:
     compiled: dict[Any, Any] = {}
     make_step = step.make_step
 
-    def cached(model: Any, transform: Any, training: Any, shardings: Any) -> Any:
-        key = (model, training, jax.tree.structure(shardings))
+    def cached(model: Any, transform: Any, stage: Any, training: Any, shardings: Any) -> Any:
+        key = (model, stage, training, jax.tree.structure(shardings))
         if key not in compiled:
-            compiled[key] = make_step(model, transform, training, shardings)
+            compiled[key] = make_step(model, transform, stage, training, shardings)
         return compiled[key]
 
     def remembered(folder: Any, **options: Any) -> Checkpoints:

@@ -10,15 +10,14 @@ from promot_jax.distributed import hosts
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.session import Session
 from promot_jax.files import write_rows
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Stage
 from promot_jax.params import lora
-from promot_jax.training.settings import Training
 
 Json = dict[str, Any]
 Evaluate = Callable[[trees.Tree, int], Json]
 
 
-def curve_evaluation(session: Session, folder: Path, stage: Stage, training: Training) -> Evaluate:
+def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:
     """Returns what evaluates parameters on the validation split: `(params, step)` to the scores of that step.
 
     It scores the fine-tuning task with its soft prompt prepended and, where the stage tunes the model, ICL with the
@@ -28,7 +27,7 @@ def curve_evaluation(session: Session, folder: Path, stage: Stage, training: Tra
 
     def evaluate(params: trees.Tree, step: int) -> Json:
         names = prompts_of_tasks(session.experiment, params.get("prompt"))
-        merged = lora.merge(params, training.lora)
+        merged = lora.merge(params, stage.lora)
         target = session.evaluator.target(merged, settings.curve_split, settings.curve_target_examples, names)
         rows = [{"step": step, **row} for row in target.rows]
         scores: Json = {"target": target.entry["score"]} | {f"target_{key}": target.entry[key] for key in ("ci95", "n")}

@@ -14,9 +14,8 @@ from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments.settings import Experiment
-from promot_jax.methods import stages
+from promot_jax.methods.base import Method
 from promot_jax.params import soft_prompts
-from promot_jax.training.tuning import Tuning
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
 if TYPE_CHECKING:
@@ -102,21 +101,21 @@ def check_data(experiment: Experiment) -> None:
                 raise UserError(f"Task {name!r} has no split {split!r} (it has {splits}); set Evaluation's splits.")
 
 
-def check_method(experiment: Experiment, method: str, tuning: Tuning) -> None:
+def check_method(experiment: Experiment, method: Method) -> None:
     """Raises UserError for a method that lacks a setting, the mixture it needs, or its text to replay.
 
     The modules of the tasks have been imported (`check_data`).
     """
     from promot_jax.data import examples
 
-    if method in stages.MULTITASK and len(examples.task_names(experiment.task)) < 2:
+    method.check()
+    if method.needs_mixture and len(examples.task_names(experiment.task)) < 2:
         raise UserError(
-            f"Method {method!r} trains on several tasks, but {experiment.task!r} is a single one: set "
+            f"Method {method.name!r} trains on several tasks, but {experiment.task!r} is a single one: set "
             "MIXTURE_OR_TASK_NAME to a mixture."
         )
-    for stage in stages.method(method):
-        replay = tuning.of(stage).replay
-        for task in examples.task_names(replay.task) if replay else ():
+    for stage in method.stages:
+        for task in examples.task_names(stage.replay.task) if stage.replay else ():
             if "train" not in examples.get(task).splits:
                 raise UserError(f"The replay task {task!r} has no split 'train', which is the one that is replayed.")
 

@@ -10,14 +10,12 @@ from promot_jax import files, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed import hosts
-from promot_jax.errors import UserError
 from promot_jax.experiments import hooks
 from promot_jax.experiments.final_evaluation import settings_of
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.train_stream import train_batches
-from promot_jax.methods import stages
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Candidates, Stage
 from promot_jax.models import build
 from promot_jax.params import soft_prompts
 from promot_jax.params.fingerprint import fingerprint
@@ -53,14 +51,14 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return stage_folder.overlay(folder, finished["best_step"], params)
-    evaluate = hooks.curve_evaluation(session, folder, stage, training)
+    evaluate = hooks.curve_evaluation(session, folder, stage)
     left_out: Json = {}
-    if stage is stages.WISE_FT:
-        trained = _interpolate(session, folder, training, params, evaluate)
+    if stage.candidates is not None:
+        trained = _choose(session, folder, stage, stage.candidates, params, evaluate)
     else:
         trained, left_out = _train(session, folder, stage, training, params, evaluate)
     score = next(entry["target"] for entry in trained.curve if entry["step"] == trained.best_step)
-    if "prompt" in stage.trains or stage is stages.RANDOM_PROMPT:
+    if "prompt" in stage.trains or stage.fixed_prompt:
         _save_prompt(session, folder, stage, trained, score)
     description = {
         "stage": stage.name,
@@ -68,15 +66,15 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         "checkpoint": session.experiment.checkpoint,
         "base": session.base.base,
         "best_step": trained.best_step,
-        "steps": 0 if stage is stages.WISE_FT else training.steps,
+        "steps": 0 if stage.candidates is not None else training.steps,
         "score": score,
         "seed": session.experiment.seed,
         "seconds": trained.seconds,
         **left_out,
         "curve": trained.curve,
     }
-    if stage.keeps_lora:
-        description["lora"] = settings["training"]["lora"]
+    if stage.keeps_lora and stage.lora:
+        description["lora"] = dataclasses.asdict(stage.lora)
     stage_folder.record(folder, files.plain(description))
     return trained.params
 
@@ -87,7 +85,12 @@ def _settings(session: Session, stage: Stage, training: Training, params: trees.
     for key in settings_of(session.experiment):  # a trained stage stays; only its final evaluation is another
         del shared["experiment"]["evaluation"][key]
     start = fingerprint(params)  # a prompt or model that was replaced in place is another start
-    return {"stage": stage.name, "training": dataclasses.asdict(training), "start": start, **shared}
+    return {"stage": stage.name, "training": recorded(stage, training), "start": start, **shared}
+
+
+def recorded(stage: Stage, training: Training) -> Json:
+    """The settings of a stage that its result depends on, as `settings.json` holds them."""
+    return dataclasses.asdict(training) | stage.recorded()
 
 
 def _train(
@@ -103,7 +106,7 @@ def _train(
         batch_size=training.batch_size,
         layout=model.layout,
         pack=training.pack,
-        generic=training.replay,
+        generic=stage.replay,
     )
     with hooks.tensorboard(folder) as write:
         trained = train(
@@ -134,27 +137,22 @@ def _left_out(stage: Stage, examples: "Mapping[int, WithExemplars]", stream: "Sh
     return {"skipped": skipped, "dropped_shots": dropped}
 
 
-def _interpolate(
-    session: Session, folder: Path, training: Training, params: trees.Tree, evaluate: hooks.Evaluate
+def _choose(
+    session: Session, folder: Path, stage: Stage, candidates: Candidates, params: trees.Tree, evaluate: hooks.Evaluate
 ) -> Trained:
-    """WiSE-FT (Wortsman et al., 2022): evaluates `(1 - alpha) * base + alpha * fine-tuned`, and keeps the best.
+    """Evaluates candidates between the base and the tuned model, and keeps the best; of equals that closer to the base.
 
-    The `step` of an evaluation is alpha in percent: step 0 is the base model, as on every curve.
+    Step 0 is the base model, as on every curve, and is not chosen.
     """
     began, base = time.monotonic(), session.base.params
-    alphas = sorted({*training.alphas})
-    if not any(alphas):
-        raise UserError(f"Tuning.alphas is {training.alphas}: give at least one above 0.")
-    mixed = {round(100 * alpha): alpha for alpha in alphas}
-    if len(mixed) < len(alphas):
-        raise UserError(f"Tuning.alphas differ by at least 0.01, unlike {training.alphas}.")
     curve: list[Json] = []
-    for step, alpha in mixed.items():
-        point = evaluate({"model": trees.interpolate(base, params["model"], alpha) if alpha else base}, step)
-        curve.append({"step": step, "stage": stages.WISE_FT.name, "loss": None, "alpha": alpha, **point})
-        print(f"[{stages.WISE_FT.name}] alpha {alpha}: target {point['target']:.1f}", flush=True)
+    for step, named in candidates.points().items():
+        point = evaluate({"model": candidates.at(step, base, params["model"])}, step)
+        curve.append({"step": step, "stage": stage.name, "loss": None, **named, **point})
+        shown = ", ".join(f"{name} {value}" for name, value in named.items())
+        print(f"[{stage.name}] {shown}: target {point['target']:.1f}", flush=True)
     best = max((point for point in curve if point["step"]), key=lambda point: (point["target"], -point["step"]))["step"]
-    model = trees.interpolate(base, params["model"], mixed[best])
+    model = candidates.at(best, base, params["model"])
     checkpoints = Checkpoints(folder / "checkpoints")
     if checkpoints.latest() != best:
         checkpoints.save(best, {"params": {"model": model}}, {"curve": curve}, float(best))
@@ -164,13 +162,12 @@ def _interpolate(
 
 def _save_prompt(session: Session, folder: Path, stage: Stage, trained: Trained, score: float) -> None:
     experiment = session.experiment
-    fixed = "prompt" not in stage.trains
     info = soft_prompts.PromptInfo(
         task=experiment.task,
         length=experiment.prompt_length,
-        step=0 if fixed else trained.best_step,
+        step=0 if stage.fixed_prompt else trained.best_step,
         score=score,
-        initialiser="uniform" if fixed else experiment.prompt_init.method,
+        initialiser=stage.fixed_prompt or experiment.prompt_init.method,
         base=session.base.fingerprint,
     )
     saved = soft_prompts.save(folder / "prompt", trained.params["prompt"][experiment.task], info)

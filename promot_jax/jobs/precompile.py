@@ -14,7 +14,7 @@ from promot_jax.precompile.measure import measure
 from promot_jax.precompile.programs import PROGRAMS, Programs
 from promot_jax.precompile.summary import markdown, sent, sentence
 from promot_jax.precompile.topology import topology_devices
-from promot_jax.training.tuning import Tuning
+from promot_jax.training.settings import Tuning
 
 Json = dict[str, Any]
 
@@ -37,8 +37,8 @@ def precompile(
         experiment: `model` and its sizes, lengths, prompt, dtype, mesh and decoding; no checkpoint is read.
         tuning: how the stages train: batch size, optimizer, dropout.
         topology: version and chips of a TPU slice, "v4:4x4x4", "v5e:8x8"; or several, one after the other.
-        programs: a training step of "stage1", "stage2" or "finetune", the "gradient" alone of stage 2's loss without
-            dropout, "score" (the loss of a batch, forward only), "decode".
+        programs: a training step of "stage1", "stage2", "finetune" or another stage (`methods.alone`), the "gradient"
+            alone of stage 2's loss without dropout, "score" (the loss of a batch, forward only), "decode".
         slices: how many such slices, joined by a slower network.
         rows_per_chip: batch size as a multiple of the chips, instead of BATCH_SIZE; 0 keeps that.
 

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_jax.methods import stages
 from promot_jax.precompile import hlo, roofline
-from promot_jax.precompile.programs import STAGES, Programs
+from promot_jax.precompile.programs import Programs
 
 Json = dict[str, Any]
 # How often a training step may compute what the model asks for: layers a second time where they are recomputed.
@@ -22,6 +21,7 @@ def measure(programs: Programs, program: str) -> Json:
     chip = roofline.CHIPS[programs.topology.partition(":")[0]]
     mesh = programs.partitioner.mesh()
     cores = mesh.size // programs.chips
+    stage = programs.stage(program)
     lowered, arguments = programs.lower(program)
     entry: Json = {
         "program": program,
@@ -29,9 +29,9 @@ def measure(programs: Programs, program: str) -> Json:
         "chips": programs.chips,
         "devices": mesh.size,
         "mesh": {axis: int(size) for axis, size in mesh.shape.items()},
-        "batch": programs.tuning.of(STAGES.get(program, stages.STAGE2)).batch_size,
+        "batch": (programs.tuning.of(stage) if stage else programs.tuning.model).batch_size,
     }
-    trains = program in (*STAGES, "gradient")
+    trains = stage is not None or program == "gradient"
     memory = {"optimizer": 0.0} | {name: cores * _bytes_per_device(tree) for name, tree in arguments.items()}
     # A run keeps the model it started from, in float32: every evaluation and method comes back to it.
     base = 0.0 if program == "gradient" else cores * _bytes_per_device(programs.params(with_prompt=False))
@@ -63,13 +63,15 @@ def flops(programs: Programs, program: str) -> tuple[float, tuple[float, float]]
     inputs, targets = lengths["inputs"], lengths["targets"]
     if program == "decode":
         return roofline.decoding_flops(model, rows, inputs, settings.max_tokens, settings.beams), (0.9, 1.25)
-    if program != "finetune":
+    stage = programs.stage(program)
+    if stage is None or stage.prompt:
         inputs += programs.experiment.prompt_length
-    if program in STAGES:
-        rows = programs.tuning.of(STAGES[program]).batch_size
+    if stage:
+        rows = programs.tuning.of(stage).batch_size
     forward = roofline.forward_flops(model, rows, inputs, targets, targets)
     # After the forward pass: gradients of activations, and of weights where these are trained.
-    passes = {"score": 1, "stage1": 2}.get(program, 3)
+    passes = 1 if program == "score" else 2 if stage and "model" not in stage.trains else 3
+    passes += bool(stage and stage.objective.uses_start)  # the model at the start, forward
     again = _RECOMPUTED[str(model.remat)] if program != "score" else 0.0
     return passes * forward, (0.95, 1.1 * (passes + again) / passes)
 
@@ -80,6 +82,7 @@ def _figures(programs: Programs, program: str, compiled: Any, chip: roofline.Chi
     cores = mesh.size // programs.chips
     text, steps = compiled.as_text(), programs.experiment.evaluation.decoding.max_tokens - 1
     cost, once = hlo.Program(text, steps).cost, hlo.Program(text, once=True).cost
+    stage = programs.stage(program)
     needed, share = flops(programs, program)
     failed = roofline.checks(
         cost,
@@ -90,7 +93,7 @@ def _figures(programs: Programs, program: str, compiled: Any, chip: roofline.Chi
         mesh.size,
         share,
         slices=len({getattr(device, "slice_index", 0) for device in mesh.devices.flat}),
-        trains=program in ("stage2", "finetune", "gradient"),
+        trains="model" in stage.trains if stage else program == "gradient",
     )
     if failed:
         return {"failed_checks": failed}

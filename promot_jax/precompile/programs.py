@@ -15,25 +15,24 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from promot_jax import trees
+from promot_jax import methods, trees
 from promot_jax.decoding.generate import generate
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.experiments.settings import Experiment
 from promot_jax.files import plain
-from promot_jax.methods import stages
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Stage
 from promot_jax.models import Model, build
 from promot_jax.params.dtypes import cast_weights
+from promot_jax.params.lora import Lora
 from promot_jax.training import state
 from promot_jax.training.losses import chunked_cross_entropy
+from promot_jax.training.settings import Tuning
 from promot_jax.training.state import leafwise, placed
 from promot_jax.training.step import make_step
-from promot_jax.training.tuning import Tuning
 
 Json = dict[str, Any]
-STAGES = {"stage1": stages.STAGE1, "stage2": stages.STAGE2, "finetune": stages.FINETUNE}
-PROGRAMS = (*STAGES, "gradient", "score", "decode")
+PROGRAMS = (*methods.alone(), "gradient", "score", "decode")  # training steps of stages, and what is no training
 _FIGURES = 2  # counts up when figures are made otherwise, so that earlier ones are not taken for them
 
 
@@ -66,9 +65,14 @@ class Programs:
 
     def lower(self, program: str) -> tuple[Any, Json]:
         """The lowered program, and the trees of its arguments: `parameters`, `optimizer`."""
-        if program in STAGES:
-            return self._stage(STAGES[program])
+        if stage := self.stage(program):
+            return self._stage(stage)
         return self._decode() if program == "decode" else self._loss(gradient=program == "gradient")
+
+    def stage(self, program: str) -> Stage | None:
+        """The stage whose training step a program is, None for the others."""
+        name = methods.alone().get(program)
+        return self.tuning.method(name).alone if name else None
 
     # ---- shapes of arguments -----------------------------------------------------------------------------------------
 
@@ -78,13 +82,15 @@ class Programs:
         config = dataclasses.replace(self.experiment.model, dtype=self.experiment.dtype, dropout_rate=dropout_rate)
         return build(config, self.partitioner)
 
-    def params(self, with_prompt: bool = True) -> trees.Tree:
+    def params(self, with_prompt: bool = True, lora: Lora | None = None) -> trees.Tree:
         """Shapes of all parameters, float32, where they lie."""
         model = self.model()
         shapes: trees.Tree = {"model": jax.eval_shape(model.init, jax.random.key(0))}
         if with_prompt:
             rows = (self.experiment.prompt_length, model.config.emb_dim)
             shapes["prompt"] = {"task": jax.ShapeDtypeStruct(rows, jnp.float32)}
+        if lora is not None:
+            shapes["lora"] = jax.eval_shape(lora.init, jax.random.key(0), shapes["model"])
         specs, mesh = self.partitioner.specs(shapes), self.partitioner.mesh()
         flat = trees.flatten(shapes)
         return trees.unflatten({path: placed(leaf, NamedSharding(mesh, specs[path])) for path, leaf in flat.items()})
@@ -113,10 +119,10 @@ class Programs:
         training = self.tuning.of(stage)
         model = self.model(training.dropout_rate)
         fresh, constants, _, transform = state.build(
-            model, self.params(stage.prompt), stage, training, self.partitioner
+            model, self.params(stage.prompt, stage.lora), stage, training, self.partitioner
         )
         batch = self.batch(model, training.batch_size, self.experiment.prompt_length if stage.prompt else 0)
-        step: Any = make_step(model, transform, training, state.shardings(fresh))
+        step: Any = make_step(model, transform, stage, training, state.shardings(fresh))
         lowered = step.lower(fresh, constants, batch, self._key())
         return lowered, {"parameters": {**fresh.params, **constants}, "optimizer": fresh.optimizer}
 

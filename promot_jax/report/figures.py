@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promot_jax import methods
 from promot_jax.files import write_text
-from promot_jax.methods import labels
 from promot_jax.report import tables
 from promot_jax.report.svg import Chart, Line, Panel, Point, document
 from promot_jax.results import bootstrap
-from promot_jax.results.matched_target import MODEL_TUNING, model_tuning
+from promot_jax.results.matched_target import model_tuning
 
 Json = dict[str, Any]
 Value = Callable[[Json], float | None]
 
-STYLES = {"finetune": 0, "promot": 1, "prompt_tuning": 2}  # the same in every report; others as they come
 REFERENCE, SHARE, ICL, TARGET = -1, 4, 5, 6  # where lines are scores rather than methods
 MODEL_STEP = "Step (updates of the model)"
 PROMPT_STEP = "Step of stage 1"
@@ -77,22 +76,23 @@ def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
 
 
 def series(
-    results: Json, value: str | Value, *, stages: Sequence[str] = MODEL_TUNING, mixtures: bool = False
+    results: Json, value: str | Value, *, stages: Sequence[str] | None = None, mixtures: bool = False
 ) -> list[Series]:
     """One number of the curves' points per method, for the methods that have it.
 
     Args:
         results: a comparison.
         value: a key of the points (`target`, `icl`, `format_share`, `loss`), or a function of a point.
-        stages: whose points count.
+        stages: whose points count; None for those that tune the model.
         mixtures: whether those of models between two (with a key `alpha`) count, whose step is no number of updates.
     """
     read: Value = (lambda point: point.get(value)) if isinstance(value, str) else value
+    counting = methods.model_tuning() if stages is None else stages
     found = []
     for method in tables.ordered(results["methods"]):
         values = {}
         for run in results["methods"][method]:
-            counted = [p for p in run["curve"] if p["stage"] in stages and (mixtures or "alpha" not in p)]
+            counted = [p for p in run["curve"] if p["stage"] in counting and (mixtures or "alpha" not in p)]
             points = {p["step"]: number for p in counted if (number := read(p)) is not None}
             if points:
                 values[run["seed"]] = points
@@ -116,7 +116,8 @@ def _format_share(results: Json) -> Chart | None:
 
 def _target(results: Json) -> Chart | None:
     named = {point["stage"] for runs in results["methods"].values() for run in runs for point in run["curve"]}
-    stages = {PROMPT_STEP: sorted(named - {*MODEL_TUNING}), MODEL_STEP: MODEL_TUNING}
+    tuning = methods.model_tuning()
+    stages = {PROMPT_STEP: sorted(named - {*tuning}), MODEL_STEP: tuning}
     curves = {axis: series(results, "target", stages=names) for axis, names in stages.items()}
     panels = [
         Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items() if members
@@ -138,7 +139,7 @@ def _forgetting(results: Json) -> Chart | None:
     panels, told = [], []
     for icl in series(results, value):
         if icl.method in targets:
-            label = labels.label(icl.method)
+            label = methods.label(icl.method)
             lines = [
                 _line(targets[icl.method], TARGET, "target score (left axis)", label),
                 _line(icl, ICL, f"{name} (right axis)", label, right=True),
@@ -169,13 +170,13 @@ def _format_share_tasks(results: Json) -> Chart | None:
             return number
 
         for one in series(results, share):
-            by_method.setdefault(one.method, []).append(_line(one, style, name, labels.label(one.method), band=False))
+            by_method.setdefault(one.method, []).append(_line(one, style, name, methods.label(one.method), band=False))
             told.setdefault(one.method, []).append(f"{name} {one.ends()}")
     panels = [
-        Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), labels.label(method))
+        Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), methods.label(method))
         for method, lines in by_method.items()
     ]
-    alt = " ".join(f"{labels.label(method)}: {', '.join(parts)}." for method, parts in told.items())
+    alt = " ".join(f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items())
     return (
         Chart("format_share_tasks", "Format share of each ICL task", f"Line charts. {alt}", tuple(panels))
         if panels
@@ -191,7 +192,7 @@ def _tradeoff(results: Json) -> Chart | None:
     for icl in series(results, "icl", mixtures=True):
         if icl.method not in targets:
             continue
-        target, label, style = targets[icl.method], labels.label(icl.method), _style(icl.method, results)
+        target, label, style = targets[icl.method], methods.label(icl.method), _style(icl.method, results)
         seeds = [seed for seed in target.values if seed in icl.values]
         steps = {seed: sorted(set(target.values[seed]) & set(icl.values[seed])) for seed in seeds}
         shared = sorted(set.intersection(*map(set, steps.values()))) if seeds else []
@@ -290,14 +291,14 @@ def _against_step(
         level = sum(first) / len(first)
         ends = (min(p.x for line in lines for p in line.points), max(p.x for line in lines for p in line.points))
         points = tuple(Point(x, level, f"pretrained: {level:.1f}") for x in ends)
-        lines.insert(0, Line("pretrained", REFERENCE, points, "ruled"))
+        lines.insert(0, Line(methods.label(methods.REFERENCE), REFERENCE, points, "ruled"))
     return Chart(name, title, f"Line chart. {_described(curves)}", (Panel(MODEL_STEP, axis, tuple(lines)),))
 
 
 def _lines(curves: Sequence[Series], results: Json) -> tuple[Line, ...]:
     lines: list[Line] = []
     for one in curves:
-        style, label, steps = _style(one.method, results), labels.label(one.method), one.common()
+        style, label, steps = _style(one.method, results), methods.label(one.method), one.common()
         for seed, curve in one.values.items():
             if set(curve) != set(steps):  # a seed that is further than the others
                 points = (Point(n, curve[n], f"{label}, seed {seed}, step {n}: {curve[n]:.1f}") for n in sorted(curve))
@@ -330,14 +331,15 @@ def _places(results: Json, method: str) -> dict[int, str]:
 
 def _style(method: str, results: Json) -> int:
     """A style of its own for every method of a comparison, the same in all of its figures."""
-    if method in STYLES:
-        return STYLES[method]
-    others = [name for name in results["methods"] if name not in STYLES and name != labels.PRETRAINED]
-    return len(STYLES) + others.index(method) if method in others else REFERENCE
+    styles = {name: found.style for name, found in methods.METHODS.items() if found.style is not None}
+    if method in styles:
+        return styles[method]
+    others = [name for name in results["methods"] if name not in styles and name != methods.REFERENCE]
+    return len(styles) + others.index(method) if method in others else REFERENCE
 
 
 def _described(curves: Iterable[Series]) -> str:
-    return " ".join(f"{labels.label(one.method)} {one.ends()}." for one in curves)
+    return " ".join(f"{methods.label(one.method)} {one.ends()}." for one in curves)
 
 
 def _target_name(results: Json) -> str:

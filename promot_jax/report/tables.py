@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from promot_jax.methods.labels import PRETRAINED, label
+from promot_jax.methods import REFERENCE, label
 from promot_jax.results import bootstrap, matched_target, spread
 
 Json = dict[str, Any]
@@ -103,7 +103,7 @@ def place(step: int, alpha: float | None = None) -> str:
 
 def ordered(methods: Iterable[str]) -> list[str]:
     """Pretrained first, the others as they come."""
-    return sorted(methods, key=lambda method: method != PRETRAINED)
+    return sorted(methods, key=lambda method: method != REFERENCE)
 
 
 def scores(results: Json, *, key: str | None = None) -> Table:
@@ -308,7 +308,7 @@ def _row(
         }
         for method, by_seed in found.items():
             if by_seed:
-                reference = None if method == PRETRAINED else found.get(PRETRAINED)
+                reference = None if method == REFERENCE else found.get(REFERENCE)
                 cells[method, shots] = _cell(by_seed, reference)
     return Row(title, cells)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from promot_jax.methods import stages
+from promot_jax.methods import REFERENCE, is_plain
 from promot_jax.results.matched_target import matched, model_tuning
 from promot_jax.results.schema import check_comparison, check_run, icl_result, target_result
 
@@ -31,10 +31,10 @@ def comparison(runs: Iterable[Json]) -> Json:
         for seed, match in zip(seeds, matches, strict=True):
             if match is not None:
                 by_seed[name][seed] |= _matched(by_seed[name][seed], match.step)
-    for seed, before in by_seed.get("pretrained", {}).items():
+    for seed, before in by_seed.get(REFERENCE, {}).items():
         tuned = [runs[seed] for runs in by_seed.values() if "matched" in runs.get(seed, {})]
         begun: dict[str, Json] = {run["method"]: scores for run in tuned if (scores := _matched(run, 0))}
-        plain = [scores for name, scores in begun.items() if stages.is_plain(name)]
+        plain = [scores for name, scores in begun.items() if is_plain(name)]
         stripped = [{"matched": scores["matched"] | {"target": None}} for scores in begun.values()]
         before |= next(iter(plain + stripped), {})
     return {"methods": methods}

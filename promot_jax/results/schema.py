@@ -23,9 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from promot_jax import methods
 from promot_jax.errors import UserError, nearest
 from promot_jax.files import plain
-from promot_jax.methods import stages
 from promot_jax.results.bootstrap import normalized_average
 from promot_jax.results.provenance import commit, versions
 
@@ -209,8 +209,8 @@ def _check_score_entry(entry: Json, origin: str, place: str) -> None:
 def _check_point(point: Any, origin: str, place: str) -> None:
     stage = _object(point, origin, place).get("stage")
     _count(point.get("step"), origin, place + ".step")
-    if stage not in stages.STAGES:
-        raise UserError(f"{origin} has the unknown stage {stage!r} at {place}{nearest(str(stage), stages.STAGES)}.")
+    if stage not in (known := methods.stage_names()):
+        raise UserError(f"{origin} has the unknown stage {stage!r} at {place}{nearest(str(stage), known)}.")
     for key in ("target", "icl", "format_share"):
         _score(point.get(key), origin, f"{place}.{key}")
     _number(point.get("loss"), origin, place + ".loss")

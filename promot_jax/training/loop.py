@@ -13,7 +13,7 @@ from promot_jax import trees
 from promot_jax.distributed import hosts, preemption
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import PreemptedError, TrainingError
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Stage
 from promot_jax.models import Model
 from promot_jax.params import freezing
 from promot_jax.training.settings import Training
@@ -84,7 +84,7 @@ def train(
     checkpoints = StageCheckpoints(folder, stage.name, keep_period=training.keep_period)
     state, progress = checkpoints.resume(state)
     done = checkpoints.step
-    update = make_step(model, transform, training, shardings(state))
+    update = make_step(model, transform, stage, training, shardings(state))
     key = jax.random.key(seed)
     log = _Log(stage.name, training, write)
 

@@ -85,6 +85,34 @@ def chunked_divergence(
     return _in_chunks(total, (hidden, base_hidden, weights), _room(model) // (2 * model.config.vocab_size))
 
 
+def chunked_per_token(
+    model: Model, params: Any, hidden: Array, targets: Array, measure: Callable[[Array, Array], Array]
+) -> Array:
+    """`measure(log_probs, targets)` of every target token, without a gradient; in chunks as `chunked_cross_entropy`.
+
+    Args:
+        model: its `head` makes the logits.
+        params: of the model.
+        hidden: `[batch, targets, embed]`.
+        targets: `[batch, targets]`.
+        measure: takes log-probabilities `[batch, some targets, vocab]` and `[batch, some targets]`, returns the latter
+            shape.
+
+    Returns:
+        `[batch, targets]`.
+    """
+
+    def measured(part: tuple[Array, Array]) -> Array:
+        return measure(jax.nn.log_softmax(model.head(params, part[0]), axis=-1), part[1])
+
+    batch, length = targets.shape
+    positions = max(_room(model) // model.config.vocab_size // batch, 1)
+    if positions >= length:
+        return jax.lax.stop_gradient(measured((hidden, targets)))
+    parts = jax.lax.map(measured, _cut((hidden, targets), -(-length // positions)))
+    return jax.lax.stop_gradient(parts.swapaxes(0, 1).reshape(batch, -1)[:, :length])
+
+
 def _room(model: Model) -> int:
     """Logits of a chunk over all devices: with fewer chunks, a sharded head is gathered less often."""
     return CHUNK * (model.partitioner.mesh().size if model.partitioner else 1)
@@ -103,16 +131,21 @@ def _in_chunks(total: Callable[..., Array], arrays: tuple[Array, ...], rows: int
     chunks = -(-length // positions)
     if chunks == 1:
         return total(*arrays)
-    positions = -(-length // chunks)  # as even as can be
-
-    def cut(array: Array) -> Array:
-        """`[batch, targets, ...]` to `[chunks, batch, positions, ...]`, zeros behind the last target."""
-        padding = [(0, 0), (0, chunks * positions - length), *[(0, 0)] * (array.ndim - 2)]
-        return jnp.pad(array, padding).reshape(batch, chunks, positions, *array.shape[2:]).swapaxes(0, 1)
-
     again = jax.checkpoint(total)
 
     def add(whole: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
         return whole + again(*part), None
 
-    return jax.lax.scan(add, jnp.float32(0), tuple(map(cut, arrays)))[0]
+    return jax.lax.scan(add, jnp.float32(0), _cut(arrays, chunks))[0]
+
+
+def _cut(arrays: tuple[Array, ...], chunks: int) -> tuple[Array, ...]:
+    """`[batch, targets, ...]` each to `[chunks, batch, positions, ...]`, as even as can be, with zeros at the end."""
+    batch, length = arrays[-1].shape
+    positions = -(-length // chunks)
+
+    def cut(array: Array) -> Array:
+        padding = [(0, 0), (0, chunks * positions - length), *[(0, 0)] * (array.ndim - 2)]
+        return jnp.pad(array, padding).reshape(batch, chunks, positions, *array.shape[2:]).swapaxes(0, 1)
+
+    return tuple(map(cut, arrays))

@@ -12,11 +12,12 @@ import optax
 from promot_jax import trees
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Stage
 from promot_jax.models import Model
 from promot_jax.params import freezing
 from promot_jax.params.dtypes import cast_weights
 from promot_jax.training import optimizer as optim
+from promot_jax.training.objective import START
 from promot_jax.training.settings import Training
 
 Tree = trees.Tree
@@ -53,15 +54,17 @@ def build(
 
     Returns:
         The state, which shares no buffer with `params` and may be donated; the step's argument `frozen`: the frozen
-        leaves, and under "start" what `l2sp` and `kl` compare with; the frozen leaves that complete the trained ones
-        for an evaluation; the optimizer.
+        leaves, and under `START` the model's trained ones where the stage's loss uses them; the frozen leaves that
+        complete the trained ones for an evaluation; the optimizer.
 
     Raises:
-        UserError: nothing to train, or settings that do not fit the stage.
+        UserError: nothing to train, or a pattern of `freeze` that matches nothing.
     """
     trained, frozen = freezing.split(params, stage.trains, training.freeze)
-    _check(params, trained, stage, training)
-    start = {"start": trained.get("model", {})} if training.l2sp or training.kl else {}
+    if not trained:
+        subtrees = " and ".join(map(repr, stage.trains))
+        raise UserError(f"Stage {stage.name} trains nothing: every leaf of {subtrees} is frozen.")
+    start = {START: trained.get("model", {})} if stage.uses_start else {}
     rest = frozen
     if "model" not in trained:
         frozen = leafwise(lambda tree: cast_weights(tree, model.config.dtype), frozen)
@@ -107,13 +110,3 @@ def _made(make: Callable[[Tree], Any], tree: Tree, shardings: Any) -> Any:
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
         return jax.tree.map(placed, jax.eval_shape(make, tree), shardings)
     return make(tree)
-
-
-def _check(params: Tree, trained: Tree, stage: Stage, training: Training) -> None:
-    if not trained:
-        subtrees = " and ".join(map(repr, stage.trains))
-        raise UserError(f"Stage {stage.name} trains nothing: every leaf of {subtrees} is frozen.")
-    if "lora" in params and training.lora is None:
-        raise UserError(f"Stage {stage.name} has LoRA attached, but not its shape: set Training.lora = @Lora().")
-    if stage.prompt and training.kl:
-        raise UserError(f"Stage {stage.name} has a prompt, which the base model of kl would not know; set kl = 0.")

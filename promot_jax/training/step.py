@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from promot_jax import trees
+from promot_jax.methods.base import Stage
 from promot_jax.models import Model
-from promot_jax.params import freezing, lora, soft_prompts
-from promot_jax.training.losses import chunked_cross_entropy, chunked_divergence
+from promot_jax.params import freezing
+from promot_jax.training.objective import START, batch_loss, penalty_gradient
 from promot_jax.training.optimizer import apply_updates
 from promot_jax.training.settings import Training
 from promot_jax.training.state import TrainState
@@ -22,33 +23,14 @@ _ROUNDING = 1  # folded into a step's key, whose other use is dropout
 
 
 def make_step(
-    model: Model, transform: optax.GradientTransformation, training: Training, shardings: Any
+    model: Model, transform: optax.GradientTransformation, stage: Stage, training: Training, shardings: Any
 ) -> Callable[[TrainState, Tree, Tree, Array], tuple[TrainState, Tree]]:
     """Builds the jitted update `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
 
-    Only the trained leaves are differentiated: frozen ones come in as constants of the step. So does what `l2sp` and
-    `kl` hold the model against, as a room "start" of `frozen`: the trained leaves of the model, before any update.
+    Only the trained leaves are differentiated: frozen ones come in as constants of the step. So do the model's trained
+    leaves at the stage's start where the stage's loss uses them, as the subtree `objective.START` of `frozen`.
     """
-
-    def loss(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> Array:
-        constants = {room: tree for room, tree in frozen.items() if room != "start"}
-        params = trees.merge(trained, constants)
-        weights = lora.attach(params["model"], params.get("lora"), training.lora)
-        table = soft_prompts.table(params.get("prompt"))
-        hidden = model.hidden(weights, table, batch, key if training.dropout_rate else None)
-        total = chunked_cross_entropy(
-            model, weights, hidden, batch["targets"], batch["weights"], training.label_smoothing
-        )
-        if training.kl:
-            base = trees.merge(constants.get("model", {}), frozen["start"])
-            base_hidden = model.hidden(base, None, batch)
-            total += training.kl * chunked_divergence(model, weights, hidden, base, base_hidden, batch["weights"])
-        return total
-
-    def distance(trained: Tree, start: Tree) -> Array:
-        leaves = trees.flatten(trained.get("model", {}))
-        squares = (jnp.sum(jnp.square(leaves[path] - leaf)) for path, leaf in trees.flatten(start).items())
-        return sum(squares, start=jnp.float32(0))
+    loss, penalty = batch_loss(model, stage, training), penalty_gradient(stage)
 
     def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
         if training.microbatches == 1:
@@ -71,10 +53,10 @@ def make_step(
         tokens = jnp.maximum(batch["weights"].sum(), 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         value = total / tokens
-        if training.l2sp:
-            away, pull = jax.value_and_grad(distance)(state.params, frozen["start"])
-            value += training.l2sp / 2 * away
-            grads = jax.tree.map(lambda g, towards: g + training.l2sp / 2 * towards, grads, pull)
+        if penalty is not None:
+            added, pull = penalty(state.params, frozen[START])
+            value += added
+            grads = jax.tree.map(jnp.add, grads, pull)
         if shardings is not None:
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         masks = freezing.layer_masks(state.params, training.freeze)

@@ -24,7 +24,7 @@ from promot_jax.decoding.generate import generate
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner, activations, constrain
 from promot_jax.errors import UserError
-from promot_jax.methods.stages import STAGE1, STAGE2
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
@@ -97,10 +97,10 @@ def both_stages(folder, partitioner, family):
     for stage in (STAGE1, STAGE2):
         written = []
 
-        def spy(model, transform, training, shardings, name=stage.name):
+        def spy(model, transform, stage, training, shardings, name=stage.name):
             leaves = jax.tree_util.tree_leaves_with_path(shardings)
             places[name] = {jax.tree_util.keystr(path): str(leaf.spec) for path, leaf in leaves}
-            return make_step(model, transform, training, shardings)
+            return make_step(model, transform, stage, training, shardings)
 
         loop_module.make_step = spy
         params = train(

@@ -468,7 +468,11 @@ def test_training_with_one_exemplar_in_front(
         ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 3, "targets": 3}}, ["longer than TASK_FEATURE_LENGTHS"]),
         ("icl_eval.gin", {"Evaluation.split": "tset"}, ["no split 'tset'"]),
         ("finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
-        ("methods/finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
+        (
+            "method.gin",
+            {"METHOD": "finetune", "Evaluation.max_input_length": 9},
+            ["without any exemplar", "over the limit of 9"],
+        ),
     ],
 )
 def test_wrong_name_is_one_sentence(
@@ -506,12 +510,31 @@ def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
     path = tmp_path / "settings.json"
     before = trees.flatten(json.loads(path.read_text()))
     older = {place: value for place, value in before.items() if place.rpartition("/")[2] != key}
-    assert len(older) < len(before)
+    if len(older) == len(before):  # every stage had it once
+        older[f"tuning/finetune/{key}"] = resume_guard.YOUNGER[key]
     files_module.write(trees.unflatten(older), path)
     resume_guard.keep_settings(tmp_path, now)
     files_module.write(trees.unflatten(older | {next(iter(older)): "other"}), path)
     with pytest.raises(UserError, match="was started with"):
         resume_guard.keep_settings(tmp_path, now)
+
+
+def test_settings_that_were_renamed_are_the_same_ones(tmp_path: Path) -> None:
+    """`training` as every stage wrote it before methods had hyperparameters of their own."""
+    off = {"alphas": [], "kl": 0.0, "l2sp": 0.0, "lora": None, "replay": None, "prompt_optimizer": None}
+    plain = dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1)))
+    for name, (before, now) in {
+        "finetune": (plain | off, plain),
+        "l2sp": (plain | off | {"l2sp": 0.1}, plain | {"l2sp_weight": 0.1}),
+        "kl": (plain | off | {"kl": 0.1}, plain | {"kl_weight": 0.1}),
+        "wise_ft": (plain | off | {"alphas": [0.0, 1.0]}, plain | {"alphas": (0.0, 1.0)}),
+    }.items():
+        files_module.write({"training": before}, tmp_path / name / "settings.json")
+        resume_guard.keep_settings(tmp_path / name, {"training": now})
+    with pytest.raises(UserError, match=r"training/l2sp_weight = 0.1, now it is 0.2"):
+        resume_guard.keep_settings(tmp_path / "l2sp", {"training": plain | {"l2sp_weight": 0.2}})
+    with pytest.raises(UserError, match=r"training/kl_weight = 0.1, now it is 0.0"):
+        resume_guard.keep_settings(tmp_path / "kl", {"training": plain})
 
 
 def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tmp_path: Path) -> None:

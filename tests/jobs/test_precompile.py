@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from test_gin_files import bound
 
-from promot_jax import main, trees
+from promot_jax import main, methods, trees
 from promot_jax.distributed import preemption
 from promot_jax.errors import PreemptedError, UserError
 from promot_jax.jobs import precompile as job_module
 from promot_jax.jobs.precompile import precompile
-from promot_jax.methods import stages
+from promot_jax.methods.promot import STAGE2
 from promot_jax.precompile import measure, programs, topology
 from promot_jax.precompile.programs import PROGRAMS, Programs
 from promot_jax.precompile.summary import markdown, sentence
 from promot_jax.training import step
+from promot_jax.training.objective import START
 
 MODEL = """\
 Experiment.model = @T5Config()
@@ -68,14 +69,17 @@ def test_programs_are_lowered_from_shapes(small, program):
 
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arguments))
     assert len(jax.live_arrays()) - before < 20  # constants of the programs, no parameters
-    flat = trees.flatten(arguments["parameters"])
-    trained = {"stage2": "model/", "finetune": "model/", "gradient": "model/", "stage1": "prompt/"}.get(program, "-")
+    flat = trees.flatten({name: tree for name, tree in arguments["parameters"].items() if name != START})
+    stage = small.stage(program)
+    assert (START in arguments["parameters"]) == bool(stage and stage.uses_start)
+    trained = f"{stage.trains[0]}/" if stage else "model/" if program == "gradient" else "-"
     kernels = {path: leaf.dtype for path, leaf in flat.items() if path.endswith(("/kernel", "/embedding", "/task"))}
     assert all(str(dtype) == "float32" for path, dtype in kernels.items() if path.startswith((trained, "prompt/")))
     frozen = {str(dtype) for path, dtype in kernels.items() if not path.startswith((trained, "prompt/"))}
     assert frozen == (set() if trained == "model/" else {"bfloat16"})
-    assert any(path.startswith("prompt/") for path in flat) == (program not in ("finetune", "decode"))
-    assert ("optimizer" in arguments) == (program in programs.STAGES)
+    assert any(path.startswith("prompt/") for path in flat) == (stage.prompt if stage else program != "decode")
+    assert any(path.startswith("lora/") for path in flat) == bool(stage and stage.lora)
+    assert ("optimizer" in arguments) == (program in methods.alone())
     assert lowered.as_text().startswith("module")
 
 
@@ -85,8 +89,9 @@ def test_the_step_is_the_one_that_trains(small, monkeypatch):
     make_step = step.make_step
     monkeypatch.setattr(programs, "make_step", lambda *given: asked.append(given) or make_step(*given))
     small.lower("stage2")
-    ((model, _, training, shardings),) = asked
-    assert training == small.tuning.of(stages.STAGE2) and model.config.dropout_rate == training.dropout_rate == 0.1
+    ((model, _, stage, training, shardings),) = asked
+    assert stage == STAGE2 and training == small.tuning.of(STAGE2)
+    assert model.config.dropout_rate == training.dropout_rate == 0.1
     assert set(vars(shardings)) == {"params", "optimizer", "step"}
 
 

@@ -19,7 +19,7 @@ from promot_jax.evaluation import sampler as sampler_module
 from promot_jax.evaluation.evaluator import Evaluator
 from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
-from promot_jax.methods.stages import STAGE1, STAGE2
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import T5Config, build
 from promot_jax.params import soft_prompts
 from promot_jax.params.dtypes import cast_weights

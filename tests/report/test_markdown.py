@@ -13,8 +13,7 @@ from random_results import NASTY, TASKS, alignment, prune, random_results, rando
 
 from promot_jax import files
 from promot_jax.errors import UserError
-from promot_jax.methods import stages
-from promot_jax.methods.labels import LABELS, label
+from promot_jax.methods import METHODS, label
 from promot_jax.report import figures, markdown, tables, terminal
 from promot_jax.report import html as markup
 from promot_jax.report.page import page
@@ -104,8 +103,8 @@ def test_averages_over_different_tasks_are_not_shown_side_by_side():
 
 
 def test_every_method_has_a_label():
-    assert LABELS.keys() == stages.METHODS.keys()
-    assert len(set(LABELS.values())) == len(LABELS)
+    labels = [method.label for method in METHODS.values()]
+    assert all(labels) and len(set(labels)) == len(labels)
     assert label("multitask_promot_1shot") == "multi-task ProMoT + 1-shot"
     assert label("finetune_16shot") == "fine-tuning + 16-shot"
     assert label("some_other") == "some other"

@@ -13,12 +13,12 @@ import pytest
 from compiled_once import compiled_once
 from forward import target_logits
 
-from promot_jax import trees
+from promot_jax import methods, trees
 from promot_jax.checkpoints.orbax import Checkpoints, Saved
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import TrainingError, UserError
-from promot_jax.methods import stages
-from promot_jax.methods.stages import FINETUNE, STAGE1, STAGE2
+from promot_jax.methods.finetune import FINETUNE
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import DecoderConfig, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
@@ -246,7 +246,7 @@ class Update:
     def __init__(self, stage, training, transform=None):
         self.transform = optax.sgd(1.0) if transform is None else transform
         self.trained, self.frozen = trees.partition(PARAMS, lambda path: path.startswith(stage.trains))
-        self.step_fn = make_step(build(CONFIG), self.transform, training, shardings(self.state(0)))
+        self.step_fn = make_step(build(CONFIG), self.transform, stage, training, shardings(self.state(0)))
 
     def state(self, step):
         trained = jax.tree.map(jnp.copy, self.trained)
@@ -493,7 +493,8 @@ def test_settings_that_cannot_be_trained_with(change, message):
 
 
 def test_methods_are_stages_in_order():
-    assert stages.method("promot") == (STAGE1, STAGE2) and stages.method("pretrained") == ()
-    assert stages.method("finetune") == (FINETUNE,) and not FINETUNE.prompt
+    plans = {name: method().stages for name, method in methods.METHODS.items()}
+    assert plans["promot"] == (STAGE1, STAGE2) and plans["pretrained"] == ()
+    assert plans["finetune"] == (FINETUNE,) and not FINETUNE.prompt
     with pytest.raises(UserError, match=r"Unknown method 'promt' \(did you mean 'promot'\?\)"):
-        stages.method("promt")
+        methods.find("promt")

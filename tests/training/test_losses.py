@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from promot_jax import trees
+from promot_jax.methods.base import Objective, Stage
+from promot_jax.methods.kl import Divergence
 from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.batch_layout import Tokens
 from promot_jax.training import losses
@@ -115,7 +117,8 @@ def update(family, trains, kl=0.0):
     state = TrainState(trained, jax.eval_shape(transform.init, trained), jnp.int32(0))
     rows = model.layout([[Tokens([1, 2], [3] * AIMS)] for _ in range(ROWS)], AIMS + 8, AIMS)
     frozen |= {"start": trained["model"]} if kl else {}
-    step = make_step(model, transform, Training(1, ROWS, 1, Optimizer(), kl=kl), None)
+    stage = Stage("stage", trains=(trains,), objective=Divergence(kl) if kl else Objective())
+    step = make_step(model, transform, stage, Training(1, ROWS, 1, Optimizer()), None)
     return step.lower(state, frozen, rows, jax.random.key(0))
 
 

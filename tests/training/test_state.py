@@ -9,8 +9,10 @@ import pytest
 
 from promot_jax import trees
 from promot_jax.distributed.partitioning import Partitioner
-from promot_jax.errors import UserError
-from promot_jax.methods.stages import FINETUNE, LORA, STAGE1, STAGE2
+from promot_jax.methods.finetune import FINETUNE
+from promot_jax.methods.l2sp import L2sp
+from promot_jax.methods.lora import LoraTuning
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import DecoderConfig, build
 from promot_jax.params.lora import Lora
 from promot_jax.training import state
@@ -18,6 +20,8 @@ from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
 
 MODEL = build(DecoderConfig(61, 16, 2, 1, 2, 8, 24, tied_embeddings=False, dtype="bfloat16"))
+(LORA,) = LoraTuning(lora=Lora(rank=2)).stages
+(L2SP,) = L2sp().stages
 TRAINING = Training(2, 2, 2, Optimizer("adamw", clip_norm=1.0))
 
 
@@ -38,8 +42,9 @@ def setup(params, stage, training):
     [
         (STAGE1, {"optimizer": Optimizer("adafactor")}),
         (STAGE2, {"weight_dtype": "bfloat16", "freeze": ("model/decoder/layers_0/.*",)}),
-        (FINETUNE, {"l2sp": 0.1}),
-        (LORA, {"lora": Lora(rank=2)}),
+        (FINETUNE, {}),
+        (L2SP, {}),
+        (LORA, {}),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -60,7 +65,7 @@ def test_shapes_give_the_shapes_of_what_arrays_give(params, stage, changes):
 def test_the_state_may_be_donated(params):
     """The caller's parameters, and those that the loss compares with, outlive it."""
     before = {path: np.array(leaf) for path, leaf in trees.flatten(params).items()}
-    fresh, constants, _, _ = setup(params, FINETUNE, dataclasses.replace(TRAINING, l2sp=0.1))
+    fresh, constants, _, _ = setup(params, L2SP, TRAINING)
     jax.tree.map(lambda leaf: leaf.delete(), fresh)
 
     for path, leaf in trees.flatten(params).items():
@@ -71,14 +76,7 @@ def test_the_state_may_be_donated(params):
 
 def test_lora_is_merged_into_float32_kernels(params):
     """The step multiplies by frozen kernels in the model's dtype; an evaluation adds LoRA to those as they were."""
-    _, constants, rest, _ = setup(params, LORA, dataclasses.replace(TRAINING, lora=Lora(rank=2)))
+    _, constants, rest, _ = setup(params, LORA, TRAINING)
     kernels = [path for path in trees.flatten(rest) if path.endswith("/kernel")]
     assert {trees.flatten(constants)[path].dtype for path in kernels} == {jnp.dtype("bfloat16")}
     assert all(trees.flatten(rest)[path] is trees.flatten(params)[path] for path in kernels)
-
-
-def test_settings_that_do_not_fit_the_stage_are_refused(params):
-    with pytest.raises(UserError, match="LoRA attached, but not its shape"):
-        setup(params, LORA, TRAINING)
-    with pytest.raises(UserError, match="has a prompt, which the base model of kl would not know"):
-        setup(params, STAGE2, dataclasses.replace(TRAINING, kl=0.1))
