@@ -1,4 +1,4 @@
-"""Files of a checkpoint read where they lie, local or at `gs://`, or copied to a local cache first."""
+"""Reads files of a checkpoint, local or at `gs://`, in place or from a copy in a local cache."""
 
 import contextlib
 import hashlib
@@ -14,11 +14,7 @@ from promot_jax.errors import UserError
 
 
 def local(file: Path) -> Path:
-    """Returns a file's local copy: itself, if it is not in a bucket.
-
-    Raises:
-        UserError: it cannot be copied.
-    """
+    """Returns a file's local copy, or the file itself if it is not in a bucket; raises UserError if copying fails."""
     if isinstance(file, Path):
         return file
     try:
@@ -29,11 +25,7 @@ def local(file: Path) -> Path:
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[BinaryIO]:
-    """Opens a file, local or in a bucket, to be read.
-
-    Raises:
-        UserError: it cannot be opened, or reading it failed.
-    """
+    """Opens a file, local or in a bucket, for reading; raises UserError if opening or reading it fails."""
     try:
         with file.open("rb") as stream:
             yield stream
@@ -44,27 +36,23 @@ def opened(file: Path) -> Iterator[BinaryIO]:
 
 
 def read_bytes(file: Path, limit: int) -> bytes:
-    """Reads the beginning of a file, local or in a bucket.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Reads at most `limit` bytes of a file, local or in a bucket; raises UserError if it cannot."""
     with opened(file) as stream:
         return stream.read(limit)
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library raised, or the name of its type."""
+    """The first line of an error's message, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def cache_folder() -> Path:
-    """Where copies from buckets are kept: $PROMOT_CHECKPOINTS, or a folder below ~/.cache."""
+    """The folder of copies from buckets: $PROMOT_CHECKPOINTS, or a folder below ~/.cache."""
     return Path(os.environ.get("PROMOT_CHECKPOINTS") or Path.home() / ".cache" / "promot_jax" / "checkpoints")
 
 
 def copied(path: str, files: Mapping[str, Any]) -> Path:
-    """The folder with copies of files; when one has changed (by size or time) it is another folder."""
+    """Copies files to a folder and returns it; a file that changed (by size or time) leads to another folder."""
     stats = {name: file.stat() for name, file in sorted(files.items())}
     listing = json.dumps([path, *((name, int(stat.length), int(stat.mtime)) for name, stat in stats.items())])
     target = cache_folder() / hashlib.sha256(listing.encode()).hexdigest()[:32]
