@@ -64,7 +64,6 @@ def load(
     config: Config | None = None,
     vocabulary: str = "",
     dtype: str = "float32",
-    dropout_rate: float = 0.0,
 ) -> Pretrained:
     """Loads a model; every leaf comes from the checkpoint, none is left at a random value.
 
@@ -78,12 +77,11 @@ def load(
             held against them. None takes the checkpoint's.
         vocabulary: path of the tokenizer (`vocabularies.load`), for a checkpoint that carries none; "" takes its own.
         dtype: of activations and products.
-        dropout_rate: in training.
 
     Raises:
         UserError: nothing there, a format that is not read, or a checkpoint that does not fit `config` or its own.
     """
-    return _load(path, partitioner, _Options(config, vocabulary, dtype, dropout_rate), ())
+    return _load(path, partitioner, _Options(config, vocabulary, dtype), ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +91,6 @@ class _Options:
     config: Config | None
     vocabulary: str
     dtype: str
-    dropout_rate: float
     stages: tuple[Path, ...] = ()
 
 
@@ -119,7 +116,7 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
             f"{path} has a tokenizer of {tokenizer.vocab_size} tokens and {sizes.vocab_size} embedding rows; "
             "take both from the same model."
         )
-    config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=options.dropout_rate)
+    config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=0.0)  # in training it is the stage's
     base = placed.fingerprint
     return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves)
 

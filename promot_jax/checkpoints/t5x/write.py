@@ -19,7 +19,7 @@ _CHUNK = 1 << 26  # bytes of a zarr chunk
 
 
 def write(folder: str | os.PathLike[str], step: int, params: Mapping[str, Any], *, inline: int = _INLINE) -> Path:
-    """Writes a checkpoint that T5X restores, and `read` reads back bit for bit: `folder/checkpoint_<step>`.
+    """Writes a checkpoint that T5X restores, and `Checkpoint` reads back bit for bit: `folder/checkpoint_<step>`.
 
     Args:
         folder: where checkpoints lie; made if needed.

@@ -1,7 +1,10 @@
 """Every shape that T5X checkpoints come in: where the file lies, how layers are kept, what packs the chunks."""
 
+import http.server
 import json
 import math
+import threading
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,15 @@ import numpy as np
 import pytest
 import tensorstore
 from etils import epath
-from t5x_fixtures import drawn, in_scratch  # noqa: F401, used by name
+from processes import python
+from t5x_fixtures import drawn, in_scratch, read  # noqa: F401, used by name
 from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, VOCAB, Arrays, draw, nested, pack, save, stacked, zarr
 
 from promot_jax import trees
 from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.locate import locate
-from promot_jax.checkpoints.t5x import load, write
+from promot_jax.checkpoints.t5x import write
+from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.models import T5Config, build
@@ -27,8 +32,8 @@ ZSTD = {"id": "zstd", "level": 3}
 
 
 def check(path: Path, want: Arrays, unused: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> None:
-    assert load.is_checkpoint(path)
-    params, leaves = load.read(path, shapes)
+    assert is_checkpoint(path)
+    params, leaves = read(path, shapes)
     np.testing.assert_equal(trees.flatten(params), want)
     assert leaves == {"loaded": len(shapes), "new": 0, "unused": unused}
 
@@ -45,7 +50,7 @@ def test_one_file_holds_everything(tmp_path: Path, arrays: Arrays) -> None:
     check(save(tmp_path / "checkpoint_11", arrays) / "checkpoint", stacked(arrays), 2)
     for other in (b"", b"GGUF\3\0\0\0", b"model_checkpoint_path: 1", b'{"a": 1}', b"PK\3\4"):
         (tmp_path / "other").write_bytes(other)
-        assert not load.is_checkpoint(tmp_path / "other")
+        assert not is_checkpoint(tmp_path / "other")
 
 
 def test_what_orbax_writes_for_t5x(tmp_path: Path, arrays: Arrays) -> None:
@@ -126,7 +131,7 @@ def scanned(form: str, axis: int, apart: bool, inner: str = "layers", table: str
 def test_scanned_models(tmp_path: Path, arrays: Arrays, form: str, layout: dict[str, Any]) -> None:
     folder = save(tmp_path / "c", scanned(form, **layout), form)
     check(folder, stacked(arrays), 2)
-    checkpoint, want = load.Checkpoint(folder, SHAPES), stacked(arrays)
+    checkpoint, want = Checkpoint(folder, SHAPES), stacked(arrays)
     for path in ("decoder/layers/self_attention/out/kernel", "encoder/layers/mlp/wi_0/kernel", TABLES[0]):
         box = tuple((size - 2, size) for size in want[path].shape)
         np.testing.assert_array_equal(checkpoint.read(path, box), want[path][tuple(slice(*one) for one in box)])
@@ -137,13 +142,13 @@ def test_scanned_models_that_do_not_fit(tmp_path: Path) -> None:
     name = "encoder/layers/relpos_bias/rel_embedding"
     own = flat | {name: flat[name] * np.arange(1, 4, dtype=np.float32)[:, None]}
     with pytest.raises(UserError, match="position biases of its own in every layer of encoder"):
-        load.read(save(tmp_path / "a", own, "inline"), SHAPES)
+        read(save(tmp_path / "a", own, "inline"), SHAPES)
     mixed = flat | {QUERY.replace("_1", ""): np.moveaxis(flat[QUERY.replace("_1", "")], 1, 0)}
     with pytest.raises(UserError, match=r"query/kernel' .* has shape \(2, 8, 6\) and .* wants \(2, 8, 6\)"):
-        load.read(save(tmp_path / "b", mixed, "inline"), SHAPES)
+        read(save(tmp_path / "b", mixed, "inline"), SHAPES)
     extra = {"encoder/layers/extra/scale": np.ones((EMBED, 2), np.float32)}
     with pytest.raises(UserError, match=r"'encoder/layers/extra/scale', for which the model has no place"):
-        load.read(save(tmp_path / "d", flat | extra, "inline"), SHAPES)
+        read(save(tmp_path / "d", flat | extra, "inline"), SHAPES)
 
 
 @pytest.mark.parametrize(("size", "level"), [(3, 3), (300, 1), (1 << 17, 19), ((1 << 19) + 1, 3)])
@@ -151,7 +156,7 @@ def test_zstd(tmp_path: Path, size: int, level: int) -> None:
     compressor = {"id": "zstd", "level": level}
     for values in (np.random.default_rng(0).standard_normal(size, np.float32), np.full(size, 2.5, np.float32)):
         folder = save(tmp_path / str(values[0]), {"x/kernel": values}, chunks=[size], compressor=compressor)
-        np.testing.assert_equal(load.read(folder, {"x/kernel": (size,)})[0]["x"]["kernel"], values)
+        np.testing.assert_equal(read(folder, {"x/kernel": (size,)})[0]["x"]["kernel"], values)
 
 
 def test_damaged_zstd(tmp_path: Path) -> None:
@@ -162,8 +167,8 @@ def test_damaged_zstd(tmp_path: Path) -> None:
     bomb = whole[:7] + (b"\2\0\x10\0" * 1000) + b"\3\0\x10\0"
     for damaged in (whole[:-1], whole[:9], whole[:4], b"", b"\0" * 40, whole[:5] + b"\x41" + whole[6:], bomb):
         chunk.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"chunk .*/0 (is damaged|does not unpack)"):
-            load.read(folder, {"x/kernel": (64,)})
+        with pytest.raises(UserError, match=r"target\.x\.kernel/0\": "):
+            read(folder, {"x/kernel": (64,)})
 
 
 @pytest.fixture(name="bucket")
@@ -188,12 +193,49 @@ def test_buckets(tmp_path: Path, arrays: Arrays, bucket: Path, form: str, compre
     copies = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
     assert [file.name for file in copies] == ["checkpoint"]
     chunk = bucket / "t5" / "checkpoint_100" / f"target.{QUERY.replace('/', '.')}" / "1.0"
-    chunk.write_bytes(chunk.read_bytes()[:-3])
-    with pytest.raises(UserError, match=r"1\.0 (is damaged|does not unpack)"):
-        load.read(place, SHAPES)
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"/1\.0\": "):
+        read(place, SHAPES)
     chunk.unlink()
-    with pytest.raises(UserError, match=r"1\.0 is missing"):
-        load.read(place, SHAPES)
+    with pytest.raises(UserError, match=r"/1\.0\" is missing"):
+        read(place, SHAPES)
+
+
+SERVED = """
+import numpy as np
+from promot_jax.checkpoints.t5x import zarr
+import tensorstore
+spec = {"driver": "zarr", "kvstore": zarr._kvstore("gs://bucket/t5/target.x"), "fill_missing_data_reads": False}
+values = np.zeros((8, 6), np.float32)
+zarr.fill(values, tensorstore.open(spec, open=True, read=True).result(), (slice(0, 8), slice(0, 6)))
+print(values.tolist())
+"""
+
+
+def test_arrays_in_a_bucket_that_is_one(tmp_path: Path) -> None:
+    """Over the protocol of Google's storage: what is asked for is `o/NAME?alt=media`, with the name quoted."""
+    (tmp_path / "t5").mkdir()
+    values = np.arange(48, dtype=np.float32).reshape(8, 6)
+    zarr(tmp_path / "t5", "x", values)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            file = tmp_path / urllib.parse.unquote(urllib.parse.urlparse(self.path).path.rpartition("/o/")[2])
+            data = file.read_bytes() if file.is_file() else b""
+            self.send_response(200 if data else 404)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = python(SERVED, TENSORSTORE_GCS_HTTP_URL=address, GCE_METADATA_ROOT="127.0.0.1:1")
+        server.shutdown()
+    assert json.loads(found) == values.tolist()
 
 
 def test_a_model_from_a_bucket(tmp_path: Path, bucket: Path) -> None:
@@ -219,7 +261,7 @@ def test_climbing_out_of_a_bucket_s_folder(tmp_path: Path, arrays: Arrays, bucke
 
     save(bucket / "b", arrays, edit=edit)
     with pytest.raises(UserError, match="not one inside"):
-        load.read(locate("gs://bucket/b"), SHAPES)
+        read(locate("gs://bucket/b"), SHAPES)
 
 
 def test_tensorstore_agrees(tmp_path: Path, arrays: Arrays) -> None:
