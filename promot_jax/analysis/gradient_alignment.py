@@ -41,9 +41,9 @@ def shuffled(rows: Sequence[Sequence[Tokens]], rng: np.random.Generator) -> list
     return [[Tokens(row[0].inputs, rows[other][0].targets)] for row, other in zip(rows, order, strict=True)]
 
 
-def changed(rows: Sequence[Sequence[Tokens]], others: Sequence[Sequence[Tokens]]) -> float:
+def changed(rows: Sequence[Sequence[Tokens]], permuted: Sequence[Sequence[Tokens]]) -> float:
     """Share of rows, in [0, 1], whose targets differ."""
-    return float(np.mean([row[0].targets != other[0].targets for row, other in zip(rows, others, strict=True)]))
+    return float(np.mean([row[0].targets != other[0].targets for row, other in zip(rows, permuted, strict=True)]))
 
 
 def measure(model: Model, label_smoothing: float) -> Callable[[Tree, Array | None, Tree, Tree], Cosines]:
@@ -53,15 +53,15 @@ def measure(model: Model, label_smoothing: float) -> Callable[[Tree, Array | Non
     training loss, and stay on the devices. A cosine is NaN where a gradient is zero.
     """
 
-    def loss(layers: Tree, others: Tree, table: Array | None, batch: Tree) -> Array:
-        params = trees.merge(layers, others)
+    def loss(layers: Tree, rest: Tree, table: Array | None, batch: Tree) -> Array:
+        params = trees.merge(layers, rest)
         hidden = model.hidden(params, table, batch)
         return chunked_cross_entropy(model, params, hidden, batch["targets"], batch["weights"], label_smoothing)
 
     @jax.jit
     def cosines(params: Tree, table: Array | None, batch: Tree, other: Tree) -> Cosines:
-        layers, others = trees.partition(params, lambda path: "/layers/" in path)
-        first, second = (trees.flatten(jax.grad(loss)(layers, others, table, rows)) for rows in (batch, other))
+        layers, rest = trees.partition(params, lambda path: "/layers/" in path)
+        first, second = (trees.flatten(jax.grad(loss)(layers, rest, table, rows)) for rows in (batch, other))
         products = {path: _products(first[path], second[path]) for path in first}
         return {scope: {name: _cosine(products, scope, part) for name, part in GROUPS.items()} for scope in SCOPES}
 
@@ -107,19 +107,16 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
 
     Returns:
         The content of `results.json`: the settings, and `points` of `step`, `prompt` ("" for none), `scope`, `group`
-        and the `summary` of the cosines.
-
-    Raises:
-        PreemptedError: between two gradients.
+        and the `summary` of the cosines. PreemptedError may be raised between two gradients.
     """
     session, training = run.session, run.settings["training"]
     model, partitioner = session.base.model, session.experiment.partitioner
     shares: list[float] = []
 
     def pair(rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> tuple[Any, Any]:
-        others = shuffled(rows, np.random.default_rng((session.experiment.seed, len(shares) % count)))
-        shares.append(changed(rows, others))
-        return model.layout(rows, inputs, targets), model.layout(others, inputs, targets)
+        permuted = shuffled(rows, np.random.default_rng((session.experiment.seed, len(shares) % count)))
+        shares.append(changed(rows, permuted))
+        return model.layout(rows, inputs, targets), model.layout(permuted, inputs, targets)
 
     prompts = dict.fromkeys((run.prompt, ""))
     pairs = {prompt: list(itertools.islice(run.batches(bool(prompt), pair), count)) for prompt in prompts}
@@ -140,8 +137,11 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
                     {"step": step, "prompt": prompt, "scope": scope, "group": group, **spread}
                     for group, spread in spreads.items()
                 ]
-                means = (f"{group} {_decimals(spread['mean'])}" for group, spread in spreads.items())
-                line += f"{':' if scope == SCOPES[0] else ';'} {scope}: {', '.join(means)}"
+                means = {
+                    group: "-" if (mean := spread["mean"]) is None else f"{mean:.2f}"
+                    for group, spread in spreads.items()
+                }
+                line += f"; {scope}: " + ", ".join(f"{group} {mean}" for group, mean in means.items())
             print(line, flush=True)
     return {
         "job": "gradient_alignment",
@@ -157,7 +157,3 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> dict[str, Any]:
         "changed": float(np.mean(shares)),
         "points": points,
     }
-
-
-def _decimals(mean: float | None) -> str:
-    return "-" if mean is None else f"{mean:.2f}"

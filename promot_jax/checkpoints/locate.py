@@ -25,8 +25,7 @@ def is_remote(path: str) -> bool:
 def locate(path: str) -> Path:
     """Fetches a remote checkpoint once; returns a local folder or GGUF file, or a T5X checkpoint's path in its bucket.
 
-    Raises:
-        UserError: the address is malformed, or nothing could be fetched from it.
+    Raises UserError if the address is malformed, or nothing could be fetched from it.
     """
     return _from_hub(path) if path.startswith("hf://") else _from_bucket(path)
 

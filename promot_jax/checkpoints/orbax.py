@@ -45,11 +45,7 @@ class Saved:
         return sorted(int(name) for name in names if name.isdigit())
 
     def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of the trained parameters in a checkpoint, by path.
-
-        Raises:
-            UserError: the checkpoint is missing or damaged.
-        """
+        """Shapes of a checkpoint's trained parameters, by path; raises UserError if it is missing or damaged."""
         with self._reading(step) as folder:
             entries = json.loads((folder / "_METADATA").read_text())["tree_metadata"].values()
             arrays = [entry for entry in entries if not entry["value_metadata"]["skip_deserialize"]]
@@ -162,8 +158,7 @@ class Checkpoints(Saved):
     def restore(self, step: int, like: State) -> tuple[State, State]:
         """Reads state and progress of a checkpoint, in the shapes, dtypes and shardings of `like`.
 
-        Raises:
-            UserError: the checkpoint belongs to another model or optimizer.
+        Raises UserError if the checkpoint belongs to another model or optimizer.
         """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         self._check(step, like["params"])

@@ -33,31 +33,19 @@ _ALIGNMENT = 64  # bytes; a CPU device uses such a buffer itself, and copies any
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """The source of one leaf.
+    """The source of one leaf."""
 
-    Attributes:
-        shape: of the leaf, `[layers, ...]` if it is stacked.
-        parts: a reader per layer, or a single one.
-        stacked: whether the parts are layers, stacked on axis 0.
-        transposed: whether a part is stored as `[out, in]`; the leaf is `[in, out]`.
-    """
-
-    shape: Shape
-    parts: tuple[Reader, ...]
-    stacked: bool = False
-    transposed: bool = False
+    shape: Shape  # of the leaf, `[layers, ...]` if it is stacked
+    parts: tuple[Reader, ...]  # a reader per layer, or a single one
+    stacked: bool = False  # whether the parts are layers, stacked on axis 0
+    transposed: bool = False  # whether a part is stored as `[out, in]`; the leaf is `[in, out]`
 
 
 class Placed(NamedTuple):
-    """A model on the mesh.
+    """A model on the mesh."""
 
-    Attributes:
-        params: `params["model"]`, float32; a `jax.ShapeDtypeStruct` for each leaf in `without`.
-        fingerprint: of all leaves.
-    """
-
-    params: trees.Tree
-    fingerprint: str
+    params: trees.Tree  # `params["model"]`, float32; a `jax.ShapeDtypeStruct` for each leaf in `without`
+    fingerprint: str  # of all leaves
 
 
 def load(entries: Mapping[str, Entry], partitioner: Partitioner, without: Collection[str] = ()) -> Placed:
@@ -141,8 +129,7 @@ def check(
 def read(path: str, entry: Entry, bounds: Box) -> np.ndarray:
     """Reads the box `bounds` of a leaf: float32, of the box's shape, `aligned`.
 
-    Raises:
-        UserError: a value is not a finite number (the message names `path`), or a reader fails.
+    Raises UserError if a value is not a finite number (the message names `path`), or a reader fails.
     """
     array = aligned(tuple(last - first for first, last in bounds))
     layers, inner = (range(*bounds[0]), bounds[1:]) if entry.stacked else (range(1), bounds)

@@ -27,16 +27,15 @@ def reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def cache_folder() -> Path:
-    """The folder of copies from buckets: $PROMOT_CHECKPOINTS, or a folder below ~/.cache."""
-    return Path(os.environ.get("PROMOT_CHECKPOINTS") or Path.home() / ".cache" / "promot_jax" / "checkpoints")
-
-
 def copied(path: str, files: Mapping[str, Any]) -> Path:
-    """Copies files to a folder and returns it; a file that changed (by size or time) leads to another folder."""
+    """Copies files to a folder of their own in $PROMOT_CHECKPOINTS (or below ~/.cache), and returns it.
+
+    A file that changed (by size or time) leads to another folder.
+    """
+    cache = Path(os.environ.get("PROMOT_CHECKPOINTS") or Path.home() / ".cache" / "promot_jax" / "checkpoints")
     stats = {name: file.stat() for name, file in sorted(files.items())}
     listing = json.dumps([path, *((name, int(stat.length), int(stat.mtime)) for name, stat in stats.items())])
-    target = cache_folder() / hashlib.sha256(listing.encode()).hexdigest()[:32]
+    target = cache / hashlib.sha256(listing.encode()).hexdigest()[:32]
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".fetching-"))

@@ -110,24 +110,24 @@ class ShardedBatches:
         parts: the opened streams by shard.
     """
 
-    def __init__(self, open_shard: Callable[[int], TrainBatches], shards: int, held: np.ndarray):
+    def __init__(self, open_shard: Callable[[int], TrainBatches], shards: int, local_rows: np.ndarray):
         """Opens the shards that this host needs.
 
         Args:
             open_shard: returns a shard's batches, each of an equal part of the rows.
             shards: number of shards.
-            held: bool `[batch]`, the rows on this host's devices.
+            local_rows: bool `[batch]`, the rows on this host's devices.
 
         Raises:
             UserError: the rows do not divide over the shards.
         """
-        if len(held) % shards:
+        if len(local_rows) % shards:
             raise UserError(
-                f"A batch of {len(held)} rows does not divide over {shards} shards of data; change BATCH_SIZE or "
+                f"A batch of {len(local_rows)} rows does not divide over {shards} shards of data; change BATCH_SIZE or "
                 "DATA_SHARDS."
             )
         self._shards = shards
-        needed = held.reshape(shards, -1).any(axis=1)
+        needed = local_rows.reshape(shards, -1).any(axis=1)
         self.parts = {shard: open_shard(shard) for shard in map(int, np.flatnonzero(needed))}
 
     def __iter__(self) -> Iterator[Batch]:

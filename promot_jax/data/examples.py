@@ -15,7 +15,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,6 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from promot_jax.errors import UserError, nearest
-
-_SHOTS = re.compile(r"(?P<base>.+)_(?P<k>\d+)shot")
-
 
 # Exemplars come from the first rows of the training split in storage order, so that a split of millions of rows is
 # never read whole.
@@ -42,33 +38,21 @@ FEATURES: Mapping[str, seqio.Feature] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Example:
-    """One example of a task, as text.
+    """One example of a task, as text."""
 
-    Attributes:
-      task: the task's registered name (so "capital_4shot" in a 4-shot mixture).
-      id: unique within the task, independent of the order or sharding of the data.
-      inputs: the query, template filled in, without exemplars.
-      targets: the answer, without a leading space.
-      labels: the label set; empty for an open task.
-      prefix: post-processing cuts an output from the second occurrence of this on; "" cuts nothing.
-      shots: number of exemplars to prepend.
-      answers: all right answers if there are several; empty if only `targets` is right.
-      suffix: the end of `inputs` that stays when a too long input is shortened before it; "" forbids shortening.
-      features: everything that the task yields, for its post-processor.
-    """
-
-    task: str
-    id: str
-    inputs: str
-    targets: str
-    labels: tuple[str, ...]
-    prefix: str
-    shots: int
-    answers: tuple[str, ...] = ()
-    suffix: str = ""
-    features: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    task: str  # registered name (so "capital_4shot" in a 4-shot mixture)
+    id: str  # unique within the task, independent of the order or sharding of the data
+    inputs: str  # the query, template filled in, without exemplars
+    targets: str  # the answer, without a leading space
+    labels: tuple[str, ...]  # the label set; empty for an open task
+    prefix: str  # post-processing cuts an output from the second occurrence of this on; "" cuts nothing
+    shots: int  # number of exemplars to prepend
+    answers: tuple[str, ...] = ()  # all right answers if there are several; empty if only `targets` is right
+    suffix: str = ""  # the end of `inputs` that stays when a too long input is shortened; "" forbids shortening
+    # Everything that the task yields, for its post-processor.
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 def import_tasks(modules: Sequence[str]) -> None:
@@ -88,10 +72,7 @@ def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
 
     Args:
       folders: written by `launch/cache_tasks.sh` (SeqIO's own `seqio_cache_tasks`), local or gs://; the first one wins.
-      tasks: the tasks that the run reads.
-
-    Raises:
-      UserError: a folder holds none of the tasks.
+      tasks: the tasks that the run reads. A folder that holds none of them is a UserError.
     """
     seqio.set_global_cache_dirs(folders)
     caches = [str(get(name).cache_dir) for name in cached(tasks)]
@@ -111,17 +92,18 @@ def cached(tasks: Sequence[str]) -> list[str]:
 def get(name: str) -> seqio.Task | seqio.Mixture:
     """Returns a task or mixture; registers `<name>_<k>shot` at the first call if `<name>` is known.
 
-    Raises:
-      UserError: there is no such task or mixture; the message names the nearest one.
+    Raises UserError, with the nearest name, if there is none.
     """
-    if name in seqio.MixtureRegistry.names():
-        return seqio.MixtureRegistry.get(name)
-    if name in seqio.TaskRegistry.names():
-        return seqio.TaskRegistry.get(name)
-    match = _SHOTS.fullmatch(name)
-    if match and match["base"] in _names():
-        return _register_shots(name, get(match["base"]), int(match["k"]))
-    raise UserError(f"no task or mixture is called {name!r}{nearest(name, _names())}")
+    if name in (names := _names()):
+        return seqio.get_mixture_or_task(name)
+    if (base_name := base_task(name)) == name:
+        raise UserError(f"no task or mixture is called {name!r}{nearest(name, names)}")
+    base, suffix = get(base_name), name.removeprefix(base_name)
+    if isinstance(base, seqio.Mixture):
+        parts = [(get(part + suffix).name, rate) for part, rate in base.rate_per_task_name.items()]
+        return seqio.MixtureRegistry.add(name, parts)
+    seqio.TaskRegistry.add_provider(name, _Shots(name, base, int(suffix[1:].removesuffix("shot"))))
+    return seqio.TaskRegistry.get(name)
 
 
 def task_names(name: str) -> list[str]:
@@ -129,14 +111,13 @@ def task_names(name: str) -> list[str]:
     provider = get(name)
     if isinstance(provider, seqio.Task):
         return [name]
-    names = [task for part in provider.rate_per_task_name for task in task_names(part)]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(task for part in provider.rate_per_task_name for task in task_names(part)))
 
 
 def base_task(name: str) -> str:
     """Returns the name without its `_<k>shot` ending, unless that is part of a registered task's own name."""
-    match = _SHOTS.fullmatch(name)
-    return match["base"] if match and match["base"] in _names() else name
+    match = re.fullmatch(r"(.+)_\d+shot", name)
+    return match[1] if match and match[1] in _names() else name
 
 
 def read(name: str, split: str, *, limit: int | None = None, within: int | None = None) -> list[Example]:
@@ -270,9 +251,7 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
         if from_cache:
             _check_files(task.cache_dir, split)
         with contextlib.nullcontext() if options["shuffle"] else in_storage_order():
-            dataset = task.get_dataset(
-                sequence_length=None, split=split, use_cached=from_cache, try_in_mem_cache=False, **options
-            )
+            dataset = task.get_dataset(None, split, use_cached=from_cache, try_in_mem_cache=False, **options)
         yield from dataset.as_numpy_iterator()
     except damage as error:
         if not from_cache:
@@ -306,16 +285,6 @@ def _check_files(folder: str, split: str) -> None:
 
 def _names() -> list[str]:
     return [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-
-
-def _register_shots(name: str, base: seqio.Task | seqio.Mixture, k: int) -> seqio.Task | seqio.Mixture:
-    """Registers `base` as `name`, with `shots` = k in each example. Mixtures keep their rates."""
-    if isinstance(base, seqio.Mixture):
-        parts = [(get(f"{part}_{k}shot").name, rate) for part, rate in base.rate_per_task_name.items()]
-        return seqio.MixtureRegistry.add(name, parts)
-    task = _Shots(name, base, k)
-    seqio.TaskRegistry.add_provider(name, task)
-    return task
 
 
 def _check_split(task: seqio.Task, split: str) -> None:

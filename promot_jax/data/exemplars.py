@@ -29,8 +29,7 @@ def choose(
       k: number of exemplars.
       inputs: of the example; candidates with equal inputs, which would reveal the answer, are left out.
 
-    Raises:
-      UserError: the pool is too small.
+    Raises UserError if the pool is too small.
     """
     if not k:
         return []
@@ -42,10 +41,8 @@ def choose(
                 by_inputs[candidate.inputs] = candidate
     if len(by_inputs) < k:
         raise UserError(f"task {task!r} has {len(by_inputs)} training examples to draw from, too few for {k} shots")
-    ranked = heapq.nsmallest(
-        k, by_inputs.values(), key=lambda e: (stable_hash(task, str(seed), example_id, e.id), e.id)
-    )
-    return ranked[::-1]
+    key = (task, str(seed), example_id)
+    return heapq.nsmallest(k, by_inputs.values(), key=lambda e: (stable_hash(*key, e.id), e.id))[::-1]
 
 
 def draw(task: str, seed: int, example: Example, pool: Sequence[Example], k: int) -> list[Example]:
@@ -54,15 +51,7 @@ def draw(task: str, seed: int, example: Example, pool: Sequence[Example], k: int
     `choose` ranks the whole pool for one example, which is too slow for every example of a training run. This starts at
     places given by a hash of (task, seed, example id) and takes the next candidate that is allowed.
 
-    Args:
-      task: the task's name without its `_<k>shot` ending.
-      seed: another seed, other exemplars.
-      example: what the exemplars are for; neither it nor an example of equal inputs is among them.
-      pool: candidates as `distinct` returns them.
-      k: number of exemplars.
-
-    Raises:
-      UserError: the pool is too small.
+    The arguments and errors are those of `choose`, with the whole example and a pool as `distinct` returns it.
     """
     chosen: list[Example] = []
     for number in range(k):
@@ -128,10 +117,7 @@ def compose(
 
     Whole exemplars are dropped, the first ones first, until the prompt has at most `max_tokens` tokens. The query is
     shortened only if it does not fit alone and has a `suffix` (articles to summarise): then the last words before the
-    suffix are left out.
-
-    Raises:
-      UserError: the query alone does not fit and may not be shortened.
+    suffix are left out. Raises UserError if the query alone does not fit and may not be shortened.
     """
     shots = [f"{e.inputs} {e.targets}" for e in exemplars]
     for dropped in range(len(shots) + 1):

@@ -20,17 +20,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Replay:
-    """What is replayed.
+    """What is replayed."""
 
-    Attributes:
-        task: SeqIO task or mixture of generic text; its split "train" is read.
-        rate: share of the training examples that are passages.
-        targets: maximal number of predicted tokens of a passage, for which a batch has space.
-    """
-
-    task: str
-    rate: float = 0.01
-    targets: int = 32
+    task: str  # SeqIO task or mixture of generic text; its split "train" is read
+    rate: float = 0.01  # share of the training examples that are passages
+    targets: int = 32  # maximal number of predicted tokens of a passage, for which a batch has space
 
     def __post_init__(self) -> None:
         """Raises UserError for impossible values."""
@@ -48,10 +42,8 @@ class Replay:
 def passages(examples: Iterator["Example"], binding: "Binding", inputs: int, targets: int) -> Iterator[Tokens]:
     """Yields passages as sequences: the first half, at most `inputs` tokens, and up to `targets` predicted tokens.
 
-    Unlike an example, a passage is cut if it is too long, gets no EOS after its targets, and no soft prompt.
-
-    Raises:
-        UserError: a thousand passages in a row are shorter than two tokens.
+    Unlike an example, a passage is cut if it is too long, gets no EOS after its targets, and no soft prompt. Raises
+    UserError if a thousand passages in a row are shorter than two tokens.
     """
     start = [] if binding.bos_id is None else [binding.bos_id]
     end = [] if binding.continues else [binding.eos_id]

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,7 @@ _FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "custom-call", "a
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """One array: its element type, its sizes, and whether it is in main memory."""
 
     dtype: str
@@ -37,8 +37,7 @@ class Shape:
         return math.prod(self.sizes) * (0 if self.dtype == "token" else width)
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     """One line of a computation."""
 
     name: str
@@ -55,21 +54,13 @@ class Instruction:
 
 @dataclasses.dataclass
 class Cost:
-    """The cost of a computation on one device.
+    """The cost of a computation on one device; of collectives, what each device of a ring sends."""
 
-    Attributes:
-        flops: of matrix products, two per multiplication.
-        bytes: read from and written to main memory.
-        collectives: by kind, the bytes that each device of a ring sends (an all-reduce moves an array about twice).
-        counts: by kind, the number that run.
-        network: bytes that each device of a ring sends to other slices.
-    """
-
-    flops: float = 0.0
-    bytes: float = 0.0
-    collectives: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
-    counts: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
-    network: float = 0.0
+    flops: float = 0.0  # of matrix products, two per multiplication
+    bytes: float = 0.0  # read from and written to main memory
+    collectives: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))  # bytes by kind
+    counts: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))  # collectives by kind
+    network: float = 0.0  # bytes sent to other slices
 
     def add(self, other: "Cost", times: float = 1) -> None:
         """Adds the cost of another computation that runs `times` times."""
@@ -146,8 +137,6 @@ class Program:
                 total.bytes += self._traffic(instruction, computation)
         return total
 
-    # ---- loops -------------------------------------------------------------------------------------------------------
-
     def _trips(self, loop: Instruction, around: Mapping[str, Instruction]) -> int:
         """Number of trips: from XLA's note, else from counter, start, step and bound, else `steps`."""
         if trips := _group(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.rest):
@@ -158,17 +147,15 @@ class Program:
         if test.opcode != "compare" or "direction=LT" not in test.rest:
             return self._steps
         index = _integer(condition.get(test.operands[0]), "get-tuple-element", r"index=(\d+)")
-        bound = _constant(condition.get(test.operands[1]))
+        bound = _integer(condition.get(test.operands[1]))
         if index is None or bound is None:
             return self._steps
-        start = _constant(_source(around, around[loop.operands[0]].operands, index))
+        start = _integer(_source(around, around[loop.operands[0]].operands, index))
         step = 1
         following = _source(body, _root(body).operands, index)
         if following is not None and following.opcode == "add":
-            step = next(filter(None, (_constant(body.get(operand)) for operand in following.operands)), 1)
+            step = next(filter(None, (_integer(body.get(operand)) for operand in following.operands)), 1)
         return -(-(bound - (start or 0)) // step)
-
-    # ---- memory ------------------------------------------------------------------------------------------------------
 
     def _traffic(self, instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
         """Bytes that an instruction outside fusions reads from and writes to main memory."""
@@ -214,9 +201,6 @@ class Program:
         return total
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
-
 def _instruction(line: str) -> Instruction:
     left, _, right = line.partition(" = ")
     shape_text, right = _balanced(right) if right.startswith("(") else right.split(" ", 1)
@@ -260,13 +244,10 @@ def _root(computation: Mapping[str, Instruction]) -> Instruction:
     return next(instruction for instruction in computation.values() if instruction.is_root)
 
 
-def _integer(instruction: Instruction | None, opcode: str, pattern: str) -> int | None:
+def _integer(instruction: Instruction | None, opcode: str = "constant", pattern: str = r"^\((-?\d+)\)") -> int | None:
+    """The value of a constant, or the integer that a pattern finds in an instruction of another opcode."""
     digits = _group(pattern, instruction.rest) if instruction is not None and instruction.opcode == opcode else ""
     return int(digits) if digits else None
-
-
-def _constant(instruction: Instruction | None) -> int | None:
-    return _integer(instruction, "constant", r"^\((-?\d+)\)")
 
 
 def _source(computation: Mapping[str, Instruction], operands: tuple[str, ...], index: int) -> Instruction | None:
@@ -292,9 +273,6 @@ def _users(fused: Mapping[str, Instruction], name: str) -> list[Instruction]:
         if name in user.operands:
             users += _users(fused, user.name) if user.opcode == "bitcast" else [user]
     return users
-
-
-# ---- products and collectives ----------------------------------------------------------------------------------------
 
 
 def _flops(product: Instruction, computation: Mapping[str, Instruction]) -> float:

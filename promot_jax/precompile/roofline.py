@@ -12,21 +12,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip (Cloud TPU's documentation of each version, November 2026).
+    """Published figures of one chip (Cloud TPU's documentation of each version, November 2026)."""
 
-    Attributes:
-        memory: bytes of HBM.
-        flops: bf16 products, per second.
-        bandwidth: of HBM, bytes per second.
-        links: of all links to other chips of the slice together, bytes per second in one direction.
-        network: to other slices, bytes per second in one direction; 0 if none is published.
-    """
-
-    memory: int
-    flops: float
-    bandwidth: float
-    links: float
-    network: float = 0.0
+    memory: int  # bytes of HBM
+    flops: float  # bf16 products, per second
+    bandwidth: float  # of HBM, bytes per second
+    links: float  # of all links to other chips of the slice together, bytes per second in one direction
+    network: float = 0.0  # to other slices, bytes per second in one direction; 0 if none is published
 
 
 CHIPS = {
@@ -107,7 +99,7 @@ def checks(
     cost: Cost,
     once: Cost,
     compiler: Mapping[str, float],
-    held: float,
+    arguments: float,
     model: float,
     devices: int,
     share: tuple[float, float],
@@ -121,7 +113,7 @@ def checks(
         once: the same with every loop run once, as the compiler counts.
         compiler: its own analysis of one device: `flops`, including those outside products, and `bytes accessed`,
             including on-chip memory.
-        held: bytes of one device's arguments, which are read at least once, except parts of embedding tables.
+        arguments: bytes of one device's arguments, which are read at least once, except parts of embedding tables.
         model: FLOPs that the model needs, of all devices.
         devices: number of devices.
         share: how often the model's FLOPs may be computed: minimum, maximum.
@@ -134,8 +126,10 @@ def checks(
         problems.append(f"the compiler counts {flops:.3g} FLOPs with every loop run once, and we {once.flops:.3g}")
     if once.bytes > 1.02 * traffic:
         problems.append(f"the compiler counts {traffic:.3g} bytes with every loop run once, and we {once.bytes:.3g}")
-    if cost.bytes < held / 2:
-        problems.append(f"the arguments have {held:.3g} bytes, and we count {cost.bytes:.3g} that are read or written")
+    if cost.bytes < arguments / 2:
+        problems.append(
+            f"the arguments have {arguments:.3g} bytes, and we count {cost.bytes:.3g} that are read or written"
+        )
     if slices > 1 and trains and not cost.network:
         problems.append("no transfer between the slices was found, though gradients need one")
     ratio = cost.flops * devices / model

@@ -52,23 +52,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A line or path.
+    """A line or path."""
 
-    Attributes:
-        label: in the legend; lines of one label and style share an entry, "" has none.
-        style: colour and marker of a method or task; -1 is the grey of references.
-        points: by x, or along a path.
-        kind: "line" with markers, "thin" (dotted, no markers), "dots" (no line), or "ruled" (dashed, no markers).
-        right: whether the right-hand axis measures it.
-        hollow: whether the first marker is hollow.
-    """
-
-    label: str
-    style: int
+    label: str  # in the legend; lines of one label and style share an entry, "" has none
+    style: int  # colour and marker of a method or task; -1 is the grey of references
     points: tuple[Point, ...]
-    kind: str = "line"
-    right: bool = False
-    hollow: bool = False
+    kind: str = "line"  # with markers, or "thin" (dotted, no markers), "dots" (no line), "ruled" (dashed, no markers)
+    right: bool = False  # whether the right-hand axis measures it
+    hollow: bool = False  # whether the first marker is hollow
 
     @property
     def hue(self) -> str:
@@ -83,37 +74,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot.
+    """One plot."""
 
-    Attributes:
-        x, y: names of the axes.
-        lines: the plotted lines.
-        title: above the plot, "" for none.
-        right: name of the right-hand axis, "" for none.
-    """
-
-    x: str
-    y: str
+    x: str  # name of the axis
+    y: str  # name of the left-hand axis
     lines: tuple[Line, ...]
-    title: str = ""
-    right: str = ""
+    title: str = ""  # above the plot
+    right: str = ""  # name of the right-hand axis, "" for none
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure.
+    """A figure."""
 
-    Attributes:
-        name: of the file.
-        title: one line.
-        alt: description with numbers, for readers who do not see the chart.
-        panels: side by side if the width allows.
-    """
-
-    name: str
+    name: str  # of the file
     title: str
-    alt: str
-    panels: tuple[Panel, ...]
+    alt: str  # description with numbers, for readers who do not see the chart
+    panels: tuple[Panel, ...]  # side by side if the width allows
 
 
 def legend(chart: Chart) -> list[Line]:
@@ -167,8 +144,7 @@ def document(chart: Chart) -> str:
             x, y = 20.0, y + 22
         entries.append((line, round(x), y - 7))
         x += entry_width
-    size = (width, y + 20)
-    return render("figure.svg", chart=chart, size=size, css=css(light=True), plots=panels, legend=entries)
+    return render("figure.svg", chart=chart, size=(width, y + 20), css=css(light=True), plots=panels, legend=entries)
 
 
 class _Axis:

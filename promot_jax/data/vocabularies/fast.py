@@ -15,13 +15,9 @@ _UNIGRAM, _UNKNOWN, _CONTROL = 1, 2, 3  # SentencePiece's numbers for kinds of m
 
 
 def from_sentencepiece(model: bytes) -> Tokenizer:
-    """Converts a SentencePiece unigram model; `<extra_id_...>` among its pieces become special tokens of that name.
+    """Converts a serialized SentencePiece unigram model; its pieces `<extra_id_...>` become special tokens.
 
-    Args:
-        model: the serialized model, extra ids included.
-
-    Raises:
-        UserError: the model is of another kind, or normalises text in a way that is not converted.
+    Raises UserError if the model is of another kind, or normalises text in a way that is not converted.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # made at import
     normal = proto.normalizer_spec
@@ -57,8 +53,8 @@ def of_bytes() -> Tokenizer:
     names = ["<pad>", "</s>", "<unk>"]
     # The character that stands for each byte in byte-level vocabularies: itself if it is printable.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    letters = [chr(byte if byte in printable else next(others)) for byte in range(0x100)]
+    unused = iter(range(0x100, 0x200))
+    letters = [chr(byte if byte in printable else next(unused)) for byte in range(0x100)]
     vocab = {name: i for i, name in enumerate([*names, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -27,21 +27,13 @@ def _pieces(digits: str) -> Split:
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """How text is split into pieces, within which BPE merges.
+    """How text is split into pieces, within which BPE merges."""
 
-    Attributes:
-        cuts: splits applied first.
-        gpt2: whether GPT-2's own expression then splits further.
-        nfc: whether characters are composed (Unicode NFC) before.
-        whole: whether a piece that is a token becomes that token, whatever the merges say.
-        bos: whether the model expects a beginning of sequence if the file does not say.
-    """
-
-    cuts: tuple[Any, ...] = ()
-    gpt2: bool = True
-    nfc: bool = False
-    whole: bool = False
-    bos: bool = False
+    cuts: tuple[Any, ...] = ()  # splits applied first
+    gpt2: bool = True  # whether GPT-2's own expression then splits further
+    nfc: bool = False  # whether characters are composed (Unicode NFC) before
+    whole: bool = False  # whether a piece that is a token becomes that token, whatever the merges say
+    bos: bool = False  # whether the model expects a beginning of sequence if the file does not say
 
 
 # By the `tokenizer.ggml.pre` of a GGUF file. "smollm" takes every digit (any Unicode number) apart first, so that
@@ -60,13 +52,9 @@ def expects_bos(kind: str | None, pre: str | None) -> bool:
 
 
 def build(field: Callable[..., Any]) -> Tokenizer:
-    """Builds the tokenizer.
+    """Builds the tokenizer; raises UserError if its kind is not read, or its parts do not fit together.
 
-    Args:
-        field: `field(name, type, default)` reads `tokenizer.ggml.<name>`, and raises UserError for another type.
-
-    Raises:
-        UserError: the tokenizer is of a kind that is not read, or its parts do not fit together.
+    `field(name, type, default)` reads `tokenizer.ggml.<name>`, and raises UserError for another type.
     """
     kind = field("model", str)
     if kind not in ("gpt2", "llama"):

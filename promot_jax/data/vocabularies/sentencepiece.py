@@ -30,16 +30,12 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
     """
 
     add_bos = False
-    bos_id = None
+    bos_id: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Reads a model and appends `EXTRA_IDS`, unless its pieces include `<extra_id_0>` as mT5's do.
+        """Reads a `.model` file, local or `gs://`; appends `EXTRA_IDS` unless its pieces include `<extra_id_0>` (mT5).
 
-        Args:
-            path: the `.model` file, local or `gs://`.
-
-        Raises:
-            UserError: no such file, not a SentencePiece model, or one without an end of sequence.
+        Raises UserError if the file is missing, not a SentencePiece model, or has no end of sequence.
         """
         path = os.fspath(path)
         processor = SentencePieceProcessor()
@@ -77,11 +73,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
         return texts
 
     def fast(self) -> TokenizerVocabulary:
-        """The same tokenizer as a `tokenizers.Tokenizer`.
-
-        Raises:
-            UserError: the model is of a kind that is not converted.
-        """
+        """The same tokenizer as a `tokenizers.Tokenizer`; raises UserError if the model cannot be converted."""
         tokenizer_json = from_sentencepiece(self.sp_model).to_str()
         return TokenizerVocabulary(tokenizer_json, eos_id=self.eos_id, pad_id=max(self.pad_id, 0), unk_id=self.unk_id)
 

@@ -17,43 +17,24 @@ from promot_jax.errors import UserError
 
 
 class Vocabulary(Protocol):
-    """What training and evaluation need of a tokenizer."""
+    """What training and evaluation need of a tokenizer. Hashable, since results that depend on it are cached."""
 
-    def __hash__(self) -> int:
-        """Consistent with equality: results that depend on a vocabulary are cached."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, extra ids included."""
-
-    @property
-    def eos_id(self) -> int:
-        """End of sequence, where `decode` stops."""
-
-    @property
-    def bos_id(self) -> int | None:
-        """Beginning of sequence, if there is one."""
-
-    @property
-    def pad_id(self) -> int:
-        """Padding of batches."""
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether the model expects `bos_id` at the start of its input."""
-
-    @property
-    def sentinels(self) -> dict[str, int]:
-        """Ids of `<extra_id_0>`, `<extra_id_1>`, ..., which `decode` drops; empty if there are none."""
+    vocab_size: int  # extra ids included
+    eos_id: int  # end of sequence, where `decode` stops
+    bos_id: int | None  # beginning of sequence, None if there is none
+    pad_id: int  # padding of batches; these carry masks, so it may be a token with another use
+    unk_id: int | None  # for ids outside the vocabulary, None if there is none
+    add_bos: bool  # whether the model expects `bos_id` at the start of its input
+    sentinels: dict[str, int]  # ids of `<extra_id_0>`, `<extra_id_1>`, ..., which `decode` drops; may be empty
 
     def encode(self, s: Any) -> Sequence[int]:
         """Text to ids, without BOS and EOS."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text; drops control tokens, sentinels and ids beyond the vocabulary."""
+        """Ids to text, up to the first EOS; drops control tokens, sentinels and ids beyond the vocabulary."""
 
     def token_strings(self) -> list[str]:
-        """Text of each single id, "" for control tokens and sentinels."""
+        """Text of each single id, `vocab_size` of them: "" for control tokens and sentinels."""
 
     def fast(self) -> "TokenizerVocabulary":
         """The same tokenizer as a `tokenizers.Tokenizer`, to which tokens can be added."""
@@ -67,14 +48,6 @@ class TokenizerVocabulary:
 
     `encode` never makes control tokens: the text "<|im_end|>" becomes the tokens of those ten characters, so that no
     example can end a sequence or open a turn. It adds neither BOS nor EOS: the batches do, by `add_bos` and `eos_id`.
-
-    Attributes:
-        vocab_size: number of tokens.
-        eos_id: end of sequence, where `decode` stops.
-        bos_id: beginning of sequence, None if there is none.
-        pad_id: padding of batches. Batches carry masks, so it may be a token with another use.
-        unk_id: token for ids outside the vocabulary, None if there is none.
-        add_bos: whether the model expects `bos_id` at the start of its input.
     """
 
     def __init__(
@@ -89,8 +62,7 @@ class TokenizerVocabulary:
     ) -> None:
         """Parses the content of a `tokenizer.json`; `pad_id` defaults to `eos_id`.
 
-        Raises:
-            UserError: the JSON is not a tokenizer, or an id lies outside its vocabulary.
+        Raises UserError if the JSON is not a tokenizer, or an id lies outside its vocabulary.
         """
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
@@ -119,8 +91,7 @@ class TokenizerVocabulary:
     def from_gguf(cls, fields: Mapping[str, Any]) -> "TokenizerVocabulary":
         """Makes the tokenizer of a GGUF file from its metadata (`promot_jax.checkpoints.gguf.load.read_metadata`).
 
-        Raises:
-            UserError: the tokenizer is of a kind that is not read, or its parts do not fit together.
+        Raises UserError if the tokenizer's kind is not read, or its parts do not fit together.
         """
 
         def field(name: str, kind: type, default: Any = None) -> Any:
@@ -144,13 +115,9 @@ class TokenizerVocabulary:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TokenizerVocabulary":
-        """Reads what `save` wrote, or the tokenizer of a Hugging Face model folder.
+        """Reads a Hugging Face folder, or a `tokenizer.json` with a `tokenizer_config.json` beside it.
 
-        Args:
-            path: a folder with `tokenizer.json` and `tokenizer_config.json`, or the former's path.
-
-        Raises:
-            UserError: a file is missing or damaged, or names no end of sequence.
+        Raises UserError if a file is missing or damaged, or names no end of sequence.
         """
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         file = folder / "tokenizer.json" if Path(path).is_dir() else Path(path)
