@@ -1,27 +1,27 @@
-"""SeqIO text examples to model batches. TensorFlow reads data only: it stays silent and off the accelerators."""
+"""From SeqIO text examples to model batches. TensorFlow only reads data: silent, and without the accelerators."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Read by TensorFlow when it is first imported.
+# TensorFlow reads these when it is first imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps C++ from writing to stderr: TensorFlow logs before it reads how much it may log. Exceptions pass."""
+    """Closes stderr to C++, since TensorFlow logs before it reads its log level. Exceptions pass."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 with _quiet():

@@ -1,7 +1,7 @@
 """The paper's curves as charts: ICL, format share and target score against step, and target score against ICL.
 
 Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff`) of the paper,
-and every method's averages beside each other.
+and the averages of all methods in one chart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ PROMPT_STEP = "Step of stage 1"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on disk: its SVG file, and its title and description as in `charts.Chart`."""
+    """A figure on disk: its SVG file, and its title and description as in `svg.Chart`."""
 
     path: Path
     title: str
@@ -41,7 +41,7 @@ class Series:
     values: dict[int, dict[int, float]]
 
     def common(self) -> list[int]:
-        """Steps that every seed has: a mean over changing seeds would show jumps that no run has."""
+        """Steps that every seed has; a mean over changing seeds would show jumps that no run has."""
         return sorted(set.intersection(*(set(curve) for curve in self.values.values())))
 
     def spread(self, step: int) -> bootstrap.Spread:
@@ -59,26 +59,21 @@ class Series:
 
 
 def charts(results: Json) -> list[Chart]:
-    """Every figure that the results have points for.
-
-    Args:
-        results: a comparison (`results.as_comparison`).
-    """
+    """Draws every figure for which a comparison has evaluations."""
     drawn = (draw(results) for draw in (_tradeoff, _forgetting, _icl, _format_share, _format_share_tasks, _target))
     return [chart for chart in drawn if chart is not None]
 
 
 def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
     """Writes charts as `<name>.svg` into a folder."""
-    return [
-        Picture(write_text(folder / f"{chart.name}.svg", document(chart)), chart.title, chart.alt) for chart in drawn
-    ]
+    paths = [write_text(folder / f"{chart.name}.svg", document(chart)) for chart in drawn]
+    return [Picture(path, chart.title, chart.alt) for path, chart in zip(paths, drawn, strict=True)]
 
 
 def series(
     results: Json, value: str | Value, *, stages: Sequence[str] | None = None, mixtures: bool = False
 ) -> list[Series]:
-    """One number of the curves' points per method, for the methods that have it.
+    """Reads one number of each evaluation, per method that has it.
 
     Args:
         results: a comparison.
@@ -128,9 +123,9 @@ def _target(results: Json) -> Chart | None:
 
 
 def _forgetting(results: Json) -> Chart | None:
-    """Figure 1: the target score rises while exact match in context falls, a panel per method.
+    """Figure 1: the target score rises while exact match on ICL tasks falls, a panel per method.
 
-    Of the paper's tasks those scored by exact match are question answering; where there are none, the average counts.
+    The paper's tasks scored by exact match are question answering. Without such tasks the ICL average is drawn.
     """
     exact = any(_exact_match(p) is not None for runs in results["methods"].values() for r in runs for p in r["curve"])
     value: Value = _exact_match if exact else lambda point: point.get("icl")
@@ -185,7 +180,7 @@ def _format_share_tasks(results: Json) -> Chart | None:
 
 
 def _tradeoff(results: Json) -> Chart | None:
-    """Figures 5 and 6: a point per checkpoint, mean over seeds; each seed's as dots."""
+    """Figures 5 and 6: a point per checkpoint, mean over seeds; single seeds as dots."""
     targets = {one.method: one for one in series(results, "target", mixtures=True)}
     lines: list[Line] = []
     told: list[str] = []
@@ -218,8 +213,7 @@ def _tradeoff(results: Json) -> Chart | None:
 def gradient_alignment(found: Json) -> list[Chart]:
     """Figures 3 and 7: cosine between the gradients of real and shuffled targets, a chart with and without the prompt.
 
-    Args:
-        found: what `analysis.gradient_alignment.along` returns.
+    `found` is the result of `analysis.gradient_alignment.along`.
     """
     drawn = []
     for prompt in dict.fromkeys(point["prompt"] for point in found["points"]):
@@ -242,9 +236,9 @@ def gradient_alignment(found: Json) -> list[Chart]:
                     lines.append(Line(group, style, tuple(points)))
                     told.append(f"{group} from {points[0].y:.2f} to {points[-1].y:.2f} ({scope})")
             panels.append(Panel("Step", "Cosine", tuple(lines), scope))
-        behind = f"behind its prompt {prompt!r}" if prompt else "without a prompt"
+        attached = f"with its soft prompt {prompt!r}" if prompt else "without a prompt"
         of = f"{found['stage']} on {found['task']}, seed {found['seed']}"
-        title = f"Gradient alignment with shuffled targets: {of}, {behind}"
+        title = f"Gradient alignment with shuffled targets: {of}, {attached}"
         alt = f"Line charts. {', '.join(told)}. Band, of all: range over {found['batches']} batches."
         name = "gradient_alignment" + ("" if prompt == found["points"][0]["prompt"] else "_stripped")
         if panels:
@@ -253,7 +247,7 @@ def gradient_alignment(found: Json) -> list[Chart]:
 
 
 def of_run(run: Json) -> Chart | None:
-    """The curves of one run: target score, ICL and format share, a panel per stage."""
+    """Draws the curves of one run: target score, ICL and format share, a panel per stage."""
     panels, told = [], []
     for stage in dict.fromkeys(point["stage"] for point in run["curve"]):
         lines = []
@@ -308,7 +302,7 @@ def _lines(curves: Sequence[Series], results: Json) -> tuple[Line, ...]:
 
 
 def _line(one: Series, style: int, label: str, method: str, *, right: bool = False, band: bool = True) -> Line:
-    """Mean over seeds; their range is told, and drawn as a band unless bands would cover each other."""
+    """Draws the mean over seeds, with their range as text and, if `band`, as a band."""
     what = method if method == label else f"{method}, {label}"
     points = []
     for step in one.common():
@@ -324,7 +318,7 @@ def _pair(label: str, place: str, target: float, icl: float) -> str:
 
 
 def _places(results: Json, method: str) -> dict[int, str]:
-    """What each step of a method's model tuning is called."""
+    """Names of the steps of a method's model tuning."""
     points = [point for run in results["methods"][method] for point in model_tuning(run["curve"])]
     return {point["step"]: tables.place(point["step"], point.get("alpha")) for point in points}
 
@@ -348,7 +342,7 @@ def _target_name(results: Json) -> str:
 
 
 def _shots(results: Json) -> str:
-    """The number of shots where the settings say at how many the curves were evaluated."""
+    """The number of shots of the curves' evaluations, if the settings name it."""
     runs = [run for members in results["methods"].values() for run in members]
     shots = {(run.get("settings") or {}).get("curve_shots") for run in runs} - {None}
     return f" ({shots.pop()}-shot)" if len(shots) == 1 else ""

@@ -80,7 +80,7 @@ def test_gradient_alignments_are_drawn(tmp_path):
     assert len(set(drawn)) == len(drawn) == 4  # with a prompt and without
     assert all((tmp_path / "report/figures" / f"{name}.svg").is_file() for name in drawn)
     assert (
-        "seed 0, behind its prompt" in made
+        "seed 0, with its soft prompt" in made
         and "50 % (finetune on sentiment, seed 0), 50 % (stage2 on sentiment, seed 0)" in made
     )
 
