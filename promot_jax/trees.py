@@ -40,7 +40,8 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
 
 def partition(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
     """Splits a tree into the leaves whose path is `chosen` and the rest; inverse of `merge`."""
-    first, second = {}, {}
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
     for path, leaf in flatten(tree).items():
         (first if chosen(path) else second)[path] = leaf
     return unflatten(first), unflatten(second)
