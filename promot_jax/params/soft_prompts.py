@@ -100,7 +100,7 @@ class PromptInit:
             ids = list(encode(self.text))
             if not ids:
                 raise UserError("The prompt initialiser 'text' was given an empty text; set PromptInit.text.")
-            return lookup(jnp.resize(jnp.asarray(ids), length)).astype(jnp.float32)
+            return lookup(jnp.resize(jnp.asarray(ids), (length,))).astype(jnp.float32)
         if self.method == "file":
             array = _read_array(_array_path(self.path))
             if array.shape != (length, embed):
