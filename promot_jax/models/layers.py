@@ -93,8 +93,13 @@ def scan_layers(layer: type[nn.Module], config: Any, count: int, in_axes: tuple[
     if config.remat != "none":
         saved = jax.checkpoint_policies.save_only_these_names(_PRODUCT) if config.remat == "dots" else None
         layer = nn.remat(layer, prevent_cse=False, policy=saved)
-    rngs = {"params": True, "dropout": True}
-    return nn.scan(layer, variable_axes={"params": 0}, split_rngs=rngs, in_axes=in_axes, length=count)(config)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=count,
+    )(config)
 
 
 def extend_cache(
