@@ -55,7 +55,7 @@ def _params():
         (Decoding(temperature=1.0, top_p=0.6), [0, 0.5, 0, 0.3]),
         (Decoding(temperature=1.0, top_p=0.85), [0.15, 0.5, 0, 0.3]),
         (Decoding(temperature=1.0, top_p=0.99), [0.15, 0.5, 0.05, 0.3]),
-        # Among the first three 0.5 is a share of 0.526, and among squares one of 0.685.
+        # Among the first three 0.5 is a probability of 0.526, and among squares one of 0.685.
         (Decoding(temperature=1.0, top_k=3, top_p=0.51), [0, 1, 0, 0]),
         (Decoding(temperature=0.5, top_p=0.6), [0, 1, 0, 0]),
         (Decoding(temperature=0.5, top_k=3, top_p=0.7), [0, 0.25, 0, 0.09]),
@@ -170,8 +170,10 @@ def test_limits_cut_and_change_nothing_else(params):
     for limit in (1, 2, 5, 8):
         out = generate(params, inputs(), limit)
         assert np.array_equal(out[:, :limit], whole[:, :limit]) and (out[:, limit:] == -1).all()
-    own = generate(params, inputs(), [3, 8, 1, 5])
-    assert own.tolist() == [[*row[:n], *[-1] * (8 - n)] for n, row in zip([3, 8, 1, 5], whole.tolist(), strict=True)]
+    limited = generate(params, inputs(), [3, 8, 1, 5])
+    assert limited.tolist() == [
+        [*row[:n], *[-1] * (8 - n)] for n, row in zip([3, 8, 1, 5], whole.tolist(), strict=True)
+    ]
 
 
 def test_padding_rows_stay_empty_and_keep_nothing_running(params):

@@ -1,4 +1,4 @@
-"""The real Gemma 3 270M against transformers, which reads the same file by code of its own."""
+"""The real Gemma 3 270M against transformers, which reads the same file with its own code."""
 
 import random
 

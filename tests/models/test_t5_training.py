@@ -1,4 +1,4 @@
-"""An encoder-decoder through the folders that know no model family: data, stages, evaluation, sentinels."""
+"""An encoder-decoder in the modules that work with any family: data, stages, evaluation; and sentinels."""
 
 import dataclasses
 import functools

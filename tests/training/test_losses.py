@@ -37,7 +37,7 @@ def _case(fast_compilation):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("positions", [0, 1, 3, 6])  # 0: less room than one position of the batch needs
+@pytest.mark.parametrize("positions", [0, 1, 3, 6])  # 0: less than one position of the batch
 def test_chunks_equal_the_whole(case, smoothing, positions, monkeypatch):
     model, params, hidden, targets, weights = case
     monkeypatch.setattr(losses, "CHUNK", positions * BATCH * VOCAB)
@@ -51,8 +51,8 @@ def test_chunks_equal_the_whole(case, smoothing, positions, monkeypatch):
     expected, expected_grads = jax.value_and_grad(whole, (0, 1))(params, hidden)
     loss, grads = jax.jit(jax.value_and_grad(chunked, (0, 1)))(params, hidden)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+    for ours, expected_leaf in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(ours, expected_leaf, rtol=1e-5, atol=1e-5 * np.abs(expected_leaf).max())
 
 
 @pytest.mark.parametrize("positions", [0, 3, 7])
@@ -72,19 +72,19 @@ def test_divergence_in_chunks_is_that_of_the_whole(case, positions, monkeypatch)
     lowered = jax.jit(jax.value_and_grad(chunked, (0, 1)))
     loss, grads = lowered(params, hidden)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+    for ours, expected_leaf in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(ours, expected_leaf, rtol=1e-4, atol=1e-5 * np.abs(expected_leaf).max())
     assert ("while" in lowered.lower(params, hidden).as_text()) == (positions < TARGETS)
 
 
 def test_what_fits_is_not_cut(case, monkeypatch):
     model, params, hidden, targets, weights = case
 
-    def lowered(room):
+    def lowered(chunk):
         def whole(hidden):
             return losses.chunked_cross_entropy(model, params, hidden, targets, weights, 0.1)
 
-        monkeypatch.setattr(losses, "CHUNK", room)
+        monkeypatch.setattr(losses, "CHUNK", chunk)
         return jax.jit(whole).lower(hidden).as_text()
 
     def whole(hidden):

@@ -25,7 +25,13 @@ class Vocabulary(Protocol):
     pad_id: int  # padding of batches; these carry masks, so it may be a token with another use
     unk_id: int | None  # for ids outside the vocabulary, None if there is none
     add_bos: bool  # whether the model expects `bos_id` at the start of its input
-    sentinels: dict[str, int]  # ids of `<extra_id_0>`, `<extra_id_1>`, ..., which `decode` drops; may be empty
+
+    @property
+    def sentinels(self) -> dict[str, int]:
+        """Ids of `<extra_id_0>`, `<extra_id_1>`, ..., which `decode` drops; may be empty."""
+
+    def __hash__(self) -> int:
+        """Equal tokenizers have equal hashes."""
 
     def encode(self, s: Any) -> Sequence[int]:
         """Text to ids, without BOS and EOS."""
