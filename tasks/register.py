@@ -14,6 +14,9 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
+
+# isort: split
 import seqio
 import tensorflow as tf
 

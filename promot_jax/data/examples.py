@@ -18,6 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
+
+# isort: split
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds

@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
+
+# isort: split
 import seqio
 import tensorflow as tf
 from sentencepiece import SentencePieceProcessor
