@@ -76,6 +76,7 @@ setup(
     packages=[*find_packages(include=["promot_jax", "promot_jax.*"]), *tasks, "promot_jax.gin"],
     package_dir={"promot_jax": "promot_jax", "promot_jax.tasks": "tasks", "promot_jax.gin": "gin"},
     package_data={
+        "promot_jax": ["*.toml"],
         "promot_jax.report.page": ["*.css", "*.js", "templates/*"],
         "promot_jax.gin": ["**/*.gin"],
         "promot_jax.tasks": [f"**/*.{kind}" for kind in DATA],

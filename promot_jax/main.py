@@ -50,7 +50,7 @@ CONFIGURABLES = {
     "PromptInit": "promot_jax.params.soft_prompts:PromptInit",
     "Partitioner": "promot_jax.distributed.partitioning:Partitioner",
     "Training": "promot_jax.training.settings:Training",
-    "Tuning": "promot_jax.training.tuning:Tuning",
+    "Tuning": "promot_jax.training.settings:tuning",
     "Lora": "promot_jax.params.lora:Lora",
     "Replay": "promot_jax.data.replay:Replay",
     "Optimizer": "promot_jax.training.optimizer:Optimizer",

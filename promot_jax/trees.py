@@ -1,4 +1,4 @@
-"""Select, partition, merge and cover nested parameter dicts by path: pure functions.
+"""Pure functions on nested parameter dicts: partition, merge, and match paths.
 
 A path is the keys joined by "/": `model/decoder/layers/mlp/wo/kernel`.
 """
@@ -39,17 +39,12 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
 
 
 def partition(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[Tree, Tree]:
-    """Splits a tree in two by path; `merge` puts it together again.
-
-    Args:
-        tree: nested dict.
-        chosen: says of a path whether its leaf goes to the first tree.
-    """
-    flat = flatten(tree)
-    return (
-        unflatten({path: leaf for path, leaf in flat.items() if chosen(path)}),
-        unflatten({path: leaf for path, leaf in flat.items() if not chosen(path)}),
-    )
+    """Splits a tree into the leaves whose path is `chosen` and the rest; inverse of `merge`."""
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
+    for path, leaf in flatten(tree).items():
+        (first if chosen(path) else second)[path] = leaf
+    return unflatten(first), unflatten(second)
 
 
 def merge(*trees: Mapping[str, Any]) -> Tree:
@@ -60,15 +55,15 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
     """
     flat: dict[str, Any] = {}
     for tree in trees:
-        for path, leaf in flatten(tree).items():
-            if path in flat:
-                raise ValueError(f"{path} is in two trees")
-            flat[path] = leaf
+        leaves = flatten(tree)
+        if twice := flat.keys() & leaves.keys():
+            raise ValueError(f"{min(twice)} is in two trees")
+        flat |= leaves
     return unflatten(flat)
 
 
 def interpolate(first: Mapping[str, Any], second: Mapping[str, Any], share: float) -> Tree:
-    """Returns `(1 - share) * first + share * second`; at 0 and 1 the leaves themselves, bit for bit."""
+    """Returns `(1 - share) * first + share * second`; at 0 and 1 the leaves themselves, bitwise."""
     if share in (0, 1):
         return dict(second if share else first)
     ends = flatten(second)
@@ -76,7 +71,11 @@ def interpolate(first: Mapping[str, Any], second: Mapping[str, Any], share: floa
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern matches a whole path; a `UserError` names one that is broken."""
+    """Returns whether a pattern matches the whole path.
+
+    Raises:
+        UserError: the pattern is not a regular expression.
+    """
     try:
         return re.fullmatch(pattern, path) is not None
     except re.error as error:
@@ -84,14 +83,10 @@ def matches(pattern: str, path: str) -> bool:
 
 
 def lookup(rules: Sequence[tuple[str, Any]], path: str) -> Any:
-    """Returns the value of the first rule whose pattern matches the whole path.
-
-    Args:
-        rules: `(regular expression, value)` in order.
-        path: of one leaf.
+    """Returns the value of the first rule, `(regular expression, value)`, whose pattern matches the whole path.
 
     Raises:
-        UserError: no rule matches, or a pattern is broken.
+        UserError: no rule matches, or a pattern is not a regular expression.
     """
     for pattern, value in rules:
         if matches(pattern, path):
@@ -100,20 +95,20 @@ def lookup(rules: Sequence[tuple[str, Any]], path: str) -> Any:
 
 
 def cover(rules: Sequence[tuple[str, Any]], paths: Iterable[str]) -> dict[str, Any]:
-    """Gives every path the value of its first rule; every rule but a closing ".*" must be some path's first.
+    """Returns `{path: value of its first matching rule}`; every rule but ".*" must be the first match of some path.
 
     Raises:
-        UserError: as `lookup`, or a rule that no path takes.
+        UserError: as `lookup`, or a rule is no path's first match.
     """
-    found = {path: lookup(rules, path) for path in paths}
-    for index, (pattern, _) in enumerate(rules):
-        taken = (path for path in found if re.fullmatch(pattern, path))
-        earlier = rules[:index]
-        if pattern != ".*" and all(any(re.fullmatch(other, path) for other, _ in earlier) for path in taken):
-            raise UserError(f"The pattern {pattern!r} matches no parameter{nearest(pattern, found)}.")
-    return found
+    indexed = [(pattern, index) for index, (pattern, _) in enumerate(rules)]
+    first = {path: lookup(indexed, path) for path in paths}
+    used = set(first.values())
+    for pattern, index in indexed:
+        if pattern != ".*" and index not in used:
+            raise UserError(f"The pattern {pattern!r} matches no parameter{nearest(pattern, first)}.")
+    return {path: rules[index][1] for path, index in first.items()}
 
 
 def count(tree: Mapping[str, Any]) -> int:
-    """Number of parameters."""
+    """Returns the number of parameters."""
     return sum(int(np.prod(leaf.shape)) for leaf in flatten(tree).values())

@@ -1,1 +1,1 @@
-"""SeqIO registrations: `demo` holds the offline demonstration tasks, `register` is what a module of your own calls."""
+"""SeqIO tasks: `demo` has the demo's tasks, `paper` the paper's; `register` registers your own."""

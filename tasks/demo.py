@@ -1,107 +1,56 @@
-"""The demonstration: one fine-tuning task and a battery of ten in-context learning tasks, all on real data.
+"""The demo's tasks: tasks to fine-tune on and ten in-context learning tasks, all on real data.
 
-`movie_sentiment` is what a model is fine-tuned on; `demo_icl_1shot` and `demo_icl_4shot` measure what it can still do
-in context. Nothing is downloaded before a task is read. Where the data come from and under which licence: `demo_data`.
+`movie_sentiment` is the fine-tuned task; `demo_icl_1shot` and `demo_icl_4shot` measure in-context learning. Nothing is
+downloaded before a task is read. `demo_data` names the data's sources and licences.
 """
+
+from collections.abc import Callable, Sequence
 
 from . import demo_data as data
 from .metrics import accuracy, bleu, exact_match, rouge2, token_f1
-from .register import register, register_mixture
+from .register import MetricFn, register, register_mixture
 from .templates import READING, TRUE_FALSE_REVIEW, Template, labelled
 
 CONTINENTS = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
 SENTIMENTS = ("positive", "negative")
 
-register(
-    "movie_sentiment",
-    lambda split: data.movie_reviews()[split],
-    TRUE_FALSE_REVIEW,
-    [accuracy],
-    labels=("True", "False"),
-)
-# Another kind of task to train on: translation.
-register(
-    "interface_enfr",
-    lambda split: data.interface_texts()[split],
-    labelled("English", "French", "english", "french"),
-    [bleu],
-)
-# A second task with labels to train on, for mixtures.
-register(
-    "tweet_mood",
-    lambda split: data.tweets()[split],
-    labelled("Tweet", "Mood", "text", "answer"),
-    [accuracy],
-    labels=("good", "bad"),
-)
+
+def _task(
+    name: str,
+    splits: Callable[[], data.Splits],
+    template: Template,
+    metric_fns: Sequence[MetricFn],
+    labels: Sequence[str] = (),
+) -> None:
+    register(name, lambda split: splits()[split], template, metric_fns, labels=labels)
+
+
+# Tasks to fine-tune on: sentiment, translation, and a second classification task for mixtures.
+_task("movie_sentiment", data.movie_reviews, TRUE_FALSE_REVIEW, [accuracy], ("True", "False"))
+_task("interface_enfr", data.interface_texts, labelled("English", "French", "english", "french"), [bleu])
+_task("tweet_mood", data.tweets, labelled("Tweet", "Mood", "text", "answer"), [accuracy], ("good", "bad"))
 register_mixture("movie_and_tweets", ["movie_sentiment", "tweet_mood"])
 
-# Knowledge.
-register(
-    "capital",
-    lambda split: data.countries()[split],
-    labelled("Country", "Capital", "country", "capital"),
-    [exact_match],
-)
-register(
-    "continent",
-    lambda split: data.countries()[split],
-    labelled("Country", "Continent", "country", "continent"),
-    [accuracy],
-    labels=CONTINENTS,
-)
-register(
-    "nationality",
-    lambda split: data.countries()[split],
-    labelled("Country", "People", "country", "nationality"),
-    [exact_match],
-)
+# In-context learning: knowledge.
+_task("capital", data.countries, labelled("Country", "Capital", "country", "capital"), [exact_match])
+_task("continent", data.countries, labelled("Country", "Continent", "country", "continent"), [accuracy], CONTINENTS)
+_task("nationality", data.countries, labelled("Country", "People", "country", "nationality"), [exact_match])
 # Words.
-register("past_tense", lambda split: data.past_tenses()[split], labelled("Verb", "Past", "verb", "past"), [exact_match])
-register("plural", lambda split: data.plurals()[split], labelled("Singular", "Plural", "noun", "plural"), [exact_match])
+_task("past_tense", data.past_tenses, labelled("Verb", "Past", "verb", "past"), [exact_match])
+_task("plural", data.plurals, labelled("Singular", "Plural", "noun", "plural"), [exact_match])
 # Texts.
-register(
-    "product_sentiment",
-    lambda split: data.product_reviews()[split],
-    labelled("Review", "Sentiment", "text", "answer"),
-    [accuracy],
-    labels=SENTIMENTS,
+_task(
+    "product_sentiment", data.product_reviews, labelled("Review", "Sentiment", "text", "answer"), [accuracy], SENTIMENTS
 )
-register("country_reading", lambda split: data.countries()[split], READING, [token_f1, exact_match])
-register(
-    "negation",
-    lambda split: data.negations()[split],
-    labelled("Sentence", "Negation", "statement", "negation"),
-    [exact_match],
-)
-register(
-    "question",
-    lambda split: data.questions()[split],
-    labelled("Statement", "Question", "statement", "question"),
-    [rouge2, exact_match],
-)
-register(
-    "editing",
-    lambda split: data.unedited()[split],
-    labelled("Raw", "Edited", "raw", "edited"),
-    [bleu],
-)
-
-# Generic text, for replay: what the base model may have read before it was fine-tuned.
-register("editorials", lambda split: data.editorials()[split], Template("", "{text}"), [rouge2])
-
+_task("country_reading", data.countries, READING, [token_f1, exact_match])
+_task("negation", data.negations, labelled("Sentence", "Negation", "statement", "negation"), [exact_match])
+_task("question", data.questions, labelled("Statement", "Question", "statement", "question"), [rouge2, exact_match])
+_task("editing", data.unedited, labelled("Raw", "Edited", "raw", "edited"), [bleu])
 register_mixture(
     "demo_icl",
-    [
-        "capital",
-        "continent",
-        "nationality",
-        "past_tense",
-        "plural",
-        "product_sentiment",
-        "country_reading",
-        "negation",
-        "question",
-        "editing",
-    ],
-)
+    ["capital", "continent", "nationality", "past_tense", "plural", "product_sentiment", "country_reading", "negation",
+     "question", "editing"],
+)  # fmt: skip
+
+# Generic text for replay: text that the base model may have read before it was fine-tuned.
+_task("editorials", data.editorials, Template("", "{text}"), [rouge2])

@@ -1,4 +1,4 @@
-"""Rows of the demonstration tasks: real data out of small packages, fetched when a task is first read.
+"""Rows of the demo's tasks: real data from small packages, fetched when a task is first read.
 
 | source | package | licence |
 |---|---|---|
@@ -7,8 +7,8 @@
 | interface texts of JupyterLab, translated by its community | jupyterlab-language-pack-fr-FR 4.5.post3 | BSD-3-Clause |
 | inflections (from the SPECIALIST Lexicon of the NIH) | lemminflect 0.2.3 | MIT |
 
-Every function returns {split: rows}. Which split a row falls into follows from a hash of its id, so it depends neither
-on the order of the rows nor on the number of hosts; the sizes are exact.
+Every public function without arguments returns {split: rows}. A hash of a row's id decides its split, so that neither
+the order of the rows nor the number of hosts matters; the sizes are exact.
 """  # noqa: E501  a table
 
 import collections
@@ -35,13 +35,13 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_MAX_WORDS = 25  # longer texts make the demonstration slow, not better
+_MAX_WORDS = 25  # longer texts make the demo slower, not better
 _SOUTH_AMERICA = _words(
     "Argentina Bolivia Brazil Chile Colombia Ecuador Guyana Paraguay Peru Suriname Uruguay Venezuela"
 )
 _NOT_STATES = frozenset({"Hong Kong", "Macau", "Puerto Rico", "Réunion", "Serbia and Montenegro"})
 _AUXILIARIES = _words("is are was were can could must should will would")
-# Words after which a sentence has a second clause, or is negated already: one "not" would not negate the whole.
+# Words that mark a second clause or a negation: one more "not" would not negate the whole sentence.
 _CLAUSES = _words(
     "although and as because but hardly how if like neither never no nobody none nor not nothing or since so than that "
     "though unless until what when where whether which while who why"
@@ -53,31 +53,32 @@ _DETERMINERS = _words(
 
 
 def split(rows: Iterable[Row], test: int, validation: int, by: str = "") -> Splits:
-    """Deals rows out to test, validation and train (the rest), by a hash of their ids.
+    """Splits rows into test, validation and train (the rest) by a hash of their ids.
 
     Args:
       rows: each with a distinct `id`.
-      test: rows of the test split, in all.
-      validation: rows of the validation split, in all.
-      by: a field whose values get equal shares of test and validation, for balanced splits; "" for none.
+      test: rows of the test split.
+      validation: rows of the validation split.
+      by: a field whose values are equally frequent in test and validation, for balanced splits; "" for none.
 
     Returns:
       The splits, each in the order of the hashes.
     """
     groups: dict[str, list[Row]] = collections.defaultdict(list)
-    for row in sorted(rows, key=lambda row: stable_hash(row["id"])):
+    for row in _by_hash(rows):
         groups[row[by] if by else ""].append(row)
-    dealt: Splits = {"train": [], "validation": [], "test": []}
-    for group in groups.values():
-        first, second = test // len(groups), (test + validation) // len(groups)
-        for name, part in (("test", group[:first]), ("validation", group[first:second]), ("train", group[second:])):
-            dealt[name] += part
-    return {name: sorted(part, key=lambda row: stable_hash(row["id"])) for name, part in dealt.items()}
+    first, second = test // max(len(groups), 1), (test + validation) // max(len(groups), 1)
+    parts = {"train": slice(second, None), "validation": slice(first, second), "test": slice(first)}
+    return {name: _by_hash(row for rows in groups.values() for row in rows[part]) for name, part in parts.items()}
+
+
+def _by_hash(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: stable_hash(row["id"]))
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """A text of the VADER corpora: its id there, the mean rating (-4 to 4), the text with clean quotes and spaces."""
+    """A text of the VADER corpora: its id there, its mean rating (-4 to 4), the text with clean quotes and spaces."""
 
     id: str
     rating: float
@@ -86,7 +87,7 @@ class Snippet:
 
 @functools.cache
 def snippets(corpus: str) -> tuple[Snippet, ...]:
-    """Returns the corpus "movie", "amazon", "nyt" or "tweets"; of texts with the same letters the first only."""
+    """Returns the corpus "movie", "amazon", "nyt" or "tweets", without texts whose letters occurred before."""
     seen: dict[str, Snippet] = {}
     lines = (assets.fetch("vader-sentiment") / f"{corpus}.txt").read_text("utf-8").split("\n")
     for line in filter(str.strip, lines):
@@ -97,7 +98,7 @@ def snippets(corpus: str) -> tuple[Snippet, ...]:
 
 
 def _rated(corpus: str, clear: float, names: tuple[str, str], most: int | None = None) -> list[Row]:
-    """Returns equally many texts rated above `clear` and below -`clear`, as rows id, text, answer (of `names`)."""
+    """Returns as many texts rated `clear` or more as -`clear` or less: rows id, text, answer (of `names`)."""
     rows: dict[str, list[Row]] = {name: [] for name in names}
     for snippet in sorted(snippets(corpus), key=lambda s: stable_hash(s.id)):
         if abs(snippet.rating) >= clear and 4 <= len(snippet.text.split()) <= _MAX_WORDS:
@@ -144,7 +145,7 @@ def negations() -> Splits:
 
 @functools.cache
 def questions() -> Splits:
-    """Rows id, statement, question: those sentences whose subject is plain enough to be put behind the verb."""
+    """Rows id, statement, question: sentences whose subject is simple enough to follow the verb in a question."""
     rows = []
     for name, subject, verb, rest in _statements():
         if subject[0] in _DETERMINERS and not any("," in word for word in rest):
@@ -155,7 +156,7 @@ def questions() -> Splits:
 
 @functools.cache
 def unedited() -> Splits:
-    """Rows id, edited, raw: sentences of editorials; `raw` has lost its capitals, commas and full stop."""
+    """Rows id, edited, raw: sentences of editorials; `raw` lacks capitals, commas and the full stop."""
     rows = []
     for snippet in snippets("nyt"):
         text = snippet.text
@@ -171,7 +172,7 @@ def interface_texts() -> Splits:
     for name in ("jupyterlab", "jupyterlab_git", "jupyterlab_lsp"):
         texts = json.loads((assets.fetch("jupyterlab-french") / f"{name}.json").read_text("utf-8"))
         for key, (french, *_) in sorted((key, value) for key, value in texts.items() if isinstance(value, list)):
-            english = " ".join(key.rpartition("\x04")[2].split())  # a context may stand in front
+            english = " ".join(key.rpartition("\x04")[2].split())  # after an optional context
             french = " ".join(french.split())
             plain = not re.search(r"[%{}<>`_]|://", english + french)
             if plain and french not in ("", english) and 2 <= len(english.split()) <= 14:
@@ -181,7 +182,7 @@ def interface_texts() -> Splits:
 
 
 def _statements() -> Iterator[tuple[str, list[str], str, list[str]]]:
-    """Yields (id, subject, verb, rest), the first word in small letters when it is a determiner or a pronoun."""
+    """Yields (id, subject, verb, rest); the first word is in lower case if it is a determiner or a pronoun."""
     for snippet in snippets("amazon") + snippets("nyt"):
         words = snippet.text.removesuffix(".").split()
         if not re.fullmatch(r"[A-Za-z][A-Za-z' ,-]*[a-z]\.", snippet.text) or not 4 <= len(words) <= 14:
@@ -206,7 +207,7 @@ def _sentence(words: Sequence[str], end: str = ".") -> str:
 def countries() -> Splits:
     """Rows id, country, capital, continent, nationality, passage, question, answer.
 
-    States of at least half a million people, names without accents. Those whose name gives the capital away (Mexico
+    States of at least half a million people, names without accents. States whose name reveals the capital (Mexico
     City), or that the package describes incompletely, are left out.
     """
     package = importlib.util.find_spec("countryinfo")
@@ -214,12 +215,11 @@ def countries() -> Splits:
         raise UserError("the country tasks need the package countryinfo: pip install 'promot_jax[demo]'")
     rows: dict[str, Row] = {}
     for path in sorted((Path(package.submodule_search_locations[0]) / "data").glob("*.json")):
-        found = json.loads(path.read_text("utf-8"))
-        fields = ("name", "capital", "demonym", "region", "subregion", "population")
-        described = all(found.get(field) for field in fields) and isinstance(found["capital"], str)
-        if described and found["name"] not in _NOT_STATES:
-            row = _country(*(found[field] for field in fields))
-            if found["population"] >= 500_000 and not _gives_away(row["country"], row["capital"]):
+        entry = json.loads(path.read_text("utf-8"))
+        fields = [entry.get(field) for field in ("name", "capital", "demonym", "region", "subregion", "population")]
+        if all(fields) and isinstance(entry["capital"], str) and entry["name"] not in _NOT_STATES:
+            row = _country(*fields)
+            if entry["population"] >= 500_000 and not _reveals(row["country"], row["capital"]):
                 rows[row["id"]] = row
     return split(rows.values(), test=100, validation=20)
 
@@ -228,12 +228,12 @@ def _country(name: str, capital: str, demonym: str, region: str, subregion: str,
     country, capital = _ascii(name.removeprefix("The ")), _ascii(capital)
     america = "South America" if country in _SOUTH_AMERICA else "North America"
     people = f"{population / 1e6:.1f} million"
-    asked = (
+    questions = (
         (f"What is the capital of {country}?", capital),
         (f"Where does {country} lie?", subregion),
         (f"How many people live in {country}?", people),
     )
-    question, answer = asked[int(stable_hash("question", country), 16) % len(asked)]
+    question, answer = questions[int(stable_hash("question", country), 16) % len(questions)]
     return {
         "id": country,
         "country": country,
@@ -250,11 +250,11 @@ def _ascii(text: str) -> str:
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
-def _gives_away(country: str, capital: str) -> bool:
+def _reveals(country: str, capital: str) -> bool:
+    """Returns whether a word of one name, of four letters or more, is in the other name."""
     country, capital = country.lower(), capital.lower()
-    return any(word in capital for word in country.split() if len(word) > 3) or any(
-        word in country for word in capital.split() if len(word) > 3
-    )
+    words = [word for word in f"{country} {capital}".split() if len(word) > 3]
+    return any(word in country and word in capital for word in words)
 
 
 @functools.cache
@@ -268,7 +268,7 @@ def past_tenses() -> Splits:
 def plurals() -> Splits:
     """Rows id, noun, plural, ending: half of the nouns take "s", half do not."""
     groups: dict[str, list[Row]] = {"s": [], "other": []}
-    for row in sorted(_inflections("noun", "plural"), key=lambda row: stable_hash(row["id"])):
+    for row in _by_hash(_inflections("noun", "plural")):
         ending = "s" if row["plural"] == f"{row['noun']}s" else "other"
         groups[ending].append(row | {"ending": ending})
     smaller = min(map(len, groups.values()))
@@ -276,20 +276,20 @@ def plurals() -> Splits:
 
 
 def _inflections(kind: str, form: str) -> Iterator[Row]:
-    """Yields rows id, <kind>, <form>, of words that the reviews and editorials use in both forms.
+    """Yields rows id, <kind>, <form>, for words that the reviews and editorials use in both forms.
 
-    Words with several accepted forms are left out: only one would be counted as right.
+    Words with several accepted forms are left out: only one would count as right.
     """
-    used = _words_used()
+    vocabulary = _vocabulary()
     with gzip.open(assets.fetch("lemminflect") / "infl_lu.csv.gz", "rt", encoding="utf-8") as file:
         for line in file:
             word, tag, first, *_ = line.rstrip("\n").split(",")
-            if tag == kind and word != first and {word, first} <= used:
+            if tag == kind and word != first and {word, first} <= vocabulary:
                 yield {"id": word, kind: word, form: first}
 
 
 @functools.cache
-def _words_used() -> frozenset[str]:
-    """The words of at least two letters in the reviews and editorials."""
+def _vocabulary() -> frozenset[str]:
+    """Returns the words of at least two letters in the reviews and editorials."""
     texts = snippets("movie") + snippets("amazon") + snippets("nyt")
     return frozenset(word for s in texts for word in re.findall(r"[a-z]{2,}", s.text.lower()))

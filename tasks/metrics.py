@@ -1,7 +1,7 @@
-"""Scores of post-processed text, in SeqIO's form `fn(targets, predictions) -> {name: score}`, all on [0, 100].
+"""Metrics of post-processed text, in SeqIO's form `fn(targets, predictions) -> {name: score}`, all on [0, 100].
 
-A target is a string, or a list of strings where several answers are right; the best match counts. For the bootstrap
-(`promot_jax.analysis.bootstrap`), a metric carries what it needs of each example.
+A target is a string, or a list of strings if several answers are right; the best match counts. Each metric also gives
+the statistics of single examples, for the bootstrap (`promot_jax.results.bootstrap`).
 """
 
 import collections
@@ -9,6 +9,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rouge_score import rouge_scorer
@@ -18,12 +19,12 @@ Target = str | Sequence[str]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
 _ROUGE = rouge_scorer.RougeScorer(["rouge2"])
-_BLEU = BLEU(effective_order=True)  # spares a warning about scores of sentences, of which only the counts are used
+_BLEU = BLEU(effective_order=True)  # avoids a warning about sentence scores; only their counts are used
 
 
 @dataclass(frozen=True)
 class MeanMetric:
-    """A metric that is the mean of a score per example.
+    """The mean of a score per example.
 
     Attributes:
       name: the key of the score.
@@ -34,21 +35,19 @@ class MeanMetric:
     per_example: Callable[[Target, str], float]
 
     def __call__(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
-        """Returns the mean score. Raises ValueError when there is nothing to score, or the lengths differ."""
-        scores = [self.per_example(t, p) for t, p in zip(targets, predictions, strict=True)]
-        if not scores:
-            raise ValueError(f"{self.name}: no examples to score")
+        """Returns the mean score. Raises ValueError if there are no examples, or the lengths differ."""
+        scores = _each(self.name, self.per_example, targets, predictions)
         return {self.name: sum(scores) / len(scores)}
 
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A metric of all examples together, computed from the sums of numbers that each example has.
+    """A score of all examples together, computed from the sums of each example's statistics.
 
     Attributes:
       name: the key of the score.
-      statistics: (target, prediction) -> numbers of one example, equally many for each.
-      of_sums: their sums over examples -> score on [0, 100].
+      statistics: (target, prediction) -> numbers of one example; their count is fixed.
+      of_sums: sums of the statistics over examples -> score on [0, 100].
     """
 
     name: str
@@ -56,15 +55,19 @@ class CorpusMetric:
     of_sums: Callable[[np.ndarray], float]
 
     def __call__(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
-        """Returns the score. Raises ValueError when there is nothing to score, or the lengths differ."""
-        statistics = [self.statistics(t, p) for t, p in zip(targets, predictions, strict=True)]
-        if not statistics:
-            raise ValueError(f"{self.name}: no examples to score")
-        return {self.name: self.of_sums(np.sum(statistics, axis=0))}
+        """Returns the score. Raises ValueError if there are no examples, or the lengths differ."""
+        return {self.name: self.of_sums(np.sum(_each(self.name, self.statistics, targets, predictions), axis=0))}
+
+
+def _each(name: str, fn: Callable[..., Any], targets: Sequence[Target], predictions: Sequence[str]) -> list[Any]:
+    values = [fn(target, prediction) for target, prediction in zip(targets, predictions, strict=True)]
+    if not values:
+        raise ValueError(f"{name}: no examples to score")
+    return values
 
 
 def references(target: Target) -> list[str]:
-    """Returns the right answers of one example as a list. Raises ValueError when there is none."""
+    """Returns the right answers of an example as a list. Raises ValueError if there is none."""
     answers = [target] if isinstance(target, str) else list(target)
     if not answers:
         raise ValueError("an example has no right answer")
@@ -72,7 +75,7 @@ def references(target: Target) -> list[str]:
 
 
 def normalise(answer: str) -> str:
-    """Returns the answer as SQuAD's script compares it: lower case, without punctuation, articles, extra space."""
+    """Returns the answer as SQuAD's script compares it: lower case, without punctuation, articles and extra space."""
     answer = "".join(c for c in answer.lower() if c not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", answer).split())
 
@@ -101,19 +104,19 @@ def _rouge2(target: Target, prediction: str) -> float:
 
 
 def _bleu_statistics(target: Target, prediction: str) -> list[int]:
-    """Counts of right and of all n-grams (n = 1 to 4 each), length of the prediction and of the closest reference."""
+    """Returns the matching and all n-grams (n = 1 to 4 each), and the lengths of prediction and closest reference."""
     score = _BLEU.sentence_score(prediction, references(target))
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
 def _bleu_of_sums(sums: np.ndarray) -> float:
-    *counts, length, wanted = map(int, sums)
-    score = BLEU.compute_bleu(counts[:4], counts[4:], length, wanted, smooth_method=_BLEU.smooth_method).score
-    return min(score, 100.0)  # a perfect corpus comes out as 100.00000000000004, through logarithms
+    *counts, length, reference_length = map(int, sums)
+    bleu = BLEU.compute_bleu(counts[:4], counts[4:], length, reference_length, smooth_method=_BLEU.smooth_method)
+    return min(bleu.score, 100.0)  # logarithms make 100.00000000000004 of a perfect corpus
 
 
 accuracy = MeanMetric("accuracy", _equal)
 exact_match = MeanMetric("exact_match", _squad_equal)
 token_f1 = MeanMetric("token_f1", _squad_f1)
 rouge2 = MeanMetric("rouge2", _rouge2)
-bleu = CorpusMetric("bleu", _bleu_statistics, _bleu_of_sums)  # sacreBLEU's by default: 13a tokens, case sensitive
+bleu = CorpusMetric("bleu", _bleu_statistics, _bleu_of_sums)  # sacreBLEU's defaults: 13a tokens, case sensitive

@@ -1,7 +1,7 @@
-"""From a model's raw text to the answer that is scored.
+"""Post-processors: from a model's raw output to the answer that is scored.
 
-A post-processor is called the way SeqIO does, `fn(output, example=..., is_target=...)`; the two keywords are optional
-because everything it needs is fixed when the task is registered.
+A post-processor has SeqIO's signature, `fn(output, example=..., is_target=...)`. Both keywords are optional, because
+labels and prefix are fixed when the task is registered.
 """
 
 import re
@@ -10,46 +10,42 @@ from typing import Any
 
 from promot_jax.decoding.settings import Decoding
 
-# An answer is one line, however a run decodes: with another `Decoding.stop` it takes longer and scores the same.
+# An answer is one line: a run with another `Decoding.stop` takes longer and has the same scores.
 STOP = Decoding.stop
 Postprocess = Callable[..., str | list[str]]
 
 
 def cut(output: str, prefix: str = "") -> str:
-    """Returns what stands before the stop sequence and before the second occurrence of the task's prefix, stripped."""
+    """Returns the text before the stop sequence and before the second occurrence of the task's prefix, stripped."""
     answer = output.split(STOP, 1)[0]
     if prefix:
-        first = answer.find(prefix)
-        second = answer.find(prefix, first + len(prefix)) if first >= 0 else -1
-        if second >= 0:
-            answer = answer[:second]
+        answer = prefix.join(answer.split(prefix, 2)[:2])
     return answer.strip()
 
 
 def text(prefix: str = "") -> Postprocess:
-    """Returns the post-processor of an open task: the answer as it was written, cut at the stop sequence and prefix.
+    """Returns the post-processor of a task without a label set: the output, `cut` at stop sequence and prefix.
 
-    The target becomes the list of all right answers when the example has `answers`.
+    The target becomes the list of all right answers if the example has `answers`.
     """
 
     def postprocess(output: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> str | list[str]:
         if not is_target:
             return cut(output, prefix)
-        answers = [a.decode() if isinstance(a, bytes) else str(a) for a in (example or {}).get("answers", ())]
-        return answers or output
+        return [a.decode() if isinstance(a, bytes) else str(a) for a in (example or {}).get("answers", ())] or output
 
     return postprocess
 
 
 def label(labels: Sequence[str], prefix: str = "", ignore_case: bool = True) -> Postprocess:
-    """Returns the post-processor of a task with a label set: the label the output begins with, else the cut output.
+    """Returns the post-processor of a task with a label set: the label that the output starts with, else its cut.
 
-    The output's first word decides (for a label of n words, its first n), whatever follows.
+    Only the output's first word counts (the first n words for a label of n words).
 
     Args:
-      labels: the label set. Where one label begins another ("North", "North America"), the longer one is tried first.
+      labels: the label set. A longer label wins over its own beginning ("North America" over "North").
       prefix: the task's prefix, as for `text`.
-      ignore_case: take a label in other letters; with labels such as "A" an article would be one.
+      ignore_case: whether case is ignored; with labels such as "A", the article "a" would then be a label.
     """
     flags = re.IGNORECASE if ignore_case else re.NOFLAG
     patterns = [

@@ -1,4 +1,4 @@
-"""Registers a text task or mixture with SeqIO, and its k-shot variants. This is for our tasks and for yours.
+"""Registers a text task or mixture with SeqIO, and its k-shot variants: the tasks here, and your own.
 
     from promot_jax.tasks import metrics, register, templates
 
@@ -14,6 +14,9 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
+
+# isort: split
 import seqio
 import tensorflow as tf
 
@@ -31,23 +34,23 @@ Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
 
 class RowsSource(seqio.DataSource):
-    """Rows held in memory, as a SeqIO source. Nothing is read before a data set or a count is asked for.
+    """A SeqIO source of rows in memory; they are read when a data set or a count is first needed.
 
-    With a split `train` comes `text.EXEMPLARS`, its first rows.
+    If there is a split `train`, there is also the split `examples.EXEMPLARS`, its first rows.
     """
 
     def __init__(self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str]):
-        """Keeps `rows`, a function from a split's name to its rows (string fields, the same in each row)."""
+        """Takes `rows`, a function from a split's name to its rows; all rows have the same string fields."""
         super().__init__(splits=[*splits, *([examples.EXEMPLARS] if "train" in splits else [])])
         self._rows = lambda split: rows("train")[: examples.POOL_ROWS] if split == examples.EXEMPLARS else rows(split)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """True: rows are dealt out before they are shuffled, so that a shard has the same ones in every epoch."""
+        """True: rows are sharded before they are shuffled, so that a shard has the same rows in every epoch."""
         return True
 
     def num_input_examples(self, split: str) -> int:
-        """Returns the number of rows (SeqIO's mixing rates by size ask for it)."""
+        """Returns the number of rows, for SeqIO's mixing rates by size."""
         return len(self._rows(split))
 
     def list_shards(self, split: str) -> list[str]:
@@ -57,7 +60,7 @@ class RowsSource(seqio.DataSource):
     def get_dataset(
         self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **unused: Any
     ) -> tf.data.Dataset:
-        """Returns the rows as a data set of string scalars, one feature per field, `id` among them."""
+        """Returns the rows as a data set of string scalars, one feature per field and `id`."""
         del unused
         rows = self._rows(split)
         columns = {field: [row[field] for row in rows] for field in (rows[0] if rows else ())}
@@ -70,13 +73,13 @@ class RowsSource(seqio.DataSource):
 
 
 class TfdsSource(seqio.TfdsDataSource):
-    """A data set of TFDS, which is downloaded and prepared when one of its splits is first read.
+    """A TFDS data set, downloaded and prepared when one of its splits is first read.
 
-    Besides those it is given it has the split `text.EXEMPLARS`: the first rows of `train`, as they are stored.
+    It also has the split `examples.EXEMPLARS`: the first rows of `train`, in storage order.
     """
 
     def __init__(self, tfds_name: str, train: str, validation: str, test: str):
-        """Names the data set with its version ("super_glue/rte:1.0.2"), and a TFDS split or slice for each split."""
+        """Takes the name with version ("super_glue/rte:1.0.2"), and a TFDS split or slice for each split."""
         splits = {"train": train, "validation": validation, "test": test, examples.EXEMPLARS: train}
         super().__init__(tfds_name, splits=splits)
 
@@ -86,17 +89,17 @@ class TfdsSource(seqio.TfdsDataSource):
         return min(rows, examples.POOL_ROWS) if rows and split == examples.EXEMPLARS else rows
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """Returns the files that are read apart where a cache is built; the first rows of all files are one part."""
+        """Returns the files that a cache build reads in parallel; `examples.EXEMPLARS` is a single shard."""
         return [split] if split == examples.EXEMPLARS else super().list_shards(split)
 
     def get_dataset(self, split: str | None = None, shuffle: bool = True, **kwargs: Any) -> tf.data.Dataset:
-        """Returns the rows as TFDS has them. Raises UserError when TFDS has not got them and cannot get them."""
+        """Returns the rows as TFDS has them. Raises UserError if TFDS can neither read nor prepare them."""
         try:
             if split != examples.EXEMPLARS:
                 return super().get_dataset(split, shuffle, **kwargs)
             with examples.in_storage_order():
                 return super().get_dataset(split, shuffle=False, **kwargs).take(examples.POOL_ROWS)
-        except Exception as error:  # of any kind: downloads, files to fetch by hand, packages that are missing
+        except Exception as error:  # of any kind: downloads, files to fetch by hand, missing packages
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"TFDS cannot read {self.tfds_dataset.name} ({reason}): prepare it with the tfds command, and say in "
@@ -115,24 +118,25 @@ def register(
     splits: Sequence[str] = SPLITS,
     preprocessors: Sequence[Preprocessor] = (),
 ) -> seqio.Task:
-    """Registers the task `name`, and `<name>_0shot`, `_1shot` and `_4shot`; any other k is registered when asked for.
+    """Registers the task `name`, and `<name>_0shot`, `_1shot` and `_4shot`; other shots are registered on first use.
 
     Args:
       name: letters, digits and underscores.
-      rows: from a split's name to its rows; called when the split is first read. A row is a mapping of strings; its
-        field `id` must be unique within the task (without one, a hash of the row serves). Or a SeqIO source, a
-        `TfdsSource` for instance.
+      rows: a function from a split's name to its rows, called when the split is first read; or a SeqIO source, for
+        instance a `TfdsSource`. A row is a mapping of strings. Its field `id` must be unique within the task; without
+        the field, a hash of the row is the id.
       template: makes inputs and targets of a row.
       metric_fns: `fn(targets, predictions) -> {name: score on [0, 100]}`; the first key of the first is the task's
         score.
       labels: the label set of a classification task.
-      postprocess_fn: from raw output to answer; by default the label look-up with a label set, else the plain cut.
-      splits: the splits `rows` knows; a source knows its own.
-      preprocessors: make rows of what a source yields: scalar strings, and where several answers are right a field
-        `answers` (strings, [answers]).
+      postprocess_fn: from raw output to answer; the default is `postprocess.label` with a label set, else
+        `postprocess.text`.
+      splits: the splits of `rows`; a source has its own.
+      preprocessors: map a source's examples to rows of scalar strings. If several answers are right, a row also has
+        `answers`, strings `[answers]`.
 
     Raises:
-      UserError: when a task or mixture of that name exists.
+      UserError: a task or mixture of that name exists.
     """
     _check_free(name)
     default = postprocess.label(labels, template.prefix) if labels else postprocess.text(template.prefix)
@@ -160,7 +164,7 @@ def register_mixture(name: str, tasks: Sequence[str] | Mapping[str, float]) -> s
       tasks: names, mixed equally, or a mapping from names to rates.
 
     Raises:
-      UserError: when the name is taken, or a task is unknown.
+      UserError: a task or mixture of that name exists, or a task is unknown.
     """
     _check_free(name)
     rates = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
@@ -180,20 +184,20 @@ def _register_shots(name: str) -> None:
 
 
 def _fill(data: tf.data.Dataset, task: str, template: Template, labels: tuple[str, ...]) -> tf.data.Dataset:
-    """Preprocessor: rows to the features of `text.FEATURES`."""
-    used = [_pieces(pattern) for pattern in (template.inputs, template.targets)]
-    for _, field in used[0] + used[1]:
-        if field and field not in data.element_spec:
-            raise UserError(f"the template of task {task!r} names a field {field!r}{nearest(field, data.element_spec)}")
+    """SeqIO preprocessor: maps rows to the features of `examples.FEATURES`."""
+    fields = data.element_spec
+    for _, field, _, _ in string.Formatter().parse(template.inputs + template.targets):
+        if field and field not in fields:
+            raise UserError(f"the template of task {task!r} names a field {field!r}{nearest(field, fields)}")
+    several_answers = "answers" in fields and fields["answers"].shape.rank == 1
 
-    several = "answers" in data.element_spec and data.element_spec["answers"].shape.rank == 1
-
-    def fill(pieces: Sequence[tuple[str, str | None]], row: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        return tf.strings.join([part for literal, field in pieces for part in (literal, row[field] if field else "")])
+    def fill(pattern: str, row: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        pieces = string.Formatter().parse(pattern)  # (literal text, field that follows it or None, ...)
+        return tf.strings.join([part for text, field, *_ in pieces for part in (text, row[field] if field else "")])
 
     def example(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        inputs, targets = fill(used[0], row), fill(used[1], row)
-        # By content, not by place: stored in other files, an example has the same id.
+        inputs, targets = fill(template.inputs, row), fill(template.targets, row)
+        # By content: an example that is stored in another file keeps its id.
         content = tf.strings.join([inputs, targets], separator="\0")
         fingerprint = tf.strings.as_string(tf.strings.to_hash_bucket_fast(content, 2**63 - 1))
         return {
@@ -203,13 +207,8 @@ def _fill(data: tf.data.Dataset, task: str, template: Template, labels: tuple[st
             "labels": tf.constant(labels, tf.string, [len(labels)]),
             "prefix": tf.constant(template.prefix),
             "shots": tf.constant(0, tf.int32),
-            "answers": row["answers"] if several else tf.constant([], tf.string),
+            "answers": row["answers"] if several_answers else tf.constant([], tf.string),
             "suffix": tf.constant(template.suffix),
         }
 
     return data.map(example)
-
-
-def _pieces(pattern: str) -> list[tuple[str, str | None]]:
-    """Splits a format string into (literal text, field that follows it or None)."""
-    return [(literal, field) for literal, field, _, _ in string.Formatter().parse(pattern)]

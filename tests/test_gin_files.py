@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from promot_jax import assets, main
+from promot_jax import assets, main, methods
 from promot_jax.config import binding, gin_files
+from promot_jax.errors import UserError
 from promot_jax.experiments.settings import Experiment
-from promot_jax.methods import stages
 
 RUNS = (
     "promot_stage1.gin",
@@ -96,8 +96,9 @@ def test_one_budget_for_stage_2_and_fine_tuning() -> None:
     assert bound("promot.gin")["tuning"] == tuning
     compared = bound("compare.gin")["tuning"]
     assert (compared.prompt, compared.model) == (tuning.prompt, tuning.model)
-    assert tuning.of(stages.STAGE2) == tuning.of(stages.FINETUNE) == tuning.model
-    assert bound("promot_stage1.gin")["training"] == tuning.prompt == tuning.of(stages.STAGE1)
+    (finetune,), (first, second) = tuning.method("finetune").stages, tuning.method("promot").stages
+    assert tuning.of(second) == tuning.of(finetune) == tuning.model
+    assert bound("promot_stage1.gin")["training"] == tuning.prompt == tuning.of(first)
 
 
 def test_every_run_has_the_same_model_and_data() -> None:
@@ -130,14 +131,17 @@ def test_comparison_takes_methods_seeds_settings_and_tasks() -> None:
         "REPORT": "all",
         "SERVE": 0,
         "MARGIN": 2.0,
-        "STRENGTHS": {"l2sp": [0.1]},
+        "VARIED": {"l2sp_weight": [0.1]},
+        "LEARNING_RATES": {"model": [0.1]},
+        "STRENGTHS": {"kl": [0.1]},
     }
-    arguments = bound("compare.gin", **macros, LEARNING_RATES={"model": [0.1]}, EXEMPLAR_DRAWS=5)
+    arguments = bound("compare.gin", **macros, EXEMPLAR_DRAWS=5)
     assert arguments["job"] == "compare" and arguments["experiment"].evaluation.exemplar_draws == 5
     assert (arguments["methods"], arguments["seeds"], arguments["tasks"]) == (["promot_1shot"], [4], {"a": {}})
     assert (arguments["learning_rates"], arguments["wait"], arguments["stale"]) == ({"model": [0.1]}, False, 9.0)
     assert arguments["report"] == "all" and arguments["serve"] == 0
-    assert (arguments["margin"], arguments["strengths"]) == (2.0, {"l2sp": [0.1]})
+    assert (arguments["margin"], arguments["strengths"]) == (2.0, {"kl": [0.1]})
+    assert arguments["varied"] == {"l2sp_weight": [0.1]}
 
 
 def test_demonstration_tasks_are_registered() -> None:
@@ -183,3 +187,22 @@ def test_infer_has_something_to_say() -> None:
     assert all(isinstance(text, str) and text for text in bound("infer.gin")["inputs"])
     assert bound("infer.gin", INPUTS=Path("questions.txt"))["inputs"] == "questions.txt"
     assert bound("infer.gin", INPUTS="-")["inputs"] == "-"
+
+
+@pytest.mark.parametrize("name", methods.hyperparameters())
+def test_the_macro_of_a_hyperparameter_is_its_name_in_capitals(name: str) -> None:
+    """And gin may set every one of them without a line outside of the method's file."""
+    field = methods.hyperparameters()[name]
+    macros = gin_files.settings([gin_files.folder() / "baselines.gin"])
+    value = macros.get(("", "Tuning", name))
+    assert value is None or str(value.value) == f"%{name.upper()}" or name in ("lora", "replay")  # objects of their own
+    if field.type is float:
+        assert bound("method.gin", **{f"Tuning.{name}": 0.5})["tuning"].settings[name] == 0.5
+
+
+def test_files_that_are_gone_say_what_to_do() -> None:
+    for name, wanted in (("l2sp", "l2sp"), ("one_shot", "NAME_1shot")):
+        with pytest.raises(UserError, match=rf"--gin_file=method.gin --gin.METHOD={wanted}"):
+            gin_files.find(f"methods/{name}.gin", [gin_files.folder()])
+    old, new = (gin_files.settings([gin_files.folder() / name]) for name in ("rivals.gin", "baselines.gin"))
+    assert old == new

@@ -11,11 +11,10 @@ import pytest
 import seqio
 from random_results import read_comparison
 
-from promot_jax import main
+from promot_jax import main, methods
 from promot_jax.checkpoints.t5x import write
 from promot_jax.config import binding, gin_files
 from promot_jax.data import batches
-from promot_jax.methods import stages
 from promot_jax.models import T5Config, build
 
 FOLDER = gin_files.folder() / "paper"
@@ -79,7 +78,7 @@ def test_each_file_has_the_papers_settings(name: str) -> None:
         assert (lengths["inputs"], lengths["targets"]) == LENGTHS[task]
         assert experiment.evaluation.decoding.max_tokens >= lengths["targets"]  # the paper cuts no translation
     for method in arguments["methods"]:
-        assert method.removesuffix("_1shot") in stages.METHODS
+        assert methods.parse(method)[0] in methods.METHODS
 
 
 def test_a_checkpoint_has_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:

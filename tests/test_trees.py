@@ -79,7 +79,7 @@ def test_cover_gives_every_path_its_value():
     "rules",
     [
         [("model/nrom", 1), (".*", 2)],  # misspelt
-        [("model/.*", 1), ("model/norm", 2), (".*", 3)],  # behind a rule that takes all it could have
+        [("model/.*", 1), ("model/norm", 2), (".*", 3)],  # after a rule that matches all its paths
         [("model/.*|prompt/.*", 1), ("model/n.*", 2), (".*", 3)],
     ],
 )

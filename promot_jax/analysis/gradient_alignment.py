@@ -1,8 +1,8 @@
 """Gradient alignment: what a batch teaches besides its labels (paper, figures 3 and 7).
 
-The gradient of a batch is compared with that of the same inputs and the same targets, dealt out among the rows anew.
-Where both point the same way, the step teaches what any target of the task has in common, its format; where they do
-not, it teaches which input has which target.
+The gradient of a batch is compared with the gradient of the same inputs with shuffled targets. As far as both agree,
+the step teaches what all targets of the task have in common, its format; otherwise it teaches which input has which
+target.
 """
 
 import itertools
@@ -34,44 +34,35 @@ GROUPS = {"MLP": "/mlp/", "query": "/query/", "key": "/key/", "value": "/value/"
 
 
 def shuffled(rows: Sequence[Sequence[Tokens]], rng: np.random.Generator) -> list[list[Tokens]]:
-    """The same inputs with the targets of one another: a random permutation, as the paper's.
+    """Permutes the targets of rows of one sequence each, as the paper does.
 
-    A target may stay where it is, and with few labels many rows keep theirs; `changed` says how many do not.
-
-    Args:
-        rows: one sequence each.
-        rng: chooses the permutation.
+    A target may stay in its row, and with few labels many rows keep theirs; `changed` is the share of rows that do not.
     """
     order = rng.permutation(len(rows))
     return [[Tokens(row[0].inputs, rows[other][0].targets)] for row, other in zip(rows, order, strict=True)]
 
 
-def changed(rows: Sequence[Sequence[Tokens]], others: Sequence[Sequence[Tokens]]) -> float:
+def changed(rows: Sequence[Sequence[Tokens]], permuted: Sequence[Sequence[Tokens]]) -> float:
     """Share of rows, in [0, 1], whose targets differ."""
-    return float(np.mean([row[0].targets != other[0].targets for row, other in zip(rows, others, strict=True)]))
+    return float(np.mean([row[0].targets != other[0].targets for row, other in zip(rows, permuted, strict=True)]))
 
 
 def measure(model: Model, label_smoothing: float) -> Callable[[Tree, Array | None, Tree, Tree], Cosines]:
-    """Builds `(params, table, batch, other) -> {scope: {group: cosine}}`, jitted.
+    """Builds `(params, table, batch, shuffled batch) -> {scope: {group: cosine}}`, jitted, for a model without dropout.
 
-    `params` is `params["model"]`, `table` the soft prompts (`prompts.table`) or None, both batches are laid out for the
-    model. The gradients are those of the training loss without dropout, and never leave the devices. A cosine is NaN
-    where a gradient is zero.
-
-    Args:
-        model: without dropout.
-        label_smoothing: of the loss, as in training.
+    `params` is `params["model"]`, `table` the soft prompts (`soft_prompts.table`) or None. The gradients are of the
+    training loss, and stay on the devices. A cosine is NaN where a gradient is zero.
     """
 
-    def loss(layers: Tree, others: Tree, table: Array | None, batch: Tree) -> Array:
-        params = trees.merge(layers, others)
+    def loss(layers: Tree, rest: Tree, table: Array | None, batch: Tree) -> Array:
+        params = trees.merge(layers, rest)
         hidden = model.hidden(params, table, batch)
         return chunked_cross_entropy(model, params, hidden, batch["targets"], batch["weights"], label_smoothing)
 
     @jax.jit
     def cosines(params: Tree, table: Array | None, batch: Tree, other: Tree) -> Cosines:
-        layers, others = trees.partition(params, lambda path: "/layers/" in path)
-        first, second = (trees.flatten(jax.grad(loss)(layers, others, table, one)) for one in (batch, other))
+        layers, rest = trees.partition(params, lambda path: "/layers/" in path)
+        first, second = (trees.flatten(jax.grad(loss)(layers, rest, table, rows)) for rows in (batch, other))
         products = {path: _products(first[path], second[path]) for path in first}
         return {scope: {name: _cosine(products, scope, part) for name, part in GROUPS.items()} for scope in SCOPES}
 
@@ -79,13 +70,13 @@ def measure(model: Model, label_smoothing: float) -> Callable[[Tree, Array | Non
 
 
 def _products(a: Array, b: Array) -> Array:
-    """`a b`, `a a` and `b b` of each layer, `[3, layers]`; layers are the leading axis of both."""
+    """Dot products `a b`, `a a` and `b b` of each layer, `[3, layers]`; layers are the leading axis of both."""
     first, second = (x.astype(jnp.float32).reshape(x.shape[0], -1) for x in (a, b))
     return jnp.stack([(first * second).sum(axis=1), (first * first).sum(axis=1), (second * second).sum(axis=1)])
 
 
 def _cosine(products: dict[str, Array], scope: str, part: str) -> Array:
-    """Cosine over the parameters of a group, taken as one vector."""
+    """Cosine over the parameters of a group, as one vector."""
     last = scope == SCOPES[0]
     members = [
         value[:, -1] if last else value.sum(axis=1)
@@ -97,7 +88,7 @@ def _cosine(products: dict[str, Array], scope: str, part: str) -> Array:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and range of the cosines of several batches; None where a gradient was zero."""
+    """Mean, standard deviation and range of the cosines of several batches; None if a gradient was zero."""
     array = np.asarray(values, np.float64)
     spread = {"mean": array.mean(), "std": array.std(ddof=1) if len(array) > 1 else 0.0}
     spread |= {"low": array.min(), "high": array.max()}
@@ -105,14 +96,14 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def along(run: "Revisited", steps: Sequence[int], count: int) -> GradientAlignment:
-    """Gradient alignment of a stage at some of its steps, on its own first batches.
+    """Measures gradient alignment of a stage at some of its steps, on its own first batches.
 
-    Behind the prompt where the stage had one, and without it; with its LoRA merged into the kernels, whose gradients
-    are looked at. The shuffles are the same at every step.
+    Measured with the stage's soft prompt prepended, if it had one, and without; a LoRA is merged into the kernels,
+    whose gradients count. The shuffles are the same at every step.
 
     Args:
         run: the stage.
-        steps: whose parameters are there (`run.steps()`).
+        steps: steps whose parameters exist (`run.steps()`).
         count: batches.
 
     Raises:
@@ -123,27 +114,35 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> GradientAlignme
     shares: list[float] = []
 
     def pair(rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> tuple[Any, Any]:
-        others = shuffled(rows, np.random.default_rng((session.experiment.seed, len(shares) % count)))
-        shares.append(changed(rows, others))
-        return model.layout(rows, inputs, targets), model.layout(others, inputs, targets)
+        permuted = shuffled(rows, np.random.default_rng((session.experiment.seed, len(shares) % count)))
+        shares.append(changed(rows, permuted))
+        return model.layout(rows, inputs, targets), model.layout(permuted, inputs, targets)
 
-    names = dict.fromkeys((run.prompt, ""))
-    pairs = {name: list(itertools.islice(run.batches(bool(name), pair), count)) for name in names}
+    prompts = dict.fromkeys((run.prompt, ""))
+    pairs = {prompt: list(itertools.islice(run.batches(bool(prompt), pair), count)) for prompt in prompts}
     cosines = measure(model, training["label_smoothing"])
     points: list[Alignment] = []
     for step in steps:
         params = lora.merge(run.at(step), run.lora)
-        for name, members in pairs.items():
-            table = soft_prompts.table(params["prompt"]) if name else None
+        for prompt, batches in pairs.items():
+            table = soft_prompts.table(params["prompt"]) if prompt else None
             values = []
-            for both in members:
-                placed = [partitioner.batch(one) for one in both]
-                values.append(jax.device_get(cosines(params["model"], table, *placed)))
+            for both in batches:
+                values.append(jax.device_get(cosines(params["model"], table, *map(partitioner.batch, both))))
                 preemption.check("between two gradients, which are computed anew")
-            for scope, part in itertools.product(SCOPES, GROUPS):
-                spread = summary([value[scope][part] for value in values])
-                points.append(Alignment(step=step, prompt=name, scope=scope, group=part, **spread))
-            print(f"step {step}{f', behind {name}' if name else ''}: {_told(points[-len(GROUPS) * 2 :])}", flush=True)
+            line = f"step {step}" + (f", with soft prompt {prompt}" if prompt else "")
+            for scope in SCOPES:
+                spreads = {group: summary([value[scope][group] for value in values]) for group in GROUPS}
+                points += [
+                    Alignment(step=step, prompt=prompt, scope=scope, group=group, **spread)
+                    for group, spread in spreads.items()
+                ]
+                means = {
+                    group: "-" if (mean := spread["mean"]) is None else f"{mean:.2f}"
+                    for group, spread in spreads.items()
+                }
+                line += f"; {scope}: " + ", ".join(f"{group} {mean}" for group, mean in means.items())
+            print(line, flush=True)
     return GradientAlignment(
         job="gradient_alignment",
         run=str(run.folder),
@@ -158,13 +157,3 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> GradientAlignme
         changed=float(np.mean(shares)),
         points=points,
     )
-
-
-def _told(points: Sequence[Alignment]) -> str:
-    """`last decoder layer: MLP 0.98, query 0.97, ...; all layers: ...`."""
-    parts = []
-    for scope in SCOPES:
-        members = [point for point in points if point.scope == scope]
-        numbers = [f"{one.group} {'-' if one.mean is None else format(one.mean, '.2f')}" for one in members]
-        parts.append(f"{scope}: {', '.join(numbers)}")
-    return "; ".join(parts)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promot_jax import trees
+from promot_jax import methods, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.checkpoints.orbax import Saved
 from promot_jax.distributed import hosts
@@ -16,7 +16,6 @@ from promot_jax.experiments.initial_params import fresh_lora, fresh_prompt, save
 from promot_jax.experiments.session import Session, open_session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.experiments.train_stream import train_batches
-from promot_jax.methods import stages
 from promot_jax.params.fingerprint import fingerprint
 from promot_jax.params.lora import Lora
 from promot_jax.params.soft_prompts import PromptInit
@@ -147,12 +146,15 @@ def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tr
     if shape := _lora(settings):
         fresh = {"model": model, "lora": fresh_lora(session, shape)}
         yield fresh
-        beside = folder.parent / stages.LORA_STAGE1.name
-        if finished := records.decide(partial(stage_folder.describe, beside), StageRecord, "a finished stage"):
-            yield stage_folder.overlay(beside, finished.best_step, fresh)
+        for name in methods.preceding(settings["stage"]):
+            beside = folder.parent / name
+            if finished := records.decide(partial(stage_folder.describe, beside), StageRecord, "a finished stage"):
+                yield stage_folder.overlay(beside, finished.best_step, fresh)
         return
     yield {"model": model}
-    for path in hosts.decide(partial(_prompts, session.experiment, folder), "the prompts of a stage"):
+    for path in hosts.decide(
+        partial(_prompts, session.experiment, folder, settings["stage"]), "the prompts of a stage"
+    ):
         experiment = dataclasses.replace(session.experiment, prompt_path=path)
         trained = saved_prompts(dataclasses.replace(session, experiment=experiment))
         yield {"model": model, "prompt": {task: next(iter(trained.values()))} if isinstance(path, str) else trained}
@@ -161,9 +163,9 @@ def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tr
     yield {"model": model, "prompt": fresh_prompt(session, dataclasses.replace(chosen, method="uniform"))}
 
 
-def _prompts(experiment: Experiment, folder: Path) -> list[str | dict[str, str]]:
+def _prompts(experiment: Experiment, folder: Path, stage: str) -> list[str | dict[str, str]]:
     """Where the prompt that a stage stood behind may lie."""
-    beside = folder.parent / "stage1"
+    beside = folder.parent / next(iter(methods.preceding(stage)), stage)
     several = {path.name: str(path) for path in sorted(beside.glob("*")) if stage_folder.describe(path)}
     given = experiment.prompt_path
     paths: list[str | dict[str, str]] = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from promot_jax import assets, trees
+from promot_jax import assets, methods, trees
 from promot_jax.checkpoints.huggingface import load as hf
 from promot_jax.checkpoints.locate import is_remote, locate
 from promot_jax.checkpoints.orbax import Saved
@@ -16,7 +16,6 @@ from promot_jax.checkpoints.placement import Placed, place
 from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.methods import stages
 from promot_jax.models import CONFIGS, Config, Model, build
 from promot_jax.params import lora
 from promot_jax.params.fingerprint import fingerprint as fingerprint_of
@@ -210,7 +209,7 @@ def agree(found: Config, given: Config | None, path: str) -> Config:
 def _stage_folder(path: Path) -> Path | None:
     """The folder of a stage that trained a model: the path itself, or that stage in a method's folder."""
     # Of a method's stages the one that made the model: WiSE-FT's comes behind its fine-tuning.
-    for folder in (path, *(path / name for name in reversed(stages.MODEL_TUNING))):
+    for folder in (path, *(path / name for name in reversed(methods.model_tuning()))):
         stage = describe(folder)
         if stage and ("model" in stage.trains or stage.lora):
             return folder

@@ -1,4 +1,4 @@
-"""Files of a checkpoint read where they lie, local or at `gs://`, or copied to a local cache first."""
+"""Reads files of a checkpoint, local or at `gs://`, in place or from a copy in a local cache."""
 
 import hashlib
 import json
@@ -12,11 +12,7 @@ from promot_jax.files import replacing
 
 
 def local(file: Path) -> Path:
-    """Returns a file's local copy: itself, if it is not in a bucket.
-
-    Raises:
-        UserError: it cannot be copied.
-    """
+    """Returns a file's local copy, or the file itself if it is not in a bucket; raises UserError if copying fails."""
     if isinstance(file, Path):
         return file
     try:
@@ -26,20 +22,19 @@ def local(file: Path) -> Path:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what a library raised, or the name of its type."""
+    """The first line of an error's message, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def cache_folder() -> Path:
-    """Where copies from buckets are kept: $PROMOT_CHECKPOINTS, or a folder below ~/.cache."""
-    return Path(os.environ.get("PROMOT_CHECKPOINTS") or Path.home() / ".cache" / "promot_jax" / "checkpoints")
-
-
 def copied(path: str, files: Mapping[str, Any]) -> Path:
-    """The folder with copies of files; when one has changed (by size or time) it is another folder."""
+    """Copies files to a folder of their own in $PROMOT_CHECKPOINTS (or below ~/.cache), and returns it.
+
+    A file that changed (by size or time) leads to another folder.
+    """
+    cache = Path(os.environ.get("PROMOT_CHECKPOINTS") or Path.home() / ".cache" / "promot_jax" / "checkpoints")
     stats = {name: file.stat() for name, file in sorted(files.items())}
     listing = json.dumps([path, *((name, int(stat.length), int(stat.mtime)) for name, stat in stats.items())])
-    target = cache_folder() / hashlib.sha256(listing.encode()).hexdigest()[:32]
+    target = cache / hashlib.sha256(listing.encode()).hexdigest()[:32]
     if not target.is_dir():
         with replacing(target) as scratch:
             scratch.mkdir()

@@ -48,6 +48,10 @@ def find(name: str, folders: Iterable[Path]) -> Path:
     for place in folders:
         if (place / name).is_file():
             return place / name
+    if name.startswith("methods/"):
+        method = name.removeprefix("methods/").removesuffix(".gin")
+        given = "NAME_1shot (promot_1shot)" if method == "one_shot" else method
+        raise UserError(f"There is no gin file {name!r} any more: give --gin_file=method.gin --gin.METHOD={given}.")
     raise UserError(f"There is no gin file {name!r} here or in {folder()}{nearest(name, of_package())}.")
 
 

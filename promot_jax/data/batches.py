@@ -1,10 +1,11 @@
-"""Text examples to model batches: the one place where a task meets a model's vocabulary and prompts."""
+"""Examples to model batches: fixed shapes for training, a few shapes by length for evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from promot_jax.data.encoding import Encoder
 from promot_jax.errors import UserError
 from promot_jax.models.batch_layout import Batch, Tokens
 
@@ -12,15 +13,13 @@ if TYPE_CHECKING:
     from promot_jax.data.examples import Example
     from promot_jax.data.replay import Replay
 
-from promot_jax.data.encoding import Binding
-
 # Widths that evaluation batches are padded to: each compiles once.
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 MIN_ROWS = 8
 
 
 class TrainBatches:
-    """Fixed-shape training batches: a function of (examples, step), so that a resumed run sees the same ones.
+    """Fixed-shape training batches, a function of (examples, step): a resumed run sees the same batches.
 
     Over-long examples are left out, never cut: cutting would lose the end of the template. `skipped` counts them.
     """
@@ -28,7 +27,7 @@ class TrainBatches:
     def __init__(
         self,
         examples: Iterator["Example"],
-        binding: Binding,
+        encoder: Encoder,
         layout: Callable[[Sequence[Sequence[Tokens]], int, int], Batch],
         *,
         batch_size: int,
@@ -38,32 +37,31 @@ class TrainBatches:
         passages: Iterator[Tokens] | None = None,
         part: tuple[int, int] = (0, 1),
     ):
-        """Binds a stream of examples.
+        """Takes a stream of examples.
 
         Args:
             examples: endless.
-            binding: vocabulary and prompts.
+            encoder: vocabulary and prompts.
             layout: of the model's family (`Model.layout`).
             batch_size: rows.
             feature_lengths: `inputs` and `targets` in tokens, without the prompt.
-            pack: put several examples into a row, each behind its own prompt ids.
-            replay: how often a passage takes the place of an example, and how long its targets may be.
+            pack: put several examples into a row, each with its own soft prompt prepended.
+            replay: how often a passage replaces an example, and how long its targets may be.
             passages: of `replay.passages`, endless; None for none.
-            part: which shard of how many this is: passages take turns over all of them.
+            part: `(shard, shards)`: passages alternate over all shards.
 
         Raises:
-            UserError: feature lengths that lack "inputs" or "targets".
+            UserError: `feature_lengths` lacks "inputs" or "targets", or names others.
         """
         if set(feature_lengths) != {"inputs", "targets"}:
             raise UserError(f"TASK_FEATURE_LENGTHS names {sorted(feature_lengths)}; give 'inputs' and 'targets'.")
         self.skipped = 0
-        self._examples, self._binding, self._batch_size, self._pack = examples, binding, batch_size, pack
-        self._targets = self._room = feature_lengths["targets"]
-        self._replay, self._passages, (self._drawn, self._every) = replay, passages, part
-        if replay is not None:
-            self._room = max(self._targets, replay.targets)
-        self._prompt = max((len(ids) for ids in binding.prompt_ids.values()), default=0)
-        self._inputs = feature_lengths["inputs"]
+        self._examples, self._encoder, self._batch_size, self._pack = examples, encoder, batch_size, pack
+        self._replay, self._passages, (self._drawn, self._shards) = replay, passages, part
+        self._inputs = feature_lengths["inputs"] + max((len(ids) for ids in encoder.prompt_ids.values()), default=0)
+        self._targets = feature_lengths["targets"]
+        self._row_targets = max(self._targets, replay.targets if replay else 0)
+        self._lengths = f"{feature_lengths['inputs']} inputs, {self._targets} targets"
         self._layout = layout
         self._waiting: Tokens | None = None
 
@@ -71,16 +69,16 @@ class TrainBatches:
         """Yields batches from step 0 on."""
         while True:
             rows = [self._row() for _ in range(self._batch_size)]
-            yield self._layout(rows, self._prompt + self._inputs, self._room)
+            yield self._layout(rows, self._inputs, self._row_targets)
 
     def _row(self) -> list[Tokens]:
         row: list[Tokens] = []
         inputs = targets = 0
         while True:
-            tokens = self._next()
+            tokens, self._waiting = self._waiting or self._next(), None
             inputs += len(tokens.inputs)
             targets += len(tokens.targets)
-            if row and (inputs > self._prompt + self._inputs or targets > self._room):
+            if row and (inputs > self._inputs or targets > self._row_targets):
                 self._waiting = tokens
                 return row
             row.append(tokens)
@@ -88,78 +86,72 @@ class TrainBatches:
                 return row
 
     def _next(self) -> Tokens:
-        if self._waiting is not None:
-            tokens, self._waiting = self._waiting, None
-            return tokens
-        drawn, self._drawn = self._drawn, self._drawn + self._every  # counted over all shards
+        drawn, self._drawn = self._drawn, self._drawn + self._shards  # counted over all shards
         if self._replay is not None and self._passages is not None and self._replay.due(drawn):
             return next(self._passages)
-        misses = 0
-        while True:
-            tokens = self._binding.tokens(next(self._examples))
-            if len(tokens.inputs) <= self._inputs + self._prompt and len(tokens.targets) <= self._targets:
+        for _ in range(1000):
+            tokens = self._encoder.tokens(next(self._examples))
+            if len(tokens.inputs) <= self._inputs and len(tokens.targets) <= self._targets:
                 return tokens
             self.skipped += 1
-            misses += 1
-            if misses == 1000:
-                raise UserError(
-                    f"1000 examples in a row are longer than TASK_FEATURE_LENGTHS ({self._inputs} inputs, "
-                    f"{self._targets} targets); the last has {len(tokens.inputs)} and {len(tokens.targets)} tokens."
-                )
+        raise UserError(
+            f"1000 examples in a row are longer than TASK_FEATURE_LENGTHS ({self._lengths}); the last has "
+            f"{len(tokens.inputs)} and {len(tokens.targets)} tokens."
+        )
 
 
 class ShardedBatches:
     """Batches of all rows, from one stream per shard of the data: of B rows, row r comes from shard r * shards // B.
 
-    The shards are a setting of the run, so that the number of hosts changes no batch. A host opens those that its rows
-    come from; other rows are zeros to it, which it never looks at (`Partitioner.batch`).
+    The number of shards is a setting of the run, so the number of hosts changes no batch. A host opens the shards of
+    its own rows; other rows are zeros, which it never reads (`Partitioner.batch`).
 
     Attributes:
         parts: the opened streams by shard.
     """
 
-    def __init__(self, open_shard: Callable[[int], TrainBatches], shards: int, held: np.ndarray):
+    def __init__(self, open_shard: Callable[[int], TrainBatches], shards: int, local_rows: np.ndarray):
         """Opens the shards that this host needs.
 
         Args:
-            open_shard: gives a shard's batches, each of an equal part of the rows.
-            shards: of the data.
-            held: bool `[batch]`, rows that this host's devices hold.
+            open_shard: returns a shard's batches, each of an equal part of the rows.
+            shards: number of shards.
+            local_rows: bool `[batch]`, the rows on this host's devices.
 
         Raises:
             UserError: the rows do not divide over the shards.
         """
-        if len(held) % shards:
+        if len(local_rows) % shards:
             raise UserError(
-                f"A batch of {len(held)} rows does not divide over {shards} shards of data; change BATCH_SIZE or "
+                f"A batch of {len(local_rows)} rows does not divide over {shards} shards of data; change BATCH_SIZE or "
                 "DATA_SHARDS."
             )
         self._shards = shards
-        needed = held.reshape(shards, -1).any(axis=1)
+        needed = local_rows.reshape(shards, -1).any(axis=1)
         self.parts = {shard: open_shard(shard) for shard in map(int, np.flatnonzero(needed))}
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches from step 0 on."""
         for parts in zip(*self.parts.values(), strict=True):
             empty = {name: np.zeros_like(array) for name, array in parts[0].items()}
-            rows = dict(zip(self.parts, parts, strict=True))
-            whole = [rows.get(shard, empty) for shard in range(self._shards)]
-            yield {name: np.concatenate([part[name] for part in whole]) for name in empty}
+            by_shard = dict(zip(self.parts, parts, strict=True))
+            batch = [by_shard.get(shard, empty) for shard in range(self._shards)]
+            yield {name: np.concatenate([part[name] for part in batch]) for name in empty}
 
 
 def buckets(
     inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1, order: Sequence[int] | np.ndarray = ()
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Groups inputs of like length into batches of a few fixed shapes: a width of `WIDTHS`, rows a power of two.
+    """Groups inputs of similar length into batches of a few fixed shapes: a width of `WIDTHS`, rows a power of two.
 
     Args:
         inputs: token ids per example.
         budget: tokens of a batch; wide buckets get fewer rows.
-        multiple: rows are a multiple of this (the ways a batch is split).
-        order: one number per example; within a width, examples of like number come together.
+        multiple: rows are a multiple of this (the number of data shards of the mesh).
+        order: one number per example; within a width, examples are sorted by it.
 
     Yields:
-        The indices of the examples, and `tokens` `[rows, width]`, `lengths` `[rows]`; rows behind the last index are
+        The indices of the examples, and `tokens` `[rows, width]`, `lengths` `[rows]`; rows after the last example are
         padding of length 0.
 
     Raises:
@@ -174,17 +166,16 @@ def buckets(
     bucket = np.searchsorted(WIDTHS, lengths)
     for index in np.unique(bucket):
         width = WIDTHS[index]
-        most = 1 << max(budget // width, 1).bit_length() - 1
+        max_rows = 1 << max(budget // width, 1).bit_length() - 1
         members = np.flatnonzero(bucket == index)
         members = members[np.lexsort((lengths[members], ranks[members]))]
         while len(members):
             # Few sizes, so that few programs are compiled; small ones, so that little of a batch is padding.
-            rows = min(most, max(MIN_ROWS, 1 << (len(members) - 1).bit_length()))
+            rows = min(max_rows, max(MIN_ROWS, 1 << (len(members) - 1).bit_length()))
             rows = -(-rows // multiple) * multiple
             chosen, members = members[:rows], members[rows:]
-            tokens = np.zeros((rows, width), np.int32)
+            tokens, padded = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
             for row, example in enumerate(chosen):
                 tokens[row, : lengths[example]] = inputs[example]
-            padded = np.zeros(rows, np.int32)
             padded[: len(chosen)] = lengths[chosen]
             yield chosen, {"tokens": tokens, "lengths": padded}

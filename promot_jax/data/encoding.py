@@ -1,7 +1,7 @@
-"""Text examples to token ids for one model: tokenizer, lengths, and the virtual ids of soft prompts."""
+"""Text to token ids for one model: tokenizer, begin and end of a sequence, and the virtual ids of soft prompts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,32 +11,43 @@ from promot_jax.models.batch_layout import Tokens
 
 if TYPE_CHECKING:
     from promot_jax.data.examples import Example
+    from promot_jax.data.vocabularies.tokenizer import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Binding:
-    """A vocabulary and the prompts in use.
+class Encoder:
+    """Turns text into token ids as one model reads them; training, evaluation and inference share it.
 
     Attributes:
         encode: text to ids.
         eos_id: ends every target.
-        bos_id: starts every input, behind the prompt, or None.
-        prompt_ids: `{task or mixture: virtual ids}`.
+        bos_id: starts every input, after the soft prompt, or None.
+        prompt_ids: virtual ids of the soft prompts, `{task or mixture: int32 [length]}` (`soft_prompts.layout`).
         prompt: the key in `prompt_ids` for tasks that have none of their own, or "" for none.
         continues: whether targets continue the inputs (`Model.continues`); otherwise `eos_id` ends every input too.
-        sentinel_id: stands behind every input, before its EOS, or None.
+        sentinel_id: ends every input, before its EOS, or None.
     """
 
     encode: Callable[[str], Sequence[int]]
     eos_id: int
     bos_id: int | None
-    prompt_ids: dict[str, np.ndarray]
+    prompt_ids: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     prompt: str = ""
     continues: bool = True
     sentinel_id: int | None = None
 
+    @classmethod
+    def of(cls, vocabulary: "Vocabulary", *, continues: bool) -> "Encoder":
+        """The encoder of a model without soft prompts: its tokenizer, and `Model.continues`."""
+        bos_id = vocabulary.bos_id if vocabulary.add_bos else None
+        return cls(vocabulary.encode, vocabulary.eos_id, bos_id, continues=continues)
+
+    def with_prompts(self, prompt_ids: Mapping[str, np.ndarray], default: str = "") -> "Encoder":
+        """The encoder with soft prompts: `prompt_ids`, and in `default` the `prompt` of the attributes."""
+        return dataclasses.replace(self, prompt_ids=prompt_ids, prompt=default)
+
     def inputs(self, text: str, task: str = "") -> list[int]:
-        """Ids of an input text, behind the prompt of its task."""
+        """Ids of an input text, with the soft prompt of its task prepended."""
         virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
         start = [] if self.bos_id is None else [self.bos_id]
         end = [] if self.sentinel_id is None else [self.sentinel_id]
@@ -44,10 +55,10 @@ class Binding:
         return [*([] if virtual is None else virtual.tolist()), *start, *self.encode(text), *end]
 
     def tokens(self, example: "Example") -> Tokens:
-        """Ids of an example. A target that continues its input stands one space after it.
+        """Ids of an example; one space separates a target from the input that it continues.
 
         Raises:
-            UserError: the input is empty, so that nothing stands before the first target.
+            UserError: the input is empty, so that nothing precedes the first target.
         """
         inputs = self.inputs(example.inputs, example.task)
         if not inputs:

@@ -1,12 +1,13 @@
-"""SeqIO tasks and mixtures as text: look them up by name, read them, stream them. Tokens are the model's business.
+"""SeqIO tasks and mixtures as text: look them up by name, read them, stream them. `data/encoding.py` makes tokens.
 
-Our own tasks yield the features of `FEATURES`. Other SeqIO tasks plug in as they are: `inputs` and `targets` may be
-text or token ids (then `*_pretokenized` is read, or the ids are decoded with the task's own vocabulary), and whatever
-else is missing gets a default.
+Our own tasks yield the features of `FEATURES`. Other SeqIO tasks work unchanged: `inputs` and `targets` may be text or
+token ids (then `*_pretokenized` is read, or the ids are decoded with the task's own vocabulary), and missing features
+get defaults.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import itertools
@@ -14,99 +15,73 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
+
+# isort: split
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from promot_jax.errors import UserError, nearest
 
-_SHOTS = re.compile(r"(?P<base>.+)_(?P<k>\d+)shot")
-
-
-def _feature(dtype: tf.DType, rank: int) -> seqio.Feature:
-    return seqio.Feature(seqio.PassThroughVocabulary(size=0), add_eos=False, dtype=dtype, rank=rank)
-
-
-# Exemplars come from so many rows of the training split, the first in storage order: a split of millions of rows is
-# never read whole, and a smaller one always is.
+# Exemplars come from the first rows of the training split in storage order, so that a split of millions of rows is
+# never read whole.
 POOL_ROWS = 10_000
-EXEMPLARS = "exemplars"  # the split of a source that has these rows alone; caches are built of it too
-# What each example of our own tasks carries. `shots` is the number of exemplars asked for; they are drawn when a
-# model's tokenizer is at hand (`fewshot`), for how many fit depends on it.
+EXEMPLARS = "exemplars"  # the split of a source with these rows alone; caches include it
+# The features of our own tasks. `shots` is the number of exemplars; they are drawn later (`exemplars`), since how many
+# fit depends on the model's tokenizer.
+_feature = functools.partial(seqio.Feature, seqio.PassThroughVocabulary(size=0), add_eos=False)
 FEATURES: Mapping[str, seqio.Feature] = {
-    "inputs": _feature(tf.string, 0),
-    "targets": _feature(tf.string, 0),
-    "id": _feature(tf.string, 0),
-    "labels": _feature(tf.string, 1),
-    "prefix": _feature(tf.string, 0),
-    "shots": _feature(tf.int32, 0),
-    "answers": _feature(tf.string, 1),
-    "suffix": _feature(tf.string, 0),
+    **{name: _feature(dtype=tf.string, rank=0) for name in ("inputs", "targets", "id", "prefix", "suffix")},
+    **{name: _feature(dtype=tf.string, rank=1) for name in ("labels", "answers")},
+    "shots": _feature(dtype=tf.int32, rank=0),
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Example:
-    """One example of a task, as text.
+    """One example of a task, as text."""
 
-    Attributes:
-      task: the name of the task it comes from, as registered (so "capital_4shot" in a 4-shot mixture).
-      id: unique within the task, the same whatever the order or sharding of the data.
-      inputs: the query, template filled in, without exemplars.
-      targets: the answer, without a leading space.
-      labels: the label set; empty when the task is open.
-      prefix: post-processing cuts an output from the second occurrence of this on; "" cuts nothing.
-      shots: exemplars to put in front.
-      answers: all right answers where there are several; empty when only `targets` is right.
-      suffix: the end of `inputs` that stays when an input that is too long is shortened before it; "" when `inputs`
-        has to stay whole.
-      features: everything the task yields, for its post-processor.
-    """
-
-    task: str
-    id: str
-    inputs: str
-    targets: str
-    labels: tuple[str, ...]
-    prefix: str
-    shots: int
-    answers: tuple[str, ...] = ()
-    suffix: str = ""
-    features: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    task: str  # registered name (so "capital_4shot" in a 4-shot mixture)
+    id: str  # unique within the task, independent of the order or sharding of the data
+    inputs: str  # the query, template filled in, without exemplars
+    targets: str  # the answer, without a leading space
+    labels: tuple[str, ...]  # the label set; empty for an open task
+    prefix: str  # post-processing cuts an output from the second occurrence of this on; "" cuts nothing
+    shots: int  # number of exemplars to prepend
+    answers: tuple[str, ...] = ()  # all right answers if there are several; empty if only `targets` is right
+    suffix: str = ""  # the end of `inputs` that stays when a too long input is shortened; "" forbids shortening
+    # Everything that the task yields, for its post-processor.
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 def import_tasks(modules: Sequence[str]) -> None:
-    """Imports modules that register tasks. Raises UserError naming a module that cannot be imported."""
+    """Imports modules that register tasks; raises UserError naming a module that cannot be imported."""
     for module in modules:
         try:
             importlib.import_module(module)
         except (ImportError, TypeError, ValueError) as error:
-            raise UserError(
-                f"task module {module!r} cannot be imported ({error}): check its name and the path"
-            ) from None
+            raise UserError(f"task module {module!r} cannot be imported ({error}): check its name and path") from None
 
 
 def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
-    """Has tasks read from SeqIO caches, from now on and from these folders only.
+    """Reads tasks from SeqIO caches from now on, in these folders only.
 
-    A cached task yields the same examples. `read` and `pool` return them in the same order; `stream` in an order that
-    the cache's files have a part in.
+    A cached task yields the same examples. `read` and `pool` return them in the same order; the order of `stream` also
+    depends on the cache's files.
 
     Args:
-      folders: what `launch/cache_tasks.sh` (SeqIO's own `seqio_cache_tasks`) wrote; local or gs://, the first one wins.
-      tasks: those that the run reads.
-
-    Raises:
-      UserError: when a folder holds none of the tasks.
+      folders: written by `launch/cache_tasks.sh` (SeqIO's own `seqio_cache_tasks`), local or gs://; the first one wins.
+      tasks: the tasks that the run reads. A folder that holds none of them is a UserError.
     """
     seqio.set_global_cache_dirs(folders)
-    places = [str(get(name).cache_dir) for name in cached(tasks)]
+    caches = [str(get(name).cache_dir) for name in cached(tasks)]
     for folder in folders:
-        if not any(place.startswith(os.path.join(folder, "")) for place in places):
+        if not any(cache.startswith(os.path.join(folder, "")) for cache in caches):
             raise UserError(
                 f"SEQIO_CACHE_DIRS names {folder}, where no task of this run has a finished cache "
                 f"({', '.join(dict.fromkeys(tasks))}): build it with launch/cache_tasks.sh, or leave it out"
@@ -114,52 +89,52 @@ def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
 
 
 def cached(tasks: Sequence[str]) -> list[str]:
-    """Returns those of the tasks that are read from a cache; a task of k shots is read from the cache of the task."""
+    """Returns the tasks that are read from a cache; a k-shot task is read from the cache of its base task."""
     return [name for name in dict.fromkeys(tasks) if _is_cached(get(name))]
 
 
 def get(name: str) -> seqio.Task | seqio.Mixture:
-    """Returns a task or mixture; `<name>_<k>shot` is registered at the first call when `<name>` is known.
+    """Returns a task or mixture; registers `<name>_<k>shot` at the first call if `<name>` is known.
 
-    Raises:
-      UserError: when there is no such task or mixture, naming the nearest one.
+    Raises UserError, with the nearest name, if there is none.
     """
-    if name in seqio.MixtureRegistry.names():
-        return seqio.MixtureRegistry.get(name)
-    if name in seqio.TaskRegistry.names():
-        return seqio.TaskRegistry.get(name)
-    match = _SHOTS.fullmatch(name)
-    if match and match["base"] in _names():
-        return _register_shots(name, get(match["base"]), int(match["k"]))
-    raise UserError(f"no task or mixture is called {name!r}{nearest(name, _names())}")
+    if name in (names := _names()):
+        return seqio.get_mixture_or_task(name)
+    if (base_name := base_task(name)) == name:
+        raise UserError(f"no task or mixture is called {name!r}{nearest(name, names)}")
+    base, suffix = get(base_name), name.removeprefix(base_name)
+    if isinstance(base, seqio.Mixture):
+        parts = [(get(part + suffix).name, rate) for part, rate in base.rate_per_task_name.items()]
+        return seqio.MixtureRegistry.add(name, parts)
+    seqio.TaskRegistry.add_provider(name, _Shots(name, base, int(suffix[1:].removesuffix("shot"))))
+    return seqio.TaskRegistry.get(name)
 
 
 def task_names(name: str) -> list[str]:
-    """Returns the names of a mixture's tasks in the order they were registered in, or the task's own name."""
+    """Returns the names of a mixture's tasks in the order of registration, or the task's own name."""
     provider = get(name)
     if isinstance(provider, seqio.Task):
         return [name]
-    names = [task for part in provider.rate_per_task_name for task in task_names(part)]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(task for part in provider.rate_per_task_name for task in task_names(part)))
 
 
 def base_task(name: str) -> str:
     """Returns the name without its `_<k>shot` ending, unless that is part of a registered task's own name."""
-    match = _SHOTS.fullmatch(name)
-    return match["base"] if match and match["base"] in _names() else name
+    match = re.fullmatch(r"(.+)_\d+shot", name)
+    return match[1] if match and match[1] in _names() else name
 
 
 def read(name: str, split: str, *, limit: int | None = None, within: int | None = None) -> list[Example]:
-    """Returns the examples of one task, in an order given by their ids alone, not by how the data are stored.
+    """Returns the examples of one task, in an order that depends on their ids only, not on how the data are stored.
 
     Args:
-      name: a task; a mixture is read task by task.
+      name: a task, not a mixture.
       split: one of the task's splits.
-      limit: how many at most; a larger limit returns the same ones and more.
-      within: only the first so many rows in storage order are read; None reads the whole split.
+      limit: maximal number; a larger limit returns the same examples and more.
+      within: number of rows to read, in storage order; None reads the whole split.
 
     Raises:
-      UserError: when `name` is unknown or a mixture, or the task has no such split.
+      UserError: `name` is unknown or a mixture, or the task has no such split.
     """
     provider = get(name)
     if isinstance(provider, seqio.Mixture):
@@ -174,15 +149,11 @@ def read(name: str, split: str, *, limit: int | None = None, within: int | None 
 def pool(name: str, limit: int | None = None) -> list[Example]:
     """Returns the training examples that exemplars are drawn from: the first `POOL_ROWS` rows of `train`.
 
-    The first ones as the source has them. A cache has no order, and holds them as the split `EXEMPLARS` of the source
-    (`tasks.register` has one in its sources).
-
-    Args:
-      name: a task.
-      limit: how many at most.
+    They are the first rows of the source. A cache has no order, so it needs them as the split `EXEMPLARS`, which the
+    sources of `tasks.register` have. `limit` is the maximal number of examples.
 
     Raises:
-      UserError: as `read`, or when the task is read from a cache that cannot say which rows were the first.
+      UserError: as `read`, or the task is read from a cache that does not show which rows were the first.
     """
     task = get(name)
     if EXEMPLARS in task.splits:
@@ -197,20 +168,19 @@ def pool(name: str, limit: int | None = None) -> list[Example]:
 
 
 def stream(name: str, split: str, *, seed: int, shard: int = 0, shards: int = 1) -> Iterator[Example]:
-    """Returns an endless shuffled stream of a task's examples, or of a mixture's at its rates.
+    """Returns an endless shuffled stream of examples of a task, or of a mixture at its rates.
 
-    The n-th example depends on (name, split, seed, shard, shards) only, and on its cache's files where a task has one.
+    The n-th example depends on (name, split, seed, shard, shards) only, and on the files of a task's cache.
 
     Args:
       name: a task or mixture.
       split: one of its splits.
       seed: chooses the order.
-      shard: which part of the data, 0 to `shards` - 1: whole files where there are as many (SeqIO), else one example in
-        `shards`.
-      shards: how many parts.
+      shard: part of the data, 0 to `shards` - 1: whole files if there are enough (SeqIO), else single examples.
+      shards: number of parts.
 
     Raises:
-      UserError: when `name` is unknown, one of its tasks lacks the split, or the split or shard is empty.
+      UserError: `name` is unknown, one of its tasks lacks the split, or the split or shard is empty.
     """
     provider = get(name)
     tasks = [seqio.TaskRegistry.get(task) for task in task_names(name)]
@@ -221,14 +191,14 @@ def stream(name: str, split: str, *, seed: int, shard: int = 0, shards: int = 1)
 
 
 def stable_hash(*parts: str) -> str:
-    """Returns 16 hexadecimal digits that depend on the strings alone, in every process and on every machine."""
+    """Returns 16 hexadecimal digits that depend on the strings only, in every process and on every machine."""
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def _mix(
     tasks: Sequence[seqio.Task], rates: np.ndarray, split: str, seed: int, shard: seqio.ShardInfo | None
 ) -> Iterator[Example]:
-    """Yields from each task's own endless data set in turn, drawn with `rates` ([tasks], sum 1)."""
+    """Yields examples of the tasks' endless data sets, each from a task drawn with `rates` ([tasks], sum 1)."""
     options = {"shuffle": True, "seed": seed, "shard_info": shard, "num_epochs": None}
     streams = [_elements(task, split, **options) for task in tasks]
     draw = np.random.default_rng([seed, shard.index] if shard else seed)
@@ -236,16 +206,16 @@ def _mix(
         i = int(draw.choice(len(tasks), p=rates))
         raw = next(streams[i], None)
         if raw is None:
-            which = f"; shard {shard.index} of {shard.num_shards} is empty: lower DATA_SHARDS" if shard else ""
-            raise UserError(f"split {split!r} of task {tasks[i].name!r} has no examples{which}")
+            advice = f"; shard {shard.index} of {shard.num_shards} is empty: lower DATA_SHARDS" if shard else ""
+            raise UserError(f"split {split!r} of task {tasks[i].name!r} has no examples{advice}")
         yield _example(tasks[i], raw)
 
 
 class _Shots(seqio.Task):
-    """A task again, with k in each example's `shots`. It has no cache of its own but is read from that of the task."""
+    """A task with `shots` = k in each example, read from the cache of its base task."""
 
     def __init__(self, name: str, base: seqio.Task, k: int):
-        def ask(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        def set_shots(dataset: tf.data.Dataset) -> tf.data.Dataset:
             return dataset.map(lambda example: {**example, "shots": tf.constant(k, tf.int32)})
 
         self._base = base
@@ -253,7 +223,7 @@ class _Shots(seqio.Task):
             name,
             base.source,
             {**base.output_features, "shots": FEATURES["shots"]},
-            preprocessors=[*base.preprocessors, ask],
+            preprocessors=[*base.preprocessors, set_shots],
             postprocess_fn=base.postprocessor,
             metric_fns=base.metric_fns,
             metric_objs=base.metric_objs,
@@ -262,29 +232,31 @@ class _Shots(seqio.Task):
 
     @property
     def cache_dir(self) -> str | None:
-        """The folder of the task's cache, None without one."""
+        """The folder of the base task's cache, None without one."""
         return self._base.cache_dir
 
 
 def _is_cached(task: seqio.Task) -> bool:
-    # SeqIO remembers a folder that it once found, also when no folder is to be used any more.
+    # A task keeps the cache folder that SeqIO once found, even after the list of folders was emptied.
     return bool(seqio.get_global_cache_dirs()) and task.supports_caching and task.cache_dir is not None
 
 
 def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[str, Any]]:
-    """Yields what the data set of a task holds, read from its cache when it has one. `options` are `get_dataset`'s.
+    """Yields the raw elements of a task, from its cache if it has one. `options` are `get_dataset`'s.
 
     Raises:
-      UserError: when the task's cache is damaged, or of a task that has changed since.
+      UserError: the cache is damaged, or the task has changed since.
     """
     from_cache = _is_cached(task)
     if task.requires_caching and not from_cache:
         raise UserError(f"task {task.name!r} is read from a cache only: name its folder in SEQIO_CACHE_DIRS")
-    damage = (tf.errors.OpError, ValueError, KeyError)  # a name of its own: a stream may outlive the module, at the end
+    damage = (tf.errors.OpError, ValueError, KeyError)  # a local name: at exit a stream may outlive the module
     try:
         if from_cache:
             _check_files(task.cache_dir, split)
-        yield from _dataset(task, split, use_cached=from_cache, **options).as_numpy_iterator()
+        with contextlib.nullcontext() if options["shuffle"] else in_storage_order():
+            dataset = task.get_dataset(None, split, use_cached=from_cache, try_in_mem_cache=False, **options)
+        yield from dataset.as_numpy_iterator()
     except damage as error:
         if not from_cache:
             raise
@@ -295,17 +267,9 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
         ) from error
 
 
-def _dataset(task: seqio.Task, split: str, shuffle: bool, **options: Any) -> tf.data.Dataset:
-    with contextlib.nullcontext() if shuffle else in_storage_order():
-        return task.get_dataset(sequence_length=None, split=split, shuffle=shuffle, try_in_mem_cache=False, **options)
-
-
 @contextlib.contextmanager
 def in_storage_order() -> Iterator[None]:
-    """Has TFDS data sets made in here yield rows in the order that they are stored in, however many files there are.
-
-    TFDS takes rows from several files in turn otherwise, and the first ones would be others.
-    """
+    """Makes TFDS data sets that are built inside yield rows in storage order; TFDS interleaves files otherwise."""
     before = seqio.utils._TFDS_DATA_READ_CONFIG_OVERRIDE  # a module of tasks may have set one
     seqio.set_tfds_read_config_override(dataclasses.replace(before or tfds.ReadConfig(), interleave_cycle_length=1))
     try:
@@ -315,27 +279,16 @@ def in_storage_order() -> Iterator[None]:
 
 
 def _check_files(folder: str, split: str) -> None:
-    """Raises ValueError when a cache lacks files, which SeqIO would not notice."""
+    """Raises ValueError if a cache lacks files, which SeqIO would not notice."""
     with tf.io.gfile.GFile(seqio.get_cached_info_path(folder, split)) as file:
-        wanted = json.load(file)["num_shards"]
-    found = len(tf.io.gfile.glob(f"{seqio.get_cached_tfrecord_prefix(folder, split)}-*-of-{wanted:05d}"))
-    if found != wanted:
-        raise ValueError(f"{found} of {wanted} files of the split {split!r} are there")
+        shards = json.load(file)["num_shards"]
+    files = len(tf.io.gfile.glob(f"{seqio.get_cached_tfrecord_prefix(folder, split)}-*-of-{shards:05d}"))
+    if files != shards:
+        raise ValueError(f"{files} of {shards} files of the split {split!r} are there")
 
 
 def _names() -> list[str]:
     return [*seqio.MixtureRegistry.names(), *seqio.TaskRegistry.names()]
-
-
-def _register_shots(name: str, base: seqio.Task | seqio.Mixture, k: int) -> seqio.Task | seqio.Mixture:
-    """Registers `base` again as `name`, with `shots` = k in each example. Mixtures keep their rates."""
-    if isinstance(base, seqio.Mixture):
-        parts = [(get(f"{part}_{k}shot").name, rate) for part, rate in base.rate_per_task_name.items()]
-        return seqio.MixtureRegistry.add(name, parts)
-
-    task = _Shots(name, base, k)
-    seqio.TaskRegistry.add_provider(name, task)
-    return task
 
 
 def _check_split(task: seqio.Task, split: str) -> None:
@@ -344,7 +297,7 @@ def _check_split(task: seqio.Task, split: str) -> None:
 
 
 def _example(task: seqio.Task, raw: Mapping[str, Any]) -> Example:
-    """Builds an Example from one element of a task's data set; missing features get defaults."""
+    """Makes an Example of one element; missing features get defaults."""
     if "targets" not in raw:
         raise UserError(f"task {task.name!r} has no feature 'targets', only {', '.join(raw)}")
     inputs = _text(task, raw, "inputs") if "inputs" in raw else ""
@@ -364,7 +317,7 @@ def _example(task: seqio.Task, raw: Mapping[str, Any]) -> Example:
 
 
 def _text(task: seqio.Task, raw: Mapping[str, Any], feature: str) -> str:
-    """Returns a feature as text: its `_pretokenized` twin, the feature itself, or its token ids decoded."""
+    """Returns a feature as text: `<feature>_pretokenized`, the feature itself, or its token ids decoded."""
     value = np.asarray(raw.get(f"{feature}_pretokenized", raw[feature]))
     if value.ndim == 0 and value.dtype.kind in "OSU":
         return _decode(value.item())

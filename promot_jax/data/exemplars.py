@@ -1,4 +1,4 @@
-"""Few-shot prompts: which exemplars an example gets, and the text they make together."""
+"""Few-shot prompts: draws exemplars for an example and composes the text of both."""
 
 import bisect
 import dataclasses
@@ -17,84 +17,75 @@ def choose(
 ) -> list[Example]:
     """Returns k exemplars for an example, from a pool (the training split) whose order does not matter.
 
-    Every pool member gets a rank from a hash of (task, seed, example id, its own id); the k lowest are taken, lowest
-    last. So fewer shots are always the last of more shots: a prompt that lost its first exemplar for want of room is
-    the prompt with one shot less.
+    Every member of the pool is ranked by a hash of (task, seed, example id, its own id). The k lowest are taken, the
+    lowest last, so fewer shots are always the last of more shots: dropping the first exemplar of a prompt that is too
+    long gives the prompt with one shot less.
 
     Args:
-      task: the task's name, without its `_<k>shot` ending when 1-shot and 4-shot prompts should share exemplars.
+      task: the task's name, without its `_<k>shot` ending if 1-shot and 4-shot prompts should share exemplars.
       seed: another seed, other exemplars.
-      example_id: the example the prompt is for; it is never its own exemplar.
+      example_id: the example that the prompt is for; it is never its own exemplar.
       pool: candidates; of those with equal inputs one at most is taken.
-      k: how many.
-      inputs: of the example; a candidate with the same ones, which would give the answer away, is left out.
+      k: number of exemplars.
+      inputs: of the example; candidates with equal inputs, which would reveal the answer, are left out.
 
-    Raises:
-      UserError: when the pool is too small.
+    Raises UserError if the pool is too small.
     """
     if not k:
         return []
-    distinct: dict[str, Example] = {}
+    by_inputs: dict[str, Example] = {}
     for candidate in pool:
         if candidate.id != example_id and candidate.inputs != inputs:
-            held = distinct.setdefault(candidate.inputs, candidate)
-            if candidate.id < held.id:
-                distinct[candidate.inputs] = candidate
-    if len(distinct) < k:
-        raise UserError(f"task {task!r} has {len(distinct)} training examples to draw from, too few for {k} shots")
-    ranked = heapq.nsmallest(k, distinct.values(), key=lambda e: (stable_hash(task, str(seed), example_id, e.id), e.id))
-    return ranked[::-1]
+            first = by_inputs.setdefault(candidate.inputs, candidate)
+            if candidate.id < first.id:
+                by_inputs[candidate.inputs] = candidate
+    if len(by_inputs) < k:
+        raise UserError(f"task {task!r} has {len(by_inputs)} training examples to draw from, too few for {k} shots")
+    key = (task, str(seed), example_id)
+    return heapq.nsmallest(k, by_inputs.values(), key=lambda e: (stable_hash(*key, e.id), e.id))[::-1]
 
 
 def draw(task: str, seed: int, example: Example, pool: Sequence[Example], k: int) -> list[Example]:
-    """Returns k exemplars as `choose` does, of the same properties, in a time that does not grow with the pool.
+    """Returns k exemplars with the properties of `choose`, in a time that does not grow with the pool.
 
-    `choose` ranks the whole pool for one example: too slow for every example of a training run. This looks up places
-    that a hash of (task, seed, example id) gives, and takes the next one where a place is no choice.
+    `choose` ranks the whole pool for one example, which is too slow for every example of a training run. This starts at
+    places given by a hash of (task, seed, example id) and takes the next candidate that is allowed.
 
-    Args:
-      task: the task's name without its `_<k>shot` ending.
-      seed: another seed, other exemplars.
-      example: what the exemplars are for; neither it nor an example of equal inputs is among them.
-      pool: candidates as `distinct` returns them.
-      k: how many.
-
-    Raises:
-      UserError: when the pool is too small.
+    The arguments and errors are those of `choose`, with the whole example and a pool as `distinct` returns it.
     """
     chosen: list[Example] = []
     for number in range(k):
         first = int(stable_hash(task, str(seed), example.id, str(number)), 16)
-        places = (pool[(first + i) % len(pool)] for i in range(len(pool)))
-        taken = {example.inputs, *(one.inputs for one in chosen)}
-        found = next((one for one in places if one.id != example.id and one.inputs not in taken), None)
-        if found is None:
+        used = {example.inputs, *(exemplar.inputs for exemplar in chosen)}
+        candidates = (pool[(first + i) % len(pool)] for i in range(len(pool)))
+        exemplar = next((e for e in candidates if e.id != example.id and e.inputs not in used), None)
+        if exemplar is None:
             raise UserError(f"task {task!r} has too few training examples to draw {k} shots from ({len(pool)})")
-        chosen.append(found)
+        chosen.append(exemplar)
     return chosen[::-1]
 
 
 def distinct(pool: Sequence[Example]) -> list[Example]:
-    """Returns the pool in an order that does not depend on the given one, one example for equal inputs."""
-    first = {one.inputs: one for one in sorted(pool, key=lambda e: (e.id, e.targets), reverse=True)}
+    """Returns one example for equal inputs, in an order that does not depend on the given one."""
+    first = {e.inputs: e for e in sorted(pool, key=lambda e: (e.id, e.targets), reverse=True)}
     return sorted(first.values(), key=lambda e: (e.id, e.inputs))
 
 
 class WithExemplars:
-    """A training stream whose k-shot examples have their exemplars in front (the paper's "+ 1-shot").
+    """A training stream that prepends exemplars to its k-shot examples (the paper's "+ 1-shot").
 
-    An example is the same whenever it comes by: its exemplars depend on (task, seed, example id) only. They come from
-    `text.pool`. `dropped` counts those that did not fit.
+    The exemplars depend on (task, seed, example id) only and come from `text.pool`. `dropped` counts exemplars that did
+    not fit.
     """
 
     def __init__(self, examples: Iterator[Example], seed: int, count_tokens: Callable[[str], int], max_tokens: int):
-        """Composes examples as they come.
+        """Takes a stream.
 
         Args:
-          examples: a training stream; what asks for no shots passes as it is.
+          examples: a training stream; examples without shots pass unchanged.
           seed: chooses the exemplars.
-          count_tokens: number of tokens the model makes of an input text.
-          max_tokens: room for an input. One that does not fit alone passes as it is, for the batches to leave it out.
+          count_tokens: number of tokens of an input text.
+          max_tokens: limit of an input. A longer example passes unchanged, and the batches leave it out.
         """
         self.dropped = 0
         self._examples, self._seed = examples, seed
@@ -102,11 +93,11 @@ class WithExemplars:
         self._pools: dict[str, list[Example]] = {}
 
     def __iter__(self) -> Iterator[Example]:
-        """Returns itself: a stream is read once."""
+        """Returns itself."""
         return self
 
     def __next__(self) -> Example:
-        """Returns the next example, composed."""
+        """Returns the next example, with its exemplars."""
         example = next(self._examples)
         if not example.shots or self._count_tokens(example.inputs) > self._max_tokens:
             return example
@@ -122,20 +113,11 @@ class WithExemplars:
 def compose(
     example: Example, exemplars: Sequence[Example], count_tokens: Callable[[str], int], max_tokens: int
 ) -> tuple[str, int]:
-    """Returns the prompt, exemplars and then the query, and how many exemplars did not fit.
+    """Returns the prompt, exemplars and then the query, and how many exemplars were dropped.
 
-    Whole exemplars are left out, the first ones first, until the prompt has at most `max_tokens` tokens. The query is
-    shortened only when it does not fit alone and names a `suffix` (articles to summarise): then words in front of the
-    suffix are left out from the last one on.
-
-    Args:
-      example: the query.
-      exemplars: as `choose` returns them.
-      count_tokens: number of tokens the model makes of a text.
-      max_tokens: room for the prompt, in tokens.
-
-    Raises:
-      UserError: when the query alone does not fit and may not be shortened.
+    Whole exemplars are dropped, the first ones first, until the prompt has at most `max_tokens` tokens. The query is
+    shortened only if it does not fit alone and has a `suffix` (articles to summarise): then the last words before the
+    suffix are left out. Raises UserError if the query alone does not fit and may not be shortened.
     """
     shots = [f"{e.inputs} {e.targets}" for e in exemplars]
     for dropped in range(len(shots) + 1):

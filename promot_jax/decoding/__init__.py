@@ -1,1 +1,1 @@
-"""Generation: greedy and sampled, beam search, and the text of the output."""
+"""Generation: greedy, sampled and beam search, and the text of the output."""

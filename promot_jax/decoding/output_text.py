@@ -1,22 +1,23 @@
-"""From generated ids to the answer: where it stops, and T5's sentinels around it."""
+"""From generated ids to the answer: stop tokens, and T5's sentinels around the answer."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 
 def stop_mask(token_strings: Sequence[str], stop: str, eos_id: int) -> np.ndarray:
-    """Returns bool `[vocab]`: the end-of-sequence token, and every token whose text holds the stop text."""
+    """Returns bool `[vocab]`: True for the end-of-sequence token, and for every token that contains the stop text."""
     mask = np.array([bool(stop) and stop in text for text in token_strings])
     mask[eos_id] = True
     return mask
 
 
-SENTINELS = ("<extra_id_0>", "<extra_id_1>")  # around the first span that span corruption asks for
+SENTINELS = ("<extra_id_0>", "<extra_id_1>")  # around the first span of a span-corruption output
 
 
 def spelled(ids: Sequence[int], sentinels: Mapping[str, int], decode: Callable[[list[int]], str]) -> str:
-    """Decodes ids with their sentinels spelled out, one space around each; `decode` alone would drop them.
+    """Returns the text of ids with sentinels spelled out, one space around each; `decode` alone would drop them.
 
     Args:
         ids: of an output.
@@ -24,18 +25,12 @@ def spelled(ids: Sequence[int], sentinels: Mapping[str, int], decode: Callable[[
         decode: ids without sentinels to text.
     """
     names = {index: name for name, index in sentinels.items()}
-    parts: list[str] = []
-    span: list[int] = []
-    for index in ids:
-        if index in names:
-            parts += [decode(span), names[index]]
-            span = []
-        else:
-            span.append(index)
-    return " ".join(part for part in [*parts, decode(span)] if part)
+    spans = itertools.groupby(ids, key=names.get)  # the key is None for a span of ordinary ids
+    parts = [decode(list(span)) if name is None else " ".join(name for _ in span) for name, span in spans]
+    return " ".join(part for part in parts if part)
 
 
 def first_span(output: str) -> str:
-    """The answer in a span-corruption output: behind `<extra_id_0>`, if it is there, and before `<extra_id_1>`."""
+    """Returns the answer in a span-corruption output: after `<extra_id_0>`, if present, and before `<extra_id_1>`."""
     _, start, rest = output.partition(SENTINELS[0])
     return (rest if start else output).split(SENTINELS[1], 1)[0].strip()

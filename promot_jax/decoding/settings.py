@@ -1,4 +1,4 @@
-"""Settings of generation."""
+"""Settings of generation: greedy, sampled, or beam search."""
 
 import dataclasses
 
@@ -7,18 +7,18 @@ from promot_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How outputs are chosen.
+    """Settings of generation.
 
     Attributes:
         max_tokens: longest output, the stop token included.
         temperature: 0 is greedy.
-        top_k: sample among the so many likeliest tokens; 0 is all.
-        top_p: sample among the likeliest tokens that hold this much probability.
-        stop: text at which an output ends; it is cut off. An answer of our tasks is one line, so that this default
-            saves time and changes no score.
-        beams: 1 is greedy or sampled; more are the width of a beam search.
-        length_penalty: of beam search: exponent of T5X's brevity penalty `((5 + length) / 6) ** length_penalty`, which
-            log-probabilities are divided by.
+        top_k: sample among the `top_k` likeliest tokens; 0 is all.
+        top_p: sample among the likeliest tokens with this total probability.
+        stop: text at which an output ends; it is cut off. Answers of the tasks here are one line, so this default saves
+            time and changes no score.
+        beams: width of a beam search; 1 is greedy or sampled.
+        length_penalty: of beam search: log-probabilities are divided by T5X's brevity penalty
+            `((5 + length) / 6) ** length_penalty`.
     """
 
     max_tokens: int = 16

@@ -1,7 +1,7 @@
-"""Mesh and shardings, from two tables: parameter path to logical axes, logical axis to mesh axes.
+"""Mesh and shardings, from two tables: parameter path -> logical axes, logical axis -> mesh axes.
 
-Activations follow the second table too: models name the axes of what they compute with `constrain`, which does nothing
-outside `activations` and on a single device.
+The second table also shards activations: models name their logical axes with `constrain`, which does nothing outside
+`activations` and on a single device.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from promot_jax.errors import UserError, nearest
 AXES = ("data", "fsdp", "model")
 MeshAxes = str | Sequence[str] | None
 
-# First match wins. Leaves of scanned stacks carry "layers" in front.
+# The first match wins. Leaves of scanned stacks have "layers" as first axis.
 PATH_TO_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt/.*", ("prompt", "prompt_embed")),
     (r"lora/.*/layers/.*", ("layers", "lora", "lora")),
@@ -40,7 +40,7 @@ PATH_TO_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"model/.*logits_dense/kernel", ("embed", "vocab")),
 )
 
-# Prompts, LoRA, norms and relative position biases are replicated: a logical axis that is not named here is not split.
+# A logical axis without a row is not split: prompts, LoRA, norms and relative position biases are replicated.
 LOGICAL_TO_MESH: tuple[tuple[str, MeshAxes], ...] = (
     ("batch", ("data", "fsdp")),
     ("looked_up", "data"),
@@ -52,11 +52,12 @@ LOGICAL_TO_MESH: tuple[tuple[str, MeshAxes], ...] = (
     ("kv_heads", "model"),
 )
 
-# Axes of activations alone (`constrain`); rows of a user may split them as well. `looked_up` is the batch while its
-# embeddings are looked up, each device its part of `embed`: what splits that must not split the batch, until both swap.
+# Logical axes that only activations have (`constrain`); a user's `axis_rules` may split them. `looked_up` is the batch
+# during the embedding lookup, where each device reads its part of `embed`: a mesh axis that splits `embed` must not
+# split the batch before the two are exchanged.
 ACTIVATION_AXES = ("batch", "looked_up", "length", "heads", "kv_heads", "activation_embed")
 
-_ROOMS = ("model", "prompt", "lora")  # first keys of parameter trees, which may hold some of them only
+_SUBTREES = ("model", "prompt", "lora")  # first keys of parameter trees; a tree may have some of them only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +65,15 @@ class Partitioner:
     """Places parameters and batches on a mesh.
 
     Attributes:
-        data: ways the batch is split; -1 takes the devices that are left.
-        fsdp: ways parameters are split along `embed`; the batch is split that way too.
-        model: ways heads, MLP and vocabulary are split.
-        slices: groups of devices with a slower network between them (TPU slices over DCN, hosts of GPUs). 0 takes those
-            that the devices know of; where they know of none, a number makes a group of every process.
-        slice_axis: the mesh axis that is laid over the slices, "data" or "fsdp"; the others stay within one.
-        path_rules: rows in front of `PATH_TO_LOGICAL`; each has to match a parameter.
-        axis_rules: rows in front of `LOGICAL_TO_MESH`, to one mesh axis, several, or None.
-        devices: of the mesh; empty for all of this run. Those of a topology need not exist (`precompile`).
+        data: number of parts of the batch; -1 uses the remaining devices.
+        fsdp: number of parts of parameters along `embed`; it splits the batch too.
+        model: number of parts of heads, MLP and vocabulary.
+        slices: groups of devices with a slower network between them (TPU slices over DCN, hosts of GPUs). 0 uses the
+            slices that the devices report; if they report none, a number makes every process a slice.
+        slice_axis: the mesh axis that spans the slices, "data" or "fsdp"; the other axes stay within a slice.
+        path_rules: rows before `PATH_TO_LOGICAL`; each must match a parameter.
+        axis_rules: rows before `LOGICAL_TO_MESH`, to one mesh axis, several, or None.
+        devices: of the mesh; empty for all devices of this run. Those of a topology need not exist (`precompile`).
     """
 
     data: int = -1
@@ -85,7 +86,7 @@ class Partitioner:
     devices: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises UserError for rows that are none; lists, as gin may give them, become tuples."""
+        """Turns lists, which gin may give, into tuples; raises UserError for a malformed row or value."""
         for name in ("path_rules", "axis_rules"):
             rows = tuple(_frozen(row) for row in getattr(self, name))
             if not all(isinstance(row, tuple) and len(row) == 2 and isinstance(row[0], str) for row in rows):
@@ -107,10 +108,10 @@ class Partitioner:
         return _mesh((self.data, self.fsdp, self.model), devices, self.slices, self.slice_axis)
 
     def table(self) -> dict[str, tuple[str, ...]]:
-        """Returns the mesh axes of every logical axis that is split.
+        """Returns the mesh axes of every logical axis, () if it is not split.
 
         Raises:
-            UserError: a row names a logical axis that nothing has, or a mesh axis that is none.
+            UserError: a row names an unknown logical axis or mesh axis.
         """
         known = {axis for _, axes in (*self.path_rules, *PATH_TO_LOGICAL) for axis in axes} | {*ACTIVATION_AXES}
         for logical, names in self.axis_rules:
@@ -118,10 +119,7 @@ class Partitioner:
                 raise UserError(f"Partitioner.axis_rules: nothing has the axis {logical!r}{nearest(logical, known)}.")
             if unknown := set(_as_tuple(names)) - set(AXES):
                 raise UserError(f"{logical} cannot lie on mesh axis {min(unknown)!r}; the axes are {AXES}.")
-        found: dict[str, tuple[str, ...]] = {}
-        for logical, names in (*self.axis_rules, *LOGICAL_TO_MESH):
-            found.setdefault(logical, _as_tuple(names))
-        return found
+        return {logical: _as_tuple(names) for logical, names in (*LOGICAL_TO_MESH, *reversed(self.axis_rules))}
 
     def specs(self, params: Mapping[str, Any]) -> dict[str, PartitionSpec]:
         """Returns `{path: PartitionSpec}` of a parameter tree, checked against its shapes.
@@ -132,48 +130,44 @@ class Partitioner:
         """
         flat = trees.flatten(params)
         for pattern, _ in self.path_rules:
-            room = pattern.partition("/")[0]
-            whole = room in params or (room not in _ROOMS and "model" in params)
-            if whole and not any(trees.matches(pattern, path) for path in flat):
+            subtree = pattern.partition("/")[0]
+            expected = subtree in params or (subtree not in _SUBTREES and "model" in params)
+            if expected and not any(trees.matches(pattern, path) for path in flat):
                 raise UserError(
                     f"Partitioner.path_rules: the pattern {pattern!r} matches no parameter{nearest(pattern, flat)}."
                 )
         return self._specs(flat)
 
     def _specs(self, flat: Mapping[str, Any]) -> dict[str, PartitionSpec]:
-        # Rows for other models may match nothing, so each path is looked up alone.
+        # Not `trees.cover`: rows for other models match nothing.
         rules, table, sizes = [*self.path_rules, *PATH_TO_LOGICAL], self.table(), self.mesh().shape
         specs = {}
         for path, leaf in flat.items():
             axes = trees.lookup(rules, path)
             if len(axes) != len(leaf.shape):
                 raise UserError(f"{path} has shape {tuple(leaf.shape)}, but its row names the axes {axes}.")
-            names = [table.get(axis, ()) for axis in axes]
-            used = [name for several in names for name in several]
-            for axis, several, size in zip(axes, names, leaf.shape, strict=True):
-                if twice := [name for name in several if used.count(name) > 1]:
+            entries = [table.get(axis, ()) for axis in axes]
+            used = [name for names in entries for name in names]
+            for axis, names, size in zip(axes, entries, leaf.shape, strict=True):
+                if twice := [name for name in names if used.count(name) > 1]:
                     raise UserError(f"{path}: {axis} cannot lie on mesh axis {twice[0]!r}; use each of {AXES} once.")
-                if size % math.prod(sizes[name] for name in several):
-                    ways = math.prod(sizes[name] for name in several)
+                if size % (ways := math.prod(sizes[name] for name in names)):
                     raise UserError(
                         f"{path}: {axis} of size {size} does not divide over mesh axis "
-                        f"{' x '.join(map(repr, several))} of {ways}."
+                        f"{' x '.join(map(repr, names))} of {ways}."
                     )
-            specs[path] = PartitionSpec(*map(_as_entry, names))
+            specs[path] = PartitionSpec(*entries)
         return specs
 
     def place(self, params: Mapping[str, Any]) -> trees.Tree:
         """Puts a parameter tree on the mesh."""
-        mesh, specs = self.mesh(), self.specs(params)
-        return trees.unflatten(
-            {path: _put(leaf, NamedSharding(mesh, specs[path])) for path, leaf in trees.flatten(params).items()}
-        )
+        mesh, specs, flat = self.mesh(), self.specs(params), trees.flatten(params)
+        return trees.unflatten({path: _put(leaf, NamedSharding(mesh, specs[path])) for path, leaf in flat.items()})
 
     def like(self, state: Any, params: Mapping[str, Any]) -> Any:
-        """Shardings of an optimizer state: leaves under a parameter's path like the axes they have, others replicated.
+        """Returns the shardings of an optimizer state: leaves under a parameter's path like it, others replicated.
 
-        A factored moment of Adafactor has its parameter's shape without one axis: without the second largest for
-        `v_col`, without the largest otherwise.
+        A factored moment of Adafactor lacks one axis of its parameter: `v_col` the second largest, `v_row` the largest.
         """
         mesh, flat = self.mesh(), trees.flatten(params)
         specs = self._specs(flat)
@@ -191,41 +185,39 @@ class Partitioner:
         return jax.tree_util.tree_map_with_path(sharding, state)
 
     def batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Puts a batch on the mesh, rows split over `data` and `fsdp`.
+        """Puts a batch on the mesh, its rows split over `data` and `fsdp`.
 
         Args:
-            batch: of all rows, of which only those are looked at that devices of this host hold.
+            batch: arrays of all rows; only the rows for devices of this host are read.
 
         Raises:
             UserError: the rows do not divide.
         """
-        ways = self.rows()
         for array in batch.values():
-            if array.shape[0] % ways:
+            if len(array) % self.rows():
                 raise UserError(
-                    f"A batch of {len(array)} rows does not divide over {ways} data shards; change BATCH_SIZE."
+                    f"A batch of {len(array)} rows does not divide over {self.rows()} data shards; change BATCH_SIZE."
                 )
         return {name: _put(array, self.row_sharding()) for name, array in batch.items()}
 
     def row_sharding(self) -> NamedSharding:
-        """The sharding of a batch, whose rows are split and the rest is not."""
-        return NamedSharding(self.mesh(), PartitionSpec(_as_entry(self.table()["batch"])))
+        """Returns the sharding of a batch: rows are split, other axes are not."""
+        return NamedSharding(self.mesh(), PartitionSpec(self.table()["batch"]))
 
     def held_rows(self, rows: int) -> np.ndarray:
-        """Which rows of a batch devices of this host hold: bool `[rows]`."""
-        held = np.zeros(rows, bool)
+        """Returns which rows of a batch lie on devices of this host: bool `[rows]`."""
+        local = np.zeros(rows, bool)
         for part in self.row_sharding().addressable_devices_indices_map((rows,)).values():
-            held[part] = True
-        return held
+            local[part] = True
+        return local
 
     def replicated(self) -> NamedSharding:
-        """The sharding of what every device holds whole."""
+        """Returns the sharding of an array that is whole on every device."""
         return NamedSharding(self.mesh(), PartitionSpec())
 
-    def rows(self, mesh: Mesh | None = None) -> int:
-        """Ways a batch is split."""
-        shape = (mesh or self.mesh()).shape
-        return math.prod(shape[name] for name in self.table()["batch"])
+    def rows(self) -> int:
+        """Returns the number of parts into which a batch is split."""
+        return math.prod(self.mesh().shape[name] for name in self.table()["batch"])
 
 
 _ACTIVE: contextvars.ContextVar[Partitioner | None] = contextvars.ContextVar("partitioner", default=None)
@@ -233,7 +225,7 @@ _ACTIVE: contextvars.ContextVar[Partitioner | None] = contextvars.ContextVar("pa
 
 @contextlib.contextmanager
 def activations(partitioner: Partitioner | None) -> Iterator[None]:
-    """Makes `constrain` follow a partitioner in what is traced inside; None leaves activations to the compiler."""
+    """Makes `constrain` use a partitioner in code traced inside; None leaves activations to the compiler."""
     token = _ACTIVE.set(partitioner)
     try:
         yield
@@ -242,10 +234,10 @@ def activations(partitioner: Partitioner | None) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Says where an activation lies, by its logical axes; None and axes that are not split stay whole.
+    """Constrains the sharding of an activation by its logical axes; None is an axis that is not split.
 
-    A mesh axis serves the first of them that it splits. An axis that does not divide (one key/value head for all
-    queries, say) is left to the compiler.
+    A mesh axis splits only the first logical axis that names it. An axis that does not divide (for instance a single
+    key/value head) is left to the compiler.
     """
     partitioner = _ACTIVE.get()
     if partitioner is None or (mesh := partitioner.mesh()).size == 1:
@@ -258,7 +250,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         if size % math.prod(mesh.shape[name] for name in names):
             entries.append(PartitionSpec.UNCONSTRAINED)
         else:
-            entries.append(_as_entry(names))
+            entries.append(names)
             used |= {*names}
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*entries)))
 
@@ -267,18 +259,14 @@ def _as_tuple(names: MeshAxes) -> tuple[str, ...]:
     return () if names is None else (names,) if isinstance(names, str) else tuple(names)
 
 
-def _as_entry(names: tuple[str, ...]) -> MeshAxes:
-    return None if not names else names[0] if len(names) == 1 else names
-
-
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _without(spec: PartitionSpec, whole: tuple[int, ...], part: tuple[int, ...], *, first: bool) -> PartitionSpec:
-    """The spec of `part`: a shape `whole`, or `whole` without one axis; any other shape is replicated.
+    """Returns the spec of a shape `part`: `spec` if it is `whole`, without an axis if `part` lacks it, else replicated.
 
-    Of several axes that may be the one, it is the first or the last.
+    If several axes may be the missing one, it is the first or the last.
     """
     if part == whole:
         return spec
@@ -290,17 +278,17 @@ def _without(spec: PartitionSpec, whole: tuple[int, ...], part: tuple[int, ...],
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Puts a leaf that lies on this host, or on the mesh already, to its place."""
+    """Puts a leaf, from this host or already on the mesh, where its sharding says."""
     if sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True):
         return jax.device_put(leaf, sharding)
-    leaf = np.asarray(leaf)  # all hosts have it: each takes its parts, where device_put would compare all of it first
+    leaf = np.asarray(leaf)  # on all hosts: each takes its parts; device_put would first compare it over hosts
     return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
 
 
 @functools.lru_cache
-def _mesh(wanted: tuple[int, ...], devices: tuple[Any, ...], slices: int, slice_axis: str) -> Mesh:
-    sizes = list(wanted)
-    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
+def _mesh(requested: tuple[int, ...], devices: tuple[Any, ...], slices: int, slice_axis: str) -> Mesh:
+    sizes = list(requested)
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, requested, strict=True))
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
@@ -310,21 +298,21 @@ def _mesh(wanted: tuple[int, ...], devices: tuple[Any, ...], slices: int, slice_
         )
     groups = {getattr(device, "slice_index", None) for device in devices}
     by_process = len(groups) == 1 and slices > 1
-    found = len({device.process_index for device in devices}) if by_process else len(groups)
-    if slices not in (0, found) or sizes[AXES.index(slice_axis)] % found:
+    count = len({device.process_index for device in devices}) if by_process else len(groups)
+    if slices not in (0, count) or sizes[AXES.index(slice_axis)] % count:
         raise UserError(
-            f"A mesh of {named} does not lie over {found} slices by its axis {slice_axis!r}: make {slice_axis} a "
-            f"multiple of {found} (meshes/slices.gin does), or choose another Partitioner.slice_axis; "
+            f"A mesh of {named} does not lie over {count} slices by its axis {slice_axis!r}: make {slice_axis} a "
+            f"multiple of {count} (meshes/slices.gin does), or choose another Partitioner.slice_axis; "
             f"Partitioner.slices is {slices}."
         )
-    # Where a topology lists a chip's cores one by one, they become neighbours on the last axis that they divide.
+    # If a topology lists the cores of a chip one by one, they become neighbours on the last axis that they divide.
     cores = sorted({getattr(device, "core_on_chip", 0) for device in devices})
     paired = max((axis for axis, size in enumerate(sizes) if size % len(cores) == 0), default=0)
     chips = [device for device in devices if getattr(device, "core_on_chip", 0) == cores[0]]
-    outer = [found if axis == slice_axis else 1 for axis in AXES]
+    outer = [count if axis == slice_axis else 1 for axis in AXES]
     inner = [size // ways for size, ways in zip(sizes, outer, strict=True)]
     inner[paired] //= len(cores)
-    if found == 1:
+    if count == 1:
         grid = mesh_utils.create_device_mesh(inner, chips, allow_split_physical_axes=True)
     else:
         grid = mesh_utils.create_hybrid_device_mesh(

@@ -1,30 +1,19 @@
-"""Runs SeqIO tasks on a model: prompts, generation, post-processing, scores."""
+"""Evaluates a model on SeqIO tasks: reads examples, composes k-shot prompts, generates, post-processes, scores."""
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-import jax
 import msgspec
-import numpy as np
 
 from promot_jax import trees
-from promot_jax.checkpoints.pretrained import Pretrained
-from promot_jax.data import batches
 from promot_jax.data import examples as text
-from promot_jax.data.encoding import Binding
 from promot_jax.data.exemplars import choose, compose
-from promot_jax.decoding.generate import generate
-from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
-from promot_jax.distributed import hosts, preemption
-from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.decoding.output_text import SENTINELS
 from promot_jax.errors import UserError
 from promot_jax.evaluation.format_share import format_share
-from promot_jax.evaluation.settings import Evaluation
-from promot_jax.models import Model
-from promot_jax.params import soft_prompts
-from promot_jax.params.dtypes import cast_weights
+from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.results import bootstrap
 from promot_jax.results.records import replace
 from promot_jax.results.scores import Icl, Output, Score, Target
@@ -33,23 +22,6 @@ Params = dict[str, Any]
 
 DRAW_STRIDE = 1_000_003  # between the exemplar seeds of a run's draws, so that no draw is another seed's first one
 LONGEST_OF = 1000  # training targets that a task's longest output is estimated from
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One thing to ask a model.
-
-    Attributes:
-        text: the whole input.
-        prompt: name of the soft prompt to put in front; "" for none.
-        limit: longest output in tokens, at most `Decoding.max_tokens`; 0 for that.
-        sentinel: whether it ends with a sentinel where `Evaluation.sentinel` asks for them.
-    """
-
-    text: str
-    prompt: str = ""
-    limit: int = 0
-    sentinel: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,109 +60,21 @@ class Scored(Generic[S]):
 
 
 class Evaluator:
-    """Asks one model family with one tokenizer; parameters are given at each call."""
+    """Evaluates a fine-tuning task and an ICL mixture with a sampler; parameters are given at each call."""
 
-    def __init__(self, base: Pretrained, settings: Evaluation, partitioner: Partitioner, *, task: str, icl: str):
-        """Prepares the evaluation of a fine-tuning task and an ICL mixture.
+    def __init__(self, sampler: Sampler, *, task: str, icl: str):
+        """Prepares the evaluation.
 
         Args:
-            base: model and tokenizer.
-            settings: what is evaluated.
-            partitioner: places batches.
+            sampler: model, tokenizer and settings of the evaluation.
             task: the fine-tuning task, whose label set the format share counts; "" for none.
             icl: ICL mixture without the number of shots, or "" for none.
-
-        Raises:
-            UserError: sentinels are asked for, but the tokenizer has none.
         """
-        self._model: Model = base.model
-        self._vocabulary = base.vocabulary
-        self._settings, self._partitioner = settings, partitioner
+        self._sampler, self._settings, self._vocabulary = sampler, sampler.settings, sampler.base.vocabulary
         self._task, self._icl = task, icl
-        self._base = trees.flatten(base.params)
-        self._tuned = base.fingerprint != base.base  # by the run that it is loaded from
+        self._base = trees.flatten(sampler.base.params)
+        self._tuned = sampler.base.fingerprint != sampler.base.base  # by the run that it is loaded from
         self._base_icl: dict[tuple[int, str, int, bool, int], tuple[Icl, list[Output]]] = {}
-        stops = stop_mask(base.vocabulary.token_strings(), settings.decoding.stop, base.vocabulary.eos_id)
-        self._sentinels = base.vocabulary.sentinels if settings.sentinel else {}
-        if settings.sentinel and SENTINELS[0] not in self._sentinels:
-            raise UserError(f"The tokenizer of this model has no {SENTINELS[0]}; set Evaluation.sentinel = False.")
-        # Padding rows of the head, if any, stop too: they are no token.
-        self._stops = np.pad(stops, (0, base.model.config.vocab_size - len(stops)), constant_values=True)
-
-    def binding(self, prompt: Mapping[str, Any] | None, default: str = "") -> Binding:
-        """Vocabulary and prompts as the batches need them."""
-        vocabulary = self._vocabulary
-        return Binding(
-            encode=vocabulary.encode,
-            eos_id=vocabulary.eos_id,
-            bos_id=vocabulary.bos_id if vocabulary.add_bos else None,
-            prompt_ids=soft_prompts.layout(prompt, self._model.config.vocab_size),
-            prompt=default,
-            continues=self._model.continues,
-        )
-
-    def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
-        """Returns the model's raw output for every request, in order.
-
-        Of several hosts all ask the same, answer the rows of their devices, and get all outputs.
-
-        Args:
-            params: `{"model": ..., "prompt": {name: rows}}`; without "prompt", or with requests that name none, the
-                plain model answers.
-            requests: what to ask; one batch may mix prompts and none.
-
-        Raises:
-            UserError: a request names a prompt that is not there, or is too long.
-            PreemptedError: between two batches.
-        """
-        table = dict(params.get("prompt", {}))
-        used = {request.prompt for request in requests} - {""}
-        if used - set(table):
-            raise UserError(f"There is no soft prompt called {min(used - set(table))!r} here.")
-        # Where no request names a prompt, the model runs without a table: the plain model, bit for bit.
-        table = {name: table[name] for name in used}
-        binding = self.binding(table)
-        spans = dataclasses.replace(binding, sentinel_id=self._sentinels.get(SENTINELS[0]))
-        rows = soft_prompts.table(table)
-        # Cast once here, not at every decoding step.
-        weights = cast_weights(params["model"], self._model.config.dtype)
-        settings, ways = self._settings.decoding, self._partitioner.rows()
-        inputs = [(spans if one.sentinel else binding).inputs(one.text, one.prompt) for one in requests]
-        limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
-        self._check_lengths(inputs, limits)
-        outputs = [""] * len(requests)
-        # A beam takes the room of a row.
-        groups = batches.buckets(inputs, self._settings.tokens_per_batch // settings.beams, ways, limits)
-        for count, (members, batch) in enumerate(groups):
-            key = jax.random.fold_in(jax.random.key(self._settings.exemplar_seed), count)
-            rows_limits = np.ones(len(batch["lengths"]), np.int32)
-            rows_limits[: len(members)] = limits[members]
-            placed = self._partitioner.batch(batch)
-            ids = generate(self._model, settings, weights, rows, placed, self._stops, rows_limits, key)
-            for member, row in zip(members, hosts.whole(ids), strict=False):
-                outputs[member] = self._text(row)
-            preemption.check("during an evaluation")
-        return outputs
-
-    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int] | np.ndarray) -> None:
-        """Raises UserError for an input that leaves its output no room in the model's context."""
-        context = self._model.config.max_length
-        for ids, limit in zip(inputs, limits, strict=True):
-            after = int(limit) if self._model.continues else 0
-            if context and len(ids) + after > context:
-                raise UserError(
-                    f"An input of {len(ids)} tokens, its prompt included, and an output of up to {limit} do not fit "
-                    f"the model's context of {context}; lower Evaluation.max_input_length or Decoding.max_tokens."
-                )
-
-    def _text(self, ids: np.ndarray) -> str:
-        output = spelled([int(i) for i in ids if i >= 0], self._sentinels, self._vocabulary.decode)
-        stop = self._settings.decoding.stop
-        return output.split(stop, 1)[0] if stop else output
-
-    def answer(self, raw: str) -> str:
-        """What a raw output says: all of it, or the first span where sentinels ask for one."""
-        return first_span(raw) if self._settings.sentinel else raw
 
     def check_queries(self) -> None:
         """Raises UserError for a query longer than inputs may be: before training, not in the evaluation after it.
@@ -313,7 +197,7 @@ class Evaluator:
         for name in names:
             own = prompt if isinstance(prompt, str) else prompt.get(name, "")
             asked += self._questions(name, split, limit, own, draw, sentinel is None or (sentinel and not own))
-        outputs = self.ask(params, [question.request for question in asked])
+        outputs = self._sampler.ask(params, [question.request for question in asked])
         answers: dict[str, list[tuple[Question, str]]] = {name: [] for name in names}
         for question, raw in zip(asked, outputs, strict=True):
             answers[question.task].append((question, raw))
@@ -342,7 +226,7 @@ class Evaluator:
             example, request, dropped = question.example, question.request, question.dropped_shots
             features = {**example.features, **dataclasses.asdict(example)}
             target = task.postprocess_fn(example.targets, example=features, is_target=True)
-            answer = task.postprocess_fn(self.answer(raw), example=features, is_target=False)
+            answer = task.postprocess_fn(self._sampler.answer(raw), example=features, is_target=False)
             row = Output(
                 task=text.base_task(name),
                 id=example.id,

@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promot_jax import files, trees
+from promot_jax import files, methods, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
-from promot_jax.methods import stages
+from promot_jax.methods.base import Stage
 from promot_jax.params import lora
-from promot_jax.params.lora import Lora
 from promot_jax.results import records
 from promot_jax.results.schema import Run, StageRecord
 from promot_jax.results.scores import Output, Sample, StepEvaluation
@@ -29,27 +28,24 @@ def close(
     method: str,
     params: trees.Tree,
     trained: Mapping[str, Path],
-    *,
-    shape: Lora | None = None,
-    keeps_lora: bool = False,
+    last: Stage | None,
 ) -> Run:
     """Closing evaluation of a method's run: each task behind its prompt, and ICL on the stripped model.
 
     Args:
         session: model and evaluator.
         folder: of the run.
-        method: key of `stages.METHODS`.
+        method: its name (`methods.METHODS`).
         params: what its last stage left.
         trained: folder of each stage by name.
-        shape: of the LoRA in `params`, if there is any.
-        keeps_lora: whether LoRA stays in the model for ICL.
+        last: the stage that made `params`, None for a method without stages.
     """
     finished: dict[str, StageRecord] = {}
     for name, path in trained.items():
         if stage := records.decide(partial(stage_folder.describe, path), StageRecord, f"the finished stage {name}"):
             finished[name] = stage
-    whole = lora.merge(params, shape)
-    plain = whole if keeps_lora else {"model": params["model"]}
+    whole = lora.merge(params, last.lora if last else None)
+    plain = whole if last and last.keeps_lora else {"model": params["model"]}
     names = prompts_of_tasks(session.experiment, params.get("prompt")) if session.experiment.task else {}
     return evaluate(
         session,
@@ -146,7 +142,7 @@ def _curve(described: Mapping[str, StageRecord]) -> list[StepEvaluation]:
     """
     curves = [stage.curve for stage in described.values()]
     names = [curve[0].stage if curve else "" for curve in curves]
-    tuning = [index for index, name in enumerate(names) if name in stages.MODEL_TUNING]
+    tuning = [index for index, name in enumerate(names) if name in methods.model_tuning()]
     kept = [i for i, name in enumerate(names) if (i in tuning[-1:] if i in tuning else names.count(name) == 1)]
     return [point for index in kept for point in curves[index]]
 

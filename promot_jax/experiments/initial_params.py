@@ -12,7 +12,7 @@ from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
-from promot_jax.methods.stages import Stage
+from promot_jax.methods.base import Stage
 from promot_jax.params import soft_prompts
 from promot_jax.params.lora import Lora
 from promot_jax.params.soft_prompts import PromptInit
@@ -22,23 +22,19 @@ if TYPE_CHECKING:
     pass
 
 
-def start(session: Session, plan: Sequence[Stage], shape: Lora | None) -> trees.Tree:
+def start(session: Session, plan: Sequence[Stage]) -> trees.Tree:
     """What the first stage of a method starts from: the base model, and the prompt and LoRA that its stages attach.
-
-    A prompt that no stage trains is the paper's fixed random one, uniform.
 
     Args:
         session: model and data.
         plan: the stages.
-        shape: of LoRA.
     """
     params: trees.Tree = {"model": session.base.params}
     if any(stage.prompt for stage in plan):
         chosen = session.experiment.prompt_init
-        trained = any("prompt" in stage.trains for stage in plan)
-        params["prompt"] = fresh_prompt(session, chosen if trained else dataclasses.replace(chosen, method="uniform"))
-    if any(stage.lora for stage in plan):
-        assert shape is not None  # `tuning.require`
+        fixed = next((stage.fixed_prompt for stage in plan if stage.fixed_prompt), chosen.method)
+        params["prompt"] = fresh_prompt(session, dataclasses.replace(chosen, method=fixed))
+    if shape := next((stage.lora for stage in plan if stage.lora), None):
         params["lora"] = fresh_lora(session, shape)
     return params
 

@@ -1,6 +1,5 @@
 """One method of one run: its stages, each from the best checkpoint of the one before, then the final evaluation."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,11 @@ from promot_jax.experiments.final_evaluation import close
 from promot_jax.experiments.initial_params import fresh_prompt, start, task_prompts
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
 from promot_jax.experiments.session import Session, check_method, narrowed
-from promot_jax.experiments.stage import run_stage
-from promot_jax.methods import stages
-from promot_jax.methods.stages import Stage
+from promot_jax.experiments.stage import recorded, run_stage
+from promot_jax.methods.base import Stage
 from promot_jax.results import records, schema
 from promot_jax.results.schema import Run
-from promot_jax.training.settings import Training
-from promot_jax.training.tuning import Tuning
+from promot_jax.training.settings import Training, Tuning
 
 
 def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> Run:
@@ -25,7 +22,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     Args:
         session: model and evaluator.
         folder: of the run; a finished run in it is returned as it is.
-        method: a key of `stages.METHODS`.
+        method: its name (`methods.METHODS`).
         tuning: settings of its stages.
 
     Returns:
@@ -34,9 +31,10 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     Raises:
         UserError: a setting that the method needs is missing, or it needs a mixture and has none.
     """
-    plan = stages.method(method)
-    check_method(session.experiment, method, tuning)
-    tuned = {stage.name: dataclasses.asdict(tuning.of(stage)) for stage in plan}
+    chosen = tuning.method(method)
+    plan = chosen.stages
+    check_method(session.experiment, chosen)
+    tuned = {stage.name: recorded(stage, tuning.of(stage)) for stage in plan}
     settings = {"method": method, "tuning": tuned, **shared_settings(session.experiment)}
     done = records.decide(lambda: _finished_run(folder, settings), Run, "a finished run")
     if done:
@@ -44,8 +42,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
         return done
     if plan:
         session.evaluator.check_queries()
-    shape = next((tuning.of(stage).lora for stage in plan if stage.lora), None)
-    params = start(session, [] if any(stage.per_task for stage in plan) else plan, shape)
+    params = start(session, [] if any(stage.per_task for stage in plan) else plan)
     folders: dict[str, Path] = {}
     for stage in plan:
         if stage.per_task:
@@ -54,8 +51,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
             continue
         folders[stage.name] = folder / stage.name
         params = run_stage(session, folders[stage.name], stage, tuning.of(stage), params)
-    keeps = any(stage.keeps_lora for stage in plan)
-    return close(session, folder, method, params, folders, shape=shape, keeps_lora=keeps)
+    return close(session, folder, method, params, folders, plan[-1] if plan else None)
 
 
 def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:

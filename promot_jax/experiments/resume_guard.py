@@ -40,11 +40,12 @@ def shared_settings(experiment: Experiment) -> Json:
     return {"experiment": shared}
 
 
-# Settings younger than some runs, with the value that those were done with.
+RENAMED = {"kl": "kl_weight", "l2sp": "l2sp_weight"}  # settings of earlier runs, and their names today
+# Settings younger than some runs, or that every stage had once, with the value that the others were done with.
 YOUNGER = {
     "alphas": [],
-    "kl": 0.0,
-    "l2sp": 0.0,
+    "kl_weight": 0.0,
+    "l2sp_weight": 0.0,
     "data_shards": 1,
     "curve_draws": 1,
     "exemplar_draws": 1,
@@ -61,16 +62,20 @@ def keep_settings(folder: Path, settings: Json) -> None:
         files.write(settings, path)
         return
     try:
-        before = trees.flatten(json.loads(path.read_text("utf-8")))
+        before = {_renamed(key): value for key, value in trees.flatten(json.loads(path.read_text("utf-8"))).items()}
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete {folder} to start again.") from error
     now = trees.flatten(settings)
     for key in sorted({*before, *now}):
-        name = key.rpartition("/")[2]
-        if key not in before and name in YOUNGER:
-            before[key] = YOUNGER[name]
+        for one in (before, now):
+            one.setdefault(key, YOUNGER.get(key.rpartition("/")[2]))
         if before.get(key) != now.get(key) and not key.endswith(("/log_period", "/keep_period")):
             raise UserError(
                 f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: give another "
                 "--workdir, or delete the folder to start again."
             )
+
+
+def _renamed(key: str) -> str:
+    head, slash, name = key.rpartition("/")
+    return head + slash + RENAMED.get(name, name)

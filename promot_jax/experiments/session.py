@@ -1,6 +1,7 @@
-"""A loaded model with its evaluator, and the prompts and LoRA that stages start from."""
+"""A session: an experiment with its model loaded, and what turns text into ids, text into text, tasks into scores."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,21 +14,41 @@ from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments.settings import Experiment
-from promot_jax.methods import stages
-from promot_jax.training.tuning import Tuning
+from promot_jax.methods.base import Method
+from promot_jax.params import soft_prompts
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
 if TYPE_CHECKING:
+    from promot_jax.data.encoding import Encoder
     from promot_jax.evaluation.evaluator import Evaluator
+    from promot_jax.evaluation.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """A loaded model with its evaluator: what the stages and methods of one process share."""
+    """An experiment and its loaded model: what the stages and methods of one process share.
+
+    Attributes:
+        experiment: model, data and evaluation.
+        base: the loaded model and its tokenizer.
+        sampler: text in, text out, as the experiment's evaluation decodes.
+    """
 
     experiment: Experiment
     base: Pretrained
-    evaluator: "Evaluator"
+    sampler: "Sampler"
+
+    @functools.cached_property
+    def evaluator(self) -> "Evaluator":
+        """Evaluates the experiment's tasks; the base model's ICL scores are computed once for all its callers."""
+        from promot_jax.evaluation.evaluator import Evaluator
+
+        return Evaluator(self.sampler, task=self.experiment.task, icl=self.experiment.icl_mixture)
+
+    def encoder(self, prompt: trees.Tree | None = None) -> "Encoder":
+        """Text to ids; `prompt` are soft prompts by task, of which one named like the training task is the default."""
+        prompt_ids = soft_prompts.layout(prompt, self.base.model.config.vocab_size)
+        return self.sampler.encoder.with_prompts(prompt_ids, self.experiment.task)
 
 
 def open_session(experiment: Experiment, others: Sequence[Experiment] = ()) -> Session:
@@ -44,12 +65,10 @@ def open_session(experiment: Experiment, others: Sequence[Experiment] = ()) -> S
 
     check_data(experiment)
     folders = [experiment.cache_dirs] if isinstance(experiment.cache_dirs, str) else experiment.cache_dirs
-    tasks = [task for one in (experiment, *others) for task in tasks_of(one)]
+    tasks = [task for other in (experiment, *others) for task in tasks_of(other)]
     examples.use_caches(folders, tasks)
     if cached := examples.cached(tasks):
         print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
-    from promot_jax.evaluation.evaluator import Evaluator
-
     started = time.monotonic()
     base = load_base(experiment)
     print(
@@ -58,10 +77,7 @@ def open_session(experiment: Experiment, others: Sequence[Experiment] = ()) -> S
         f"Base {base.base[:12]}. Devices: {jax.device_count()} {jax.devices()[0].platform}, hosts: {hosts.count()}.",
         flush=True,
     )
-    evaluator = Evaluator(
-        base, experiment.evaluation, experiment.partitioner, task=experiment.task, icl=experiment.icl_mixture
-    )
-    return Session(experiment, base, evaluator)
+    return _session(experiment, base)
 
 
 def tasks_of(experiment: Experiment) -> list[str]:
@@ -85,21 +101,21 @@ def check_data(experiment: Experiment) -> None:
                 raise UserError(f"Task {name!r} has no split {split!r} (it has {splits}); set Evaluation's splits.")
 
 
-def check_method(experiment: Experiment, method: str, tuning: Tuning) -> None:
+def check_method(experiment: Experiment, method: Method) -> None:
     """Raises UserError for a method that lacks a setting, the mixture it needs, or its text to replay.
 
     The modules of the tasks have been imported (`check_data`).
     """
     from promot_jax.data import examples
 
-    if method in stages.MULTITASK and len(examples.task_names(experiment.task)) < 2:
+    method.check()
+    if method.needs_mixture and len(examples.task_names(experiment.task)) < 2:
         raise UserError(
-            f"Method {method!r} trains on several tasks, but {experiment.task!r} is a single one: set "
+            f"Method {method.name!r} trains on several tasks, but {experiment.task!r} is a single one: set "
             "MIXTURE_OR_TASK_NAME to a mixture."
         )
-    for stage in stages.method(method):
-        replay = tuning.of(stage).replay
-        for task in examples.task_names(replay.task) if replay else ():
+    for stage in method.stages:
+        for task in examples.task_names(stage.replay.task) if stage.replay else ():
             if "train" not in examples.get(task).splits:
                 raise UserError(f"The replay task {task!r} has no split 'train', which is the one that is replayed.")
 
@@ -122,9 +138,10 @@ def narrowed(session: Session, task: str) -> Session:
 
 def with_experiment(session: Session, experiment: Experiment) -> Session:
     """The session with another task, seed or evaluation; the model stays the loaded one."""
-    from promot_jax.evaluation.evaluator import Evaluator
+    return _session(experiment, session.base)
 
-    evaluator = Evaluator(
-        session.base, experiment.evaluation, experiment.partitioner, task=experiment.task, icl=experiment.icl_mixture
-    )
-    return Session(experiment, session.base, evaluator)
+
+def _session(experiment: Experiment, base: Pretrained) -> Session:
+    from promot_jax.evaluation.sampler import Sampler
+
+    return Session(experiment, base, Sampler(base, experiment.evaluation, experiment.partitioner))

@@ -68,3 +68,11 @@ class Experiment:
         lengths = self.feature_lengths
         if set(lengths) != {"inputs", "targets"} or not all(isinstance(n, int) and n > 0 for n in lengths.values()):
             raise UserError(f"TASK_FEATURE_LENGTHS is {lengths}; give 'inputs' and 'targets' in tokens.")
+
+    def with_shots(self, shots: int) -> "Experiment":
+        """The experiment on its task's form with exemplars in front of every input (`rte_1shot`), and room for them."""
+        if not shots:
+            return self
+        inputs, targets = self.feature_lengths["inputs"], self.feature_lengths["targets"]
+        lengths = {"inputs": inputs * (1 + shots) + targets * shots, "targets": targets}
+        return dataclasses.replace(self, task=f"{self.task}_{shots}shot", feature_lengths=lengths)

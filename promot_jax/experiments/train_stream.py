@@ -1,4 +1,4 @@
-"""The training stream of a run: from a task's text to batches of a model, each example behind its own task's prompt."""
+"""The training stream of a run: from a task's text to batches, each example with its task's soft prompt prepended."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,7 @@ def train_batches(
 
     Args:
         session: the data and the seed.
-        prompt: soft prompts by name; an example stands behind that of its own task, else behind the mixture's, else
-            behind none.
+        prompt: soft prompts by name; an example has that of its own task prepended, else the mixture's, else none.
         batch_size: rows.
         layout: of the model's family (`Model.layout`).
         pack: several examples per row.
@@ -45,7 +44,7 @@ def train_batches(
     from promot_jax.data import examples as text
 
     experiment, lengths = session.experiment, session.experiment.feature_lengths
-    unprompted = session.evaluator.binding(None)
+    unprompted = session.encoder()
     examples: dict[int, exemplars.WithExemplars] = {}
 
     def open_shard(shard: int) -> batches.TrainBatches:
@@ -62,7 +61,7 @@ def train_batches(
             passages = replay.passages(texts, unprompted, lengths["inputs"], generic.targets)
         return batches.TrainBatches(
             examples[shard],
-            session.evaluator.binding(prompt, experiment.task),
+            session.encoder(prompt),
             layout,
             batch_size=batch_size // experiment.data_shards,
             feature_lengths=dict(lengths),

@@ -23,13 +23,13 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         workdir: gets `outputs.jsonl`: input, prompt, raw output and the output up to its first line's end, per line.
         experiment: model and prompts.
         inputs: texts; or a file, "-" for standard input: plain text with one input per line, or (`.jsonl`)
-            `{"input": ..., "prompt": name}` per line. Without "prompt" an input stands behind the first of the
-            prompts in `prompt_path`, with "prompt": "" behind none.
+            `{"input": ..., "prompt": name}` per line. Without "prompt" an input gets the first soft prompt of
+            `prompt_path`, with "prompt": "" none.
 
     Raises:
         UserError: no such file, a malformed line, or an unknown prompt.
     """
-    from promot_jax.evaluation.evaluator import Request
+    from promot_jax.evaluation.sampler import Request
 
     started = time.monotonic()
     if isinstance(inputs, str):
@@ -42,8 +42,8 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         params["prompt"] = saved_prompts(session)
     default = next(iter(params.get("prompt", {})), "")
     requests = [Request(text, default if prompt is None else prompt) for text, prompt in asked]
-    outputs = session.evaluator.ask(params, requests)
-    answers = [session.evaluator.answer(output).strip() for output in outputs]
+    outputs = session.sampler.ask(params, requests)
+    answers = [session.sampler.answer(output).strip() for output in outputs]
     rows = [
         {"input": request.text, "prompt": request.prompt, "raw": output, "output": answer}
         for request, output, answer in zip(requests, outputs, answers, strict=True)

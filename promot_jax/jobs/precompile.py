@@ -9,10 +9,12 @@ from promot_jax import files
 from promot_jax.distributed import hosts, preemption
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.settings import Experiment
-from promot_jax.precompile.programs import PROGRAMS, Room, topology_devices
+from promot_jax.precompile.measure import measure
+from promot_jax.precompile.programs import PROGRAMS, Programs
 from promot_jax.precompile.summary import markdown, sent, sentence
+from promot_jax.precompile.topology import topology_devices
 from promot_jax.results import records
-from promot_jax.training.tuning import Tuning
+from promot_jax.training.settings import Tuning
 
 
 def precompile(
@@ -33,8 +35,8 @@ def precompile(
         experiment: `model` and its sizes, lengths, prompt, dtype, mesh and decoding; no checkpoint is read.
         tuning: how the stages train: batch size, optimizer, dropout.
         topology: version and chips of a TPU slice, "v4:4x4x4", "v5e:8x8"; or several, one after the other.
-        programs: a training step of "stage1", "stage2" or "finetune", the "gradient" alone of stage 2's loss without
-            dropout, "score" (the loss of a batch, forward only), "decode".
+        programs: a training step of "stage1", "stage2", "finetune" or another stage (`methods.alone`), the "gradient"
+            alone of stage 2's loss without dropout, "score" (the loss of a batch, forward only), "decode".
         slices: how many such slices, joined by a slower network.
         rows_per_chip: batch size as a multiple of the chips, instead of BATCH_SIZE; 0 keeps that.
 
@@ -53,26 +55,27 @@ def precompile(
     done: dict[str, dict[str, Any]] = {}
     if path.is_file():
         done = records.read(path, dict[str, dict[str, Any]], "delete it to compile again")
-    wanted = []
+    entries = []
     for name in [topology] if isinstance(topology, str) else topology:
         devices = topology_devices(name, slices)
         chips = len({(getattr(device, "slice_index", 0), *device.coords) for device in devices})
         partitioner = dataclasses.replace(experiment.partitioner, devices=devices)
-        own = tuning
-        if rows_per_chip:
-            batch = round(rows_per_chip * chips)
-            prompt, model = (dataclasses.replace(one, batch_size=batch) for one in (tuning.prompt, tuning.model))
-            own = dataclasses.replace(tuning, prompt=prompt, model=model)
-        room = Room(experiment, own, partitioner, name, chips)
+        resized = _with_batch_size(tuning, round(rows_per_chip * chips)) if rows_per_chip else tuning
+        lowering = Programs(experiment, resized, partitioner, name, chips)
         for program in programs:
-            key = f"{slices} x {name} {program} {room.fingerprint()}"
+            key = f"{slices} x {name} {program} {lowering.fingerprint()}"
             if key not in done:
                 preemption.check("between two programs")
                 print(f"[{program}] compiles for {slices} x {name} ...", flush=True)
-                done[key] = room.measure(program) | {"slices": slices}
+                done[key] = measure(lowering, program) | {"slices": slices}
                 files.write(done, path)
             print(f"[{program}] {sentence(done[key])}", flush=True)
-            wanted.append(done[key])
-    text = markdown(wanted) + "\n" + sent(wanted)
+            entries.append(done[key])
+    text = markdown(entries) + "\n" + sent(entries)
     print(f"\n{text}", flush=True)
     files.write_text(workdir / "precompile.md", text)
+
+
+def _with_batch_size(tuning: Tuning, rows: int) -> Tuning:
+    prompt, model = (dataclasses.replace(stage, batch_size=rows) for stage in (tuning.prompt, tuning.model))
+    return dataclasses.replace(tuning, prompt=prompt, model=model)

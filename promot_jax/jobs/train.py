@@ -3,8 +3,13 @@
 Jobs are plain functions of plain settings; `main` binds them from gin files.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from promot_jax import methods
+from promot_jax.config.checks import check_arguments
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.final_evaluation import close, settings_of
 from promot_jax.experiments.initial_params import start, task_prompts
@@ -13,48 +18,60 @@ from promot_jax.experiments.resume_guard import YOUNGER, earlier_run
 from promot_jax.experiments.session import open_session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.experiments.stage import run_stage
-from promot_jax.methods import stages
 from promot_jax.report.terminal import print_table, write_and_print
 from promot_jax.results import records
 from promot_jax.results.schema import Run
-from promot_jax.training.settings import Training
-from promot_jax.training.tuning import Tuning, require
+from promot_jax.training.settings import Training, Tuning
 
 
-def train_stage(workdir: Path, experiment: Experiment, stage: str, training: Training) -> None:
+def train_stage(
+    workdir: Path,
+    experiment: Experiment,
+    stage: str,
+    training: Training,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> None:
     """Job: trains one stage and evaluates what it leaves.
 
     Args:
         workdir: of the run.
         experiment: model and data; stage 2 takes its prompt, or one for each task of a mixture, from `prompt_path`.
-        stage: "stage1" (prompt tuning), "stage2" (model tuning behind frozen prompts), "finetune", or another one that
-            is a whole method.
+        stage: "stage1" (prompt tuning), "stage2" (model tuning with frozen prompts prepended), "finetune", or another
+            one that can run alone (`Method.alone`).
         training: how.
+        hyperparameters: of the stage's method, by name; those that are missing have its defaults.
 
     Raises:
-        UserError: an unknown stage, a stage 2 without a prompt, or a rival without the setting that makes it one.
+        UserError: an unknown stage or hyperparameter, a stage 2 without a prompt, or a missing setting.
     """
-    plan = {stages.STAGE2.name: ("promot", stages.STAGE2)}
-    for name, all_ in stages.METHODS.items():
-        if len(all_) == 1:
-            plan.setdefault(all_[0].name, (name, all_[0]))
-    if stage not in plan:
-        raise UserError(f"Unknown stage {stage!r}{nearest(stage, plan)}.")
-    method, chosen = plan[stage]
-    require(chosen, training)
-    if chosen is stages.STAGE2 and not experiment.prompt_path:
+    stages = methods.alone()
+    if stage not in stages:
+        raise UserError(f"Unknown stage {stage!r}{nearest(stage, stages)}.")
+    found = methods.find(stages[stage])
+    names = [field.name for field in dataclasses.fields(found)]
+    for name in hyperparameters or {}:
+        if name not in names:
+            raise UserError(f"Method {found.name!r} has no hyperparameter {name!r}{nearest(name, names)}.")
+    given = check_arguments("train_stage.hyperparameters", found, hyperparameters or {})
+    tuning = Tuning(training, training, given)
+    configured = found(**given)
+    configured.check()
+    chosen = configured.alone
+    assert chosen is not None  # `methods.alone`
+    training = tuning.of(chosen)
+    given_prompt = chosen.prompt and not chosen.fixed_prompt and "prompt" not in chosen.trains
+    if given_prompt and not experiment.prompt_path:
         raise UserError("Stage 2 needs a trained prompt: set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
     session = open_session(experiment)
     session.evaluator.check_queries()
-    if chosen is stages.STAGE2:
+    if given_prompt:
         params = {"model": session.base.params, "prompt": task_prompts(session)}
     else:
-        params = start(session, [chosen], training.lora)
+        params = start(session, [chosen])
     params = run_stage(session, workdir, chosen, training, params)
-    run = records.decide(lambda: earlier_run(workdir, method), Run, "an earlier run")
+    run = records.decide(lambda: earlier_run(workdir, found.name), Run, "an earlier run")
     if run is None:
-        shape, keeps = training.lora, chosen.keeps_lora
-        run = close(session, workdir, method, params, {stage: workdir}, shape=shape, keeps_lora=keeps)
+        run = close(session, workdir, found.name, params, {stage: workdir}, chosen)
     for key, value in settings_of(experiment).items():
         if (was := run.settings.get(key, YOUNGER.get(key))) != value:
             raise UserError(
@@ -81,8 +98,10 @@ def train_method(workdir: Path, experiment: Experiment, tuning: Tuning, method: 
         workdir: of the run; each stage has a folder in it.
         experiment: model and data.
         tuning: settings of the stages.
-        method: a key of `stages.METHODS`.
+        method: its name (`methods.METHODS`); with `_1shot` at the end, trained with one exemplar in front of every
+            input, in inputs with room for another input and a target.
     """
-    stages.method(method)
-    session = open_session(experiment)
-    write_and_print(workdir, [run_method(session, workdir, method, tuning)])
+    name, shots = methods.parse(method)
+    methods.find(name)
+    session = open_session(experiment.with_shots(shots))
+    write_and_print(workdir, [run_method(session, workdir, name, tuning)])

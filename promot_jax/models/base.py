@@ -1,39 +1,97 @@
-"""What all families share: a Linen module as pure functions of a plain dict, on the mesh that it is built for."""
+"""The interface of all model families, and the code that they share."""
 
-from typing import Any
+import abc
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
-import flax.linen as nn
 import jax
 
 from promot_jax.distributed.partitioning import Partitioner, activations
+from promot_jax.models.batch_layout import Batch, Tokens
 
 Array = jax.Array
 Params = dict[str, Any]
+Config_co = TypeVar("Config_co", covariant=True)
 
 
-class Family:
-    """The part of `promot_jax.models.Model` that asks for nothing of one family.
+class Family(abc.ABC, Generic[Config_co]):
+    """A model family: a Linen module as pure functions of its parameters, on the mesh of a partitioner.
+
+    Parameters are the plain dict `params["model"]`. `prompt` is the table of all soft prompts (`soft_prompts.table`),
+    `[prompt rows, embed]`, or None. An example uses a prompt row if its tokens contain the row's virtual id,
+    `config.vocab_size` or above; no method needs to know which prompt is attached.
 
     Attributes:
-        partitioner: where activations lie, None on one device.
+        config: sizes and variants.
+        partitioner: shards activations; None leaves them to the compiler.
+        continues: whether targets continue the inputs in one sequence; otherwise inputs are encoded and end with EOS.
+        module_class: makes the Linen module of a config.
     """
 
+    config: Config_co
     partitioner: Partitioner | None
+    continues: ClassVar[bool]
+    module_class: ClassVar[Any]
 
-    @property
-    def module(self) -> nn.Module:
-        """The Linen module."""
-        raise NotImplementedError
+    @abc.abstractmethod
+    def init(self, key: Array) -> Params:
+        """Returns random parameters, float32."""
 
+    @abc.abstractmethod
+    def layout(self, rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> Batch:
+        """Returns a training batch of NumPy arrays.
+
+        Args:
+            rows: the sequences of each row, several if packed.
+            inputs: input tokens per row, prompts included.
+            targets: target tokens per row.
+
+        Returns:
+            The arrays for `hidden`, and `targets` `[batch, targets]` int32 with `weights` `[batch, targets]` float32.
+        """
+
+    @abc.abstractmethod
     def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
-        """States that predict the targets, `[batch, targets, embed]`; see `Model.hidden`."""
-        raise NotImplementedError
+        """Returns the states that predict a batch's targets, `[batch, targets, embed]`; a key turns dropout on."""
 
     def head(self, params: Params, hidden: Array) -> Array:
-        """Logits `[..., vocab]`, float32, of states `[..., embed]`."""
+        """Returns logits `[..., vocab]`, float32, of states `[..., embed]`."""
         logits: Array = self._apply(params, "head", hidden)
         return logits
 
-    def _apply(self, params: Params, method: str, *args: Any, **rngs: Any) -> Any:
+    @abc.abstractmethod
+    def input_rows(self, params: Params, ids: Array) -> Array:
+        """Returns the input embeddings of real token ids, `[..., embed]`, float32; soft prompts start from them."""
+
+    @abc.abstractmethod
+    def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
+        """Processes the inputs and allocates the cache for `steps` more tokens.
+
+        Args:
+            params: model parameters.
+            prompt: `[prompt rows, embed]` or None.
+            inputs: `tokens` `[batch, length]`, padded on the right, and `lengths` `[batch]` (0: a row of padding).
+            steps: upper bound of the calls of `step`.
+
+        Returns:
+            Logits `[batch, vocab]` of the first new token, and the decoding state.
+        """
+
+    @abc.abstractmethod
+    def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
+        """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state."""
+
+    @abc.abstractmethod
+    def reorder(self, state: Params, choice: Array) -> Params:
+        """Returns the decoding state with rows repeated, dropped or exchanged within their group (beam search).
+
+        Args:
+            state: of `groups * old` rows; the rows of a group are adjacent.
+            choice: int32 `[groups, new]`: for each new row, the index of an old row in the same group. Groups stay in
+                place, so devices that share a batch exchange nothing.
+        """
+
+    def _apply(self, params: Params, method: str, *args: Any, dropout_key: Array | None = None) -> Any:
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
         with activations(self.partitioner):
-            return self.module.apply({"params": params}, *args, method=method, rngs=rngs)
+            return self.module_class(self.config).apply({"params": params}, *args, method=method, rngs=rngs)

@@ -1,4 +1,4 @@
-"""How sequences of token ids are laid out as the batches of a family. NumPy only: models say which layout is theirs."""
+"""Builds the training batches of a model family from sequences of token ids, as NumPy arrays."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,70 +10,74 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """One example as ids: `inputs` with its virtual prompt ids in front, `targets` with its end-of-sequence."""
+    """One example as ids: `inputs` starts with the virtual ids of its prompt, `targets` ends with end-of-sequence."""
 
     inputs: list[int]
     targets: list[int]
 
 
 def decoder_rows(rows: Sequence[Sequence[Tokens]], length: int, targets: int) -> Batch:
-    """Lays sequences out for a decoder-only model.
+    """Returns the batch of a decoder-only model.
 
     Args:
-        rows: each row's sequences, several when packed.
+        rows: the sequences of each row, several if packed.
         length: of a row, prompt and targets included.
-        targets: room for target tokens per row.
+        targets: target tokens per row.
 
     Returns:
         `tokens`, `positions`, `segment_ids` `[batch, length]` int32 (segment 0 is padding; positions restart in each
         segment), `target_positions`, `targets` `[batch, targets]` int32 and `weights` `[batch, targets]` float32.
     """
-    wide = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "positions", "segment_ids")}
-    goal = {name: np.zeros((len(rows), targets), np.int32) for name in ("target_positions", "targets")}
-    weights = np.zeros((len(rows), targets), np.float32)
+    batch = _zeros(len(rows), length, "tokens", "positions", "segment_ids")
+    batch |= _zeros(len(rows), targets, "target_positions", "targets")
+    batch["weights"] = np.zeros((len(rows), targets), np.float32)
     for row, sequences in enumerate(rows):
-        start = done = 0
+        start = target_start = 0
         for segment, sequence in enumerate(sequences, 1):
             ids = [*sequence.inputs, *sequence.targets[:-1]]
             span = slice(start, start + len(ids))
-            wide["tokens"][row, span] = ids
-            wide["positions"][row, span] = np.arange(len(ids))
-            wide["segment_ids"][row, span] = segment
-            aims = slice(done, done + len(sequence.targets))
-            goal["targets"][row, aims] = sequence.targets
+            batch["tokens"][row, span] = ids
+            batch["positions"][row, span] = np.arange(len(ids))
+            batch["segment_ids"][row, span] = segment
+            target_span = slice(target_start, target_start + len(sequence.targets))
+            batch["targets"][row, target_span] = sequence.targets
             # The state at the last input token predicts the first target.
-            goal["target_positions"][row, aims] = start + len(sequence.inputs) - 1 + np.arange(len(sequence.targets))
-            weights[row, aims] = 1.0
-            start, done = span.stop, aims.stop
-    return {**wide, **goal, "weights": weights}
+            first = start + len(sequence.inputs) - 1
+            batch["target_positions"][row, target_span] = first + np.arange(len(sequence.targets))
+            batch["weights"][row, target_span] = 1.0
+            start, target_start = span.stop, target_span.stop
+    return batch
 
 
 def encoder_decoder_rows(rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> Batch:
-    """Lays sequences out for an encoder-decoder model.
+    """Returns the batch of an encoder-decoder model.
 
     Args:
-        rows: each row's sequences, several when packed.
-        inputs: room for input tokens per row, prompts included.
-        targets: room for target tokens per row.
+        rows: the sequences of each row, several if packed.
+        inputs: input tokens per row, prompts included.
+        targets: target tokens per row.
 
     Returns:
-        `tokens`, `segment_ids` `[batch, inputs]` int32 for the encoder; `decoder_tokens` (the targets one to the right,
-        id 0 in front of each segment's), `decoder_segment_ids`, `targets` `[batch, targets]` int32, and `weights`
-        `[batch, targets]` float32. Segment 0 is padding; segments lie in one piece, from which models with relative
-        positions take them.
+        `tokens`, `segment_ids` `[batch, inputs]` int32 for the encoder; `decoder_tokens` (the targets shifted right,
+        starting with id 0 in each segment), `decoder_segment_ids`, `targets` `[batch, targets]` int32, and `weights`
+        `[batch, targets]` float32. Segment 0 is padding. Segments are contiguous, so that the distance of two slots is
+        their relative position.
     """
-    wide = {name: np.zeros((len(rows), inputs), np.int32) for name in ("tokens", "segment_ids")}
-    names = ("decoder_tokens", "decoder_segment_ids", "targets")
-    goal = {name: np.zeros((len(rows), targets), np.int32) for name in names}
+    batch = _zeros(len(rows), inputs, "tokens", "segment_ids")
+    batch |= _zeros(len(rows), targets, "decoder_tokens", "decoder_segment_ids", "targets")
     for row, sequences in enumerate(rows):
-        start = done = 0
+        start = target_start = 0
         for segment, sequence in enumerate(sequences, 1):
             span = slice(start, start + len(sequence.inputs))
-            wide["tokens"][row, span] = sequence.inputs
-            wide["segment_ids"][row, span] = segment
-            aims = slice(done, done + len(sequence.targets))
-            goal["decoder_tokens"][row, aims] = [0, *sequence.targets[:-1]]
-            goal["decoder_segment_ids"][row, aims] = segment
-            goal["targets"][row, aims] = sequence.targets
-            start, done = span.stop, aims.stop
-    return {**wide, **goal, "weights": (goal["decoder_segment_ids"] > 0).astype(np.float32)}
+            batch["tokens"][row, span] = sequence.inputs
+            batch["segment_ids"][row, span] = segment
+            target_span = slice(target_start, target_start + len(sequence.targets))
+            batch["decoder_tokens"][row, target_span] = [0, *sequence.targets[:-1]]
+            batch["decoder_segment_ids"][row, target_span] = segment
+            batch["targets"][row, target_span] = sequence.targets
+            start, target_start = span.stop, target_span.stop
+    return batch | {"weights": (batch["decoder_segment_ids"] > 0).astype(np.float32)}
+
+
+def _zeros(rows: int, length: int, *names: str) -> Batch:
+    return {name: np.zeros((rows, length), np.int32) for name in names}

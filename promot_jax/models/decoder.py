@@ -1,7 +1,7 @@
-"""Decoder-only models: Llama, Gemma 2 and 3 (text), Qwen 2.5 and 3, one module whose config says what differs.
+"""Decoder-only models: Llama, Gemma 2 and 3 (text), Qwen 2.5 and 3, as one module; the config holds the differences.
 
-All have grouped-query attention, rotary positions, RMSNorm and a gated MLP. What some add: biases or norms of queries
-and keys, norms behind each block, scaled embeddings, soft caps, and layers that see a sliding window only.
+All have grouped-query attention, rotary positions, RMSNorm and a gated MLP. Some add biases or norms of queries and
+keys, norms after each block, scaled embeddings, soft caps, or layers that attend to a sliding window.
 """
 
 import dataclasses
@@ -16,18 +16,17 @@ import jax.numpy as jnp
 from promot_jax.distributed.partitioning import Partitioner, constrain
 from promot_jax.errors import UserError
 from promot_jax.models import layers
-from promot_jax.models.base import Family
+from promot_jax.models.base import Family, Params
 from promot_jax.models.batch_layout import Batch, Tokens, decoder_rows
 
 Array = jax.Array
-Params = dict[str, Any]
 
 _EMPTY = 1 << 30  # position of an empty cache slot: later than any query's
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a decoder-only model, and what its family computes; the defaults are Llama's.
+    """Sizes and variants of a decoder-only model; the defaults are Llama's.
 
     Attributes:
         vocab_size: real tokens; ids from here on are soft-prompt rows.
@@ -37,30 +36,30 @@ class DecoderConfig:
         num_layers: decoder layers, stacked on the leading axis of every layer parameter.
         head_dim: size of one head, even.
         mlp_dim: hidden size of the gated MLP.
-        rope_theta: base of the rotary frequencies, in layers that see everything.
+        rope_theta: base of the rotary frequencies, in global layers.
         norm_eps: epsilon of every RMSNorm.
         tied_embeddings: whether the output head is the embedding table.
         max_length: longest sequence the model was trained for, in tokens; 0 is no limit.
-        dropout_rate: on embeddings, attention output, MLP hidden and output, in training only.
+        dropout_rate: in training, on embeddings, attention output, MLP hidden and output.
         dtype: of activations and products, "float32" or "bfloat16"; parameters stay float32.
-        remat: what a layer keeps for its backward pass instead of computing it again: "none" keeps everything, "dots"
-            the outputs of linear layers, "full" recomputes all of it. True and False are "full" and "none".
+        remat: what a layer recomputes in its backward pass: "none" nothing, "dots" all but the outputs of linear
+            layers, "full" everything. True and False are "full" and "none".
         activation: of the MLP's gate, "silu" or "gelu" (tanh approximation).
         qkv_bias: whether queries, keys and values have biases (Qwen 2).
         qk_norm: whether queries and keys are normalised per head, before rotation (Gemma 3, Qwen 3).
-        norm_offset: added to the scale of every norm; 1.0 where scales are stored around zero (Gemma).
+        norm_offset: added to the scale of every norm; 1.0 if scales are stored around zero (Gemma).
         post_norms: whether the outputs of attention and MLP are normalised before they are added (Gemma 2 and 3).
-        embedding_scale: whether tokens' embeddings are multiplied by `sqrt(emb_dim)` (Gemma). Soft prompts are not.
+        embedding_scale: whether token embeddings, but not soft prompts, are multiplied by `sqrt(emb_dim)` (Gemma).
         query_scale: of attention logits; None is `head_dim ** -0.5`.
         attention_softcap: bound of attention logits, 0.0 for none (Gemma 2).
         logits_softcap: bound of output logits, 0.0 for none (Gemma 2).
-        window: tokens that a local layer sees, its own included; 0 makes all layers global.
-        global_every: layer i sees everything if `(i + 1) % global_every == 0`, and the window otherwise.
+        window: tokens that a local layer attends to, the query's own included; 0 makes all layers global.
+        global_every: layer i is global if `(i + 1) % global_every == 0`, else local.
         local_rope_theta: `rope_theta` of local layers.
-        rope_factor: rotary frequencies are divided by it in global layers.
-        rope_low_turns: frequencies that turn less often within `rope_original_length` are divided in full (Llama 3.1).
-        rope_high_turns: frequencies that turn more often stay as they are.
-        rope_original_length: 0 divides all frequencies alike.
+        rope_factor: divisor of the rotary frequencies in global layers.
+        rope_low_turns: `low_turns` of `layers.rotary_frequencies` (Llama 3.1).
+        rope_high_turns: `high_turns` there.
+        rope_original_length: `length` there; 0 divides all frequencies.
     """
 
     vocab_size: int
@@ -96,13 +95,11 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
-        object.__setattr__(self, "remat", layers.remat_policy(self.remat))
+        layers.check_config(self)
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"{self.num_heads} heads do not divide into {self.num_kv_heads} key/value heads.")
         if self.head_dim % 2:
             raise UserError(f"Rotary positions need an even head size, not {self.head_dim}.")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"dtype is {self.dtype!r}; use 'float32' or 'bfloat16'.")
         if self.activation not in layers.ACTIVATIONS:
             raise UserError(f"activation is {self.activation!r}; use one of {', '.join(layers.ACTIVATIONS)}.")
         if self.window < 0 or self.global_every < 1 or self.rope_factor <= 0:
@@ -117,17 +114,17 @@ class DecoderConfig:
             )
 
     def norm(self, name: str | None = None) -> layers.RMSNorm:
-        """A norm of this model."""
+        """Returns a norm of this model."""
         return layers.RMSNorm(self.norm_eps, self.norm_offset, name=name)
 
 
 class View(NamedTuple):
-    """What a layer sees: which keys, and from where.
+    """The attention mask and rotary angles of a layer, global or local.
 
     Attributes:
         mask: bool `[batch, length, keys]`.
         cos: of the rotary angles, `[batch, length, 1, head_dim / 2]`.
-        sin: likewise.
+        sin: of the rotary angles, `[batch, length, 1, head_dim / 2]`.
     """
 
     mask: Array
@@ -136,7 +133,7 @@ class View(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention over the sequence at hand, or over a cache that it extends."""
+    """Causal self-attention over the given sequence, or over a cache that it extends."""
 
     config: DecoderConfig
 
@@ -156,12 +153,8 @@ class SelfAttention(nn.Module):
             query, key = cfg.norm("query_norm")(query), cfg.norm("key_norm")(key)
         query, key = layers.rotary(query, view.cos, view.sin), layers.rotary(key, view.cos, view.sin)
         if cache is not None:
-            # Only the new slots are written: [layers, batch, slots, kv_heads, head_dim] stays where it is.
-            at = (layer, 0, cursor, 0, 0)
-            new = {"key": key, "value": value}
-            cache = {name: jax.lax.dynamic_update_slice(cache[name], new[name][None], at) for name in new}
-            cache = {name: constrain(leaf, *layers.CACHE) for name, leaf in cache.items()}
-            key, value = cache["key"][layer], cache["value"][layer]
+            cache, keys = layers.extend_cache(cache, {"key": key, "value": value}, layer, cursor)
+            key, value = keys["key"], keys["value"]
         scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
         mixed = layers.attend(query, key, value, view.mask, scale, cap=cfg.attention_softcap)
         return layers.Dense(cfg.emb_dim, name="out")(mixed), cache
@@ -174,13 +167,13 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Array, Any], layer: Array, is_global: Array, wide: View, near: View | None, cursor: Any
+        self, carry: tuple[Array, Any], layer: Array, is_global: Array, wide: View, local: View | None, cursor: Any
     ) -> tuple[tuple[Array, Any], None]:
-        """Takes `[batch, length, embed]` and the cache of all layers one layer further."""
+        """Maps the carry, `[batch, length, embed]` and the cache of all layers; see `DecoderStack`."""
         x, cache = carry
         cfg = self.config
         dropout = layers.Dropout(cfg.dropout_rate)
-        view = wide if near is None else jax.tree.map(partial(jnp.where, is_global), wide, near)
+        view = wide if local is None else jax.tree.map(partial(jnp.where, is_global), wide, local)
         normed = cfg.norm("pre_self_attention_layer_norm")(x)
         mixed, cache = SelfAttention(cfg, name="self_attention")(normed, view, cache, cursor, layer)
         if cfg.post_norms:
@@ -194,35 +187,35 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderStack(nn.Module):
-    """All layers, scanned over the leading axis of their parameters, the final norm, and the head if it is not tied."""
+    """All layers, scanned over the leading axis of their parameters, the final norm, and an untied head."""
 
     config: DecoderConfig
 
     def setup(self) -> None:
         """Declares the submodules under T5X's names."""
         cfg = self.config
-        layer = layers.remat(DecoderLayer, cfg.remat)
-        self.layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-        )(cfg)
+        self.layers = layers.scan_layers(DecoderLayer, cfg, cfg.num_layers, (0, 0, *[nn.broadcast] * 3))
         self.decoder_norm = cfg.norm()
         if not cfg.tied_embeddings:
             self.logits_dense = layers.Dense(cfg.vocab_size)
 
-    def __call__(self, x: Array, wide: View, near: View | None, cache: Any, cursor: Any) -> tuple[Array, Any]:
-        """Maps `[batch, length, embed]`; the second result is the cache of all layers."""
+    def __call__(self, x: Array, wide: View, local: View | None, cache: Any, cursor: Any) -> tuple[Array, Any]:
+        """Maps `[batch, length, embed]`.
+
+        Args:
+            x: embedded tokens.
+            wide: view of the global layers.
+            local: view of the local layers; None if all are global.
+            cache: `key` and `value` `[layers, batch, slots, kv_heads, head_dim]`, or None.
+            cursor: cache slot of the first token.
+
+        Returns:
+            Final states and the extended cache.
+        """
         index = jnp.arange(self.config.num_layers)
         is_global = (index + 1) % self.config.global_every == 0
-        (x, cache), _ = self.layers((x, cache), index, is_global, wide, near, cursor)
+        (x, cache), _ = self.layers((x, cache), index, is_global, wide, local, cursor)
         return self.decoder_norm(x), cache
-
-    def head(self, x: Array) -> Array:
-        """Logits of an untied model."""
-        return self.logits_dense(x)
 
 
 class DecoderModule(nn.Module):
@@ -247,36 +240,35 @@ class DecoderModule(nn.Module):
         cache: Any = None,
         cursor: Any = 0,
     ) -> tuple[Array, Any]:
-        """Final hidden states `[batch, length, embed]` and the extended cache.
+        """Returns final hidden states `[batch, length, embed]` and the extended cache.
 
-        `mask` `[batch, length, keys]` is that of global layers. A window is narrower by the distance between
-        `positions` `[batch, length]` and `key_positions` `[batch, keys]`: slots of a cache or of a packed row lie
-        elsewhere.
+        `mask` `[batch, length, keys]` is that of global layers. Local layers also bound the distance between
+        `positions` `[batch, length]` and `key_positions` `[batch, keys]`, which are not the indices of a cache's slots
+        or of a packed row.
         """
         cfg = self.config
         x = self.embedding_dropout(self.token_embedder(tokens, prompt, jnp.dtype(cfg.dtype)))
         bands = (cfg.rope_factor, cfg.rope_low_turns, cfg.rope_high_turns, cfg.rope_original_length)
         frequency = layers.rotary_frequencies(cfg.head_dim, cfg.rope_theta, *bands)
         wide = View(mask, *layers.rotation(positions, frequency))
-        near = None
+        local = None
         if cfg.window:
             distance = positions[:, :, None] - key_positions[:, None, :]
-            turned = layers.rotation(positions, layers.rotary_frequencies(cfg.head_dim, cfg.local_rope_theta))
-            near = View(mask & (distance < cfg.window), *turned)
-        return self.decoder(x, wide, near, cache, cursor)
+            angles = layers.rotation(positions, layers.rotary_frequencies(cfg.head_dim, cfg.local_rope_theta))
+            local = View(mask & (distance < cfg.window), *angles)
+        return self.decoder(x, wide, local, cache, cursor)
 
     def head(self, x: Array) -> Array:
-        """Logits `[..., vocab]` in float32 of hidden states `[..., embed]`."""
-        logits = self.token_embedder.attend(x) if self.config.tied_embeddings else self.decoder.head(x)
-        return layers.constrain_logits(layers.softcap(logits.astype(jnp.float32), self.config.logits_softcap))
+        """Returns logits `[..., vocab]` in float32 of hidden states `[..., embed]`."""
+        cfg = self.config
+        logits = self.token_embedder.attend(x) if cfg.tied_embeddings else self.decoder.logits_dense(x)
+        return layers.constrain_logits(layers.softcap(logits.astype(jnp.float32), cfg.logits_softcap))
 
     def __call__(self, tokens: Array) -> Array:
-        """Logits of plain token ids, every position: what `init` traces."""
-        length = tokens.shape[1]
-        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (tokens.shape[0], length, length))
-        x, _ = self.hidden(tokens, None, positions, positions, mask)
-        return self.head(x)
+        """Returns the logits of token ids `[batch, length]`; `init` traces this."""
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        mask = positions[:, :, None] >= positions[:, None, :]
+        return self.head(self.hidden(tokens, None, positions, positions, mask)[0])
 
 
 def _embedding_scale(config: DecoderConfig) -> float:
@@ -284,74 +276,72 @@ def _embedding_scale(config: DecoderConfig) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderModel(Family):
-    """A decoder-only model behind the interface of all families (`promot_jax.models.Model`)."""
+class DecoderModel(Family[DecoderConfig]):
+    """A decoder-only model with the interface of all families, `base.Family`."""
 
     config: DecoderConfig
     partitioner: Partitioner | None = None
 
     continues = True
-
-    @property
-    def module(self) -> DecoderModule:
-        """The Linen module."""
-        return DecoderModule(self.config)
+    module_class = DecoderModule
 
     def init(self, key: Array) -> Params:
-        """Random parameters, float32."""
-        return self.module.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+        """Returns random parameters, float32."""
+        return self.module_class(self.config).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
     def layout(self, rows: Sequence[Sequence[Tokens]], inputs: int, targets: int) -> Batch:
-        """Lays sequences out as this family's training batch; see `Model.layout`."""
+        """Returns a training batch of this family; see `Family.layout`."""
         return decoder_rows(rows, inputs + targets, targets)
 
     def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
-        """States that predict the targets, `[batch, targets, embed]`; see `Model.hidden`."""
-        segments = batch["segment_ids"]
+        """Returns the states that predict the targets, `[batch, targets, embed]`; see `Family.hidden`."""
+        segments, positions = batch["segment_ids"], batch["positions"]
         length = segments.shape[1]
         mask = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((length, length), bool))
-        rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        at = batch["positions"]
-        x, _ = self._apply(params, "hidden", batch["tokens"], prompt, at, at, mask, **rngs)
+        arguments = batch["tokens"], prompt, positions, positions, mask
+        x, _ = self._apply(params, "hidden", *arguments, dropout_key=dropout_key)
         return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
 
     def input_rows(self, params: Params, ids: Array) -> Array:
-        """What the first layer reads for real token ids: `[..., embed]`, float32; what soft prompts start from."""
+        """Returns the input embeddings of real token ids, `[..., embed]`, float32; see `Family.input_rows`."""
         scale = jnp.asarray(_embedding_scale(self.config), self.config.dtype).astype(jnp.float32)
         rows: Array = params["token_embedder"]["embedding"][ids].astype(jnp.float32) * scale
         return rows
 
     def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
-        """Reads the inputs and makes room for `steps` more tokens; see `Model.prefill`."""
+        """Processes the inputs and allocates the cache; see `Family.prefill`.
+
+        The state's `key_positions` `[batch, slots]` is the position of the token in each cache slot.
+        """
         cfg = self.config
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         batch, length = tokens.shape
         slots = jnp.arange(length + steps)
-        held = jnp.where(slots < lengths[:, None], slots, _EMPTY)  # [batch, slots]
+        key_positions = jnp.where(slots < lengths[:, None], slots, _EMPTY)
         positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-        mask = held[:, None, :] <= positions[:, :, None]
+        mask = key_positions[:, None, :] <= positions[:, :, None]
         shape = (cfg.num_layers, batch, length + steps, cfg.num_kv_heads, cfg.head_dim)
         cache: Params = {"key": jnp.zeros(shape, cfg.dtype), "value": jnp.zeros(shape, cfg.dtype)}
-        x, cache = self._apply(params, "hidden", tokens, prompt, positions, held, mask, cache, 0)
+        x, cache = self._apply(params, "hidden", tokens, prompt, positions, key_positions, mask, cache, 0)
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        logits = self._apply(params, "head", last)
-        return logits, {"cache": cache, "held": held, "position": lengths, "cursor": jnp.int32(length)}
+        state = {"cache": cache, "key_positions": key_positions, "position": lengths, "cursor": jnp.int32(length)}
+        return self.head(params, last), state
 
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
         """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state.
 
-        New tokens share one cache slot per step for the whole batch; a row's padding before it stays masked. `held`
-        says which position lies in each slot.
+        In each step, all rows write to the same cache slot; the padding of a row before it stays masked.
         """
-        cursor, at = state["cursor"], state["position"][:, None]
-        held = jnp.where(jnp.arange(state["held"].shape[1]) == cursor, at, state["held"])
-        mask = held[:, None, :] <= at[:, :, None]
-        x, cache = self._apply(params, "hidden", tokens[:, None], None, at, held, mask, state["cache"], cursor)
-        logits = self._apply(params, "head", x[:, 0])
-        return logits, {"cache": cache, "held": held, "position": state["position"] + 1, "cursor": cursor + 1}
+        cursor, positions, key_positions = state["cursor"], state["position"][:, None], state["key_positions"]
+        key_positions = jnp.where(jnp.arange(key_positions.shape[1]) == cursor, positions, key_positions)
+        mask = key_positions[:, None, :] <= positions[:, :, None]
+        arguments = tokens[:, None], None, positions, key_positions, mask, state["cache"], cursor
+        x, cache = self._apply(params, "hidden", *arguments)
+        state = {"cache": cache, "key_positions": key_positions, "position": positions[:, 0] + 1, "cursor": cursor + 1}
+        return self.head(params, x[:, 0]), state
 
     def reorder(self, state: Params, choice: Array) -> Params:
-        """The decoding state with its rows chosen within their groups; see `Model.reorder`."""
+        """Returns the decoding state with its rows reordered within their groups; see `Family.reorder`."""
         cache = {name: layers.take_rows(leaf, choice, axis=1) for name, leaf in state["cache"].items()}
-        rows = {name: layers.take_rows(state[name], choice, axis=0) for name in ("held", "position")}
+        rows = {name: layers.take_rows(state[name], choice, axis=0) for name in ("key_positions", "position")}
         return {**state, "cache": cache, **rows}

@@ -1,4 +1,4 @@
-"""Layers both model families are built from: Flax Linen modules used as pure functions of a plain dict."""
+"""Layers of both model families: Flax Linen modules, used as pure functions of a plain dict."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from promot_jax.errors import UserError
 
 Array = jax.Array
 
-# Logical axes of the residual stream, and of queries, keys and values apart.
+# Logical axes of the residual stream, of queries, of keys and values, and of their cache.
 STREAM = ("batch", "length", "activation_embed")
 QUERIES = ("batch", "length", "heads", "head_dim")
 KEYS = ("batch", "length", "kv_heads", "head_dim")
@@ -22,20 +22,20 @@ CACHE = ("layers", *KEYS)
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
-    """Product over one axis of each, accumulated in float32."""
+    """Contracts one axis of `a` with one of `b`, accumulated in float32."""
     return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
-    """`x @ kernel` in the dtype of `x`, accumulated in float32, forward and backward.
+    """Returns `x @ kernel` in the dtype of `x`, accumulated in float32, forward and backward.
 
     Autodiff alone would run the backward products of a bfloat16 layer in float32: half the speed or worse.
-    A frozen kernel costs neither a weight gradient nor the activations one would need.
+    A frozen kernel costs neither a weight gradient nor the activations that it would need.
 
     Args:
         x: `[..., in]`, float32 or bfloat16.
-        kernel: `[in, out]`, in any float dtype; its gradient comes back in that dtype.
+        kernel: `[in, out]`, in any float dtype; its gradient has that dtype.
 
     Returns:
         `[..., out]` in the dtype of `x`.
@@ -55,47 +55,81 @@ def _matmul_bwd(kept: tuple[Array | None, Array | None, Array], grad: Array) -> 
     if kernel is not None:
         dx = _dot(grad, kernel.astype(grad.dtype), grad.ndim - 1, 1).astype(grad.dtype)
     if x is not None:
-        rows = _dot(x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]), 0, 0)
-        dkernel = rows.astype(like_kernel.dtype)
+        dkernel = _dot(x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]), 0, 0).astype(like_kernel.dtype)
     return dx, dkernel
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
-PRODUCT = "product"  # what `remat` calls the output of a linear layer
+_PRODUCT = "product"  # checkpoint name of the output of a linear layer
 REMAT = ("none", "dots", "full")
 
 
-def remat(layer: type[nn.Module], policy: str | bool) -> type[nn.Module]:
-    """A layer that keeps less for its backward pass and computes the rest again.
-
-    Args:
-        layer: of a scanned stack.
-        policy: "none" keeps all activations, "dots" the outputs of linear layers, "full" the layer's input alone.
-    """
-    if policy == "none":
-        return layer
-    kept = jax.checkpoint_policies.save_only_these_names(PRODUCT) if policy == "dots" else None
-    return nn.remat(layer, prevent_cse=False, policy=kept)
-
-
-def remat_policy(given: str | bool) -> str:
-    """The policy that a config names; a bool is "full" or "none", as in configs of old.
+def check_config(config: Any) -> None:
+    """Checks the fields that the configs of all families share; replaces `remat` of True and False by its name.
 
     Raises:
-        UserError: no such policy.
+        UserError: an unknown remat policy or dtype.
     """
-    policy = {True: "full", False: "none"}.get(given, given) if isinstance(given, bool) else given
-    if policy not in REMAT:
-        raise UserError(f"remat is {policy!r}; use one of {', '.join(map(repr, REMAT))}.")
-    return policy
+    if isinstance(config.remat, bool):  # in older configs
+        object.__setattr__(config, "remat", "full" if config.remat else "none")
+    if config.remat not in REMAT:
+        raise UserError(f"remat is {config.remat!r}; use one of {', '.join(map(repr, REMAT))}.")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is {config.dtype!r}; use 'float32' or 'bfloat16'.")
+
+
+def scan_layers(layer: type[nn.Module], config: Any, count: int, in_axes: tuple[Any, ...]) -> Any:
+    """Returns a stack of `count` layers, scanned over the leading axis of their parameters.
+
+    Args:
+        layer: Linen module of one layer, built from the config.
+        config: of the model. Its `remat` says what a layer keeps for the backward pass: "none" all activations, "dots"
+            the outputs of linear layers, "full" only the layer's input.
+        count: of layers.
+        in_axes: of the layer's arguments after the carry, as for `nn.scan`.
+    """
+    if config.remat != "none":
+        saved = jax.checkpoint_policies.save_only_these_names(_PRODUCT) if config.remat == "dots" else None
+        layer = nn.remat(layer, prevent_cse=False, policy=saved)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=count,
+    )(config)
+
+
+def extend_cache(
+    cache: dict[str, Array], new: dict[str, Array], layer: Array, cursor: Any
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Writes a layer's new keys and values into the cache, from slot `cursor` on.
+
+    Only the new slots are written; the rest of the cache is not copied.
+
+    Args:
+        cache: `key` and `value` `[layers, batch, slots, kv_heads, head_dim]`.
+        new: `key` and `value` `[batch, length, kv_heads, head_dim]`.
+        layer: index of the layer.
+        cursor: slot of the first new token.
+
+    Returns:
+        The extended cache, and the layer's `key` and `value` `[batch, slots, kv_heads, head_dim]`.
+    """
+    start = (layer, 0, cursor, 0, 0)
+    extended = {
+        name: constrain(jax.lax.dynamic_update_slice(leaf, new[name][None], start), *CACHE)
+        for name, leaf in cache.items()
+    }
+    return extended, {name: leaf[layer] for name, leaf in extended.items()}
 
 
 class Dense(nn.Module):
-    """Linear layer in T5X's names and layout: `kernel` `[in, out]` and, if asked for, `bias` `[out]`, both float32.
+    """Linear layer with T5X's names and layout: `kernel` `[in, out]` and an optional `bias` `[out]`, both float32.
 
-    Where LoRA lies beside the kernel (`promot_jax.params.lora.attach`), its update is added.
+    If LoRA parameters lie beside the kernel (`promot_jax.params.lora.attach`), their update is added.
     """
 
     features: int
@@ -106,7 +140,7 @@ class Dense(nn.Module):
         """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = checkpoint_name(matmul(x, kernel), PRODUCT)
+        y = checkpoint_name(matmul(x, kernel), _PRODUCT)
         if self.has_variable("params", "lora_a"):
             y += matmul(matmul(x, self.get_variable("params", "lora_a")), self.get_variable("params", "lora_b"))
         if self.use_bias:
@@ -131,9 +165,9 @@ class RMSNorm(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token embedding, with soft prompts as the virtual ids behind the vocabulary.
+    """Token embedding; ids from `vocab_size` on are the virtual ids of soft prompts.
 
-    Rows of the table are multiplied by `scale` as they are looked up (Gemma); those of a prompt are taken as they are.
+    A lookup multiplies rows of the table by `scale` (Gemma), but not rows of a prompt.
     """
 
     vocab_size: int
@@ -146,7 +180,7 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", init, (self.vocab_size, self.features), jnp.float32)
 
     def __call__(self, ids: Array, prompt: Array | None, dtype: Any) -> Array:
-        """Looks ids up: below `vocab_size` in the model's own table, the rest in `prompt`.
+        """Looks ids up: below `vocab_size` in the model's table, the rest in `prompt`.
 
         Args:
             ids: `[batch, length]`.
@@ -156,8 +190,7 @@ class Embed(nn.Module):
         Returns:
             `[batch, length, embed]`.
         """
-        # Rounded to the dtype first, as Gemma's own code does.
-        scale = jnp.asarray(self.scale, dtype)
+        scale = jnp.asarray(self.scale, dtype)  # rounded to the dtype first, as in Gemma's code
 
         def look_up(ids: Array) -> Array:
             rows = _rows(self.embedding, constrain(ids, "looked_up", "length")).astype(dtype)
@@ -170,7 +203,7 @@ class Embed(nn.Module):
         return constrain(jnp.where((ids < self.vocab_size)[..., None], real, virtual), *STREAM)
 
     def attend(self, x: Array) -> Array:
-        """Scores `[..., embed]` against every row of the table (tied head): `[..., vocab]`."""
+        """Returns the products of `[..., embed]` with every row of the table (tied head): `[..., vocab]`."""
         return matmul(x, self.embedding.T)
 
 
@@ -180,7 +213,7 @@ def _rows(table: Array, ids: Array) -> Array:
 
 @jax.custom_vjp
 def _rows_summed_in_float32(table: Array, ids: Array) -> Array:
-    """Rows of a table in bfloat16; in it, the gradient of a frequent token would stop growing."""
+    """Looks up rows of a bfloat16 table; summed in bfloat16, the gradient of a frequent token would stop growing."""
     return table[ids]
 
 
@@ -197,54 +230,42 @@ _rows_summed_in_float32.defvjp(_rows_forward, _rows_backward)
 
 
 def rotary_frequencies(
-    head_dim: int,
-    theta: float,
-    factor: float = 1.0,
-    low_turns: float = 0.0,
-    high_turns: float = 0.0,
-    original_length: int = 0,
+    head_dim: int, theta: float, factor: float = 1.0, low_turns: float = 0.0, high_turns: float = 0.0, length: int = 0
 ) -> Array:
-    """Frequencies of the rotary angles, `[head_dim / 2]` float32, in radians per position.
+    """Returns the frequencies of the rotary angles, `[head_dim / 2]` float32, in radians per position.
 
     Args:
         head_dim: size of one head.
         theta: base of the frequencies.
-        factor: they are divided by it, which stretches a model to longer contexts.
-        low_turns: only frequencies that turn less often than this within the original length are divided in full
-            (Llama 3.1).
-        high_turns: those that turn more often than this stay as they are; in between, the division fades out.
-        original_length: that the model was trained for before it was stretched; 0 divides all alike (linear scaling).
+        factor: divisor of the frequencies, which extends a model to longer contexts.
+        low_turns: frequencies with fewer turns within `length` are divided by the whole factor (Llama 3.1).
+        high_turns: frequencies with more turns are not divided; between the two, the division fades out.
+        length: context length before the extension; 0 divides all frequencies (linear scaling).
     """
     half = head_dim // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if not original_length:
+    if not length:
         return frequency / factor
-    turns = original_length * frequency / (2 * math.pi)
-    kept = jnp.clip((turns - low_turns) / (high_turns - low_turns), 0.0, 1.0)
-    return kept * frequency + (1 - kept) * frequency / factor
+    turns = length * frequency / (2 * math.pi)
+    weight = jnp.clip((turns - low_turns) / (high_turns - low_turns), 0.0, 1.0)
+    return weight * frequency + (1 - weight) * frequency / factor
 
 
 def rotation(positions: Array, frequency: Array) -> tuple[Array, Array]:
-    """Cosine and sine of every rotary angle, float32.
+    """Returns cosine and sine of the rotary angles, float32 `[batch, length, 1, head_dim / 2]`.
 
     Args:
         positions: `[batch, length]`.
         frequency: of `rotary_frequencies`.
-
-    Returns:
-        Two arrays `[batch, length, 1, head_dim / 2]`.
     """
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotary(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary positions in the half-split layout of Llama (Su et al., 2021), computed in float32.
+    """Rotates `[batch, length, heads, head_dim]` by the angles of `rotation`, in float32.
 
-    Args:
-        x: `[batch, length, heads, head_dim]`.
-        cos: of `rotation`.
-        sin: of `rotation`.
+    The layout is the half-split one of Llama (Su et al., 2021).
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -252,20 +273,20 @@ def rotary(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def softcap(x: Array, cap: float) -> Array:
-    """Squeezes values smoothly into `(-cap, cap)`; 0 leaves them as they are."""
+    """Maps values smoothly into `(-cap, cap)`; 0 leaves them unchanged."""
     return cap * jnp.tanh(x / cap) if cap else x
 
 
 def attend(
     query: Array, key: Array, value: Array, mask: Array, scale: float, *, bias: Array | None = None, cap: float = 0.0
 ) -> Array:
-    """Grouped-query attention; every group of query heads shares one key/value head; in float32.
+    """Computes grouped-query attention in float32; each group of query heads shares one key/value head.
 
     Args:
         query: `[batch, length, heads, head_dim]`.
         key: `[batch, keys, kv_heads, head_dim]`.
         value: as `key`.
-        mask: bool `[batch, length, keys]`, True where attention is allowed.
+        mask: bool `[batch, length, keys]`, True for the keys that a query attends to.
         scale: of the logits; 1.0 in the T5 family.
         bias: added to the scaled logits, `[batch or 1, heads, length, keys]` float32, or None.
         cap: of the scaled logits (`softcap`), 0 for none.
@@ -290,7 +311,7 @@ def attend(
 
 
 def take_rows(leaf: Array, choice: Array, axis: int) -> Array:
-    """Rows of a decoding state along its batch axis, `groups * old` of them; see `Model.reorder` for `choice`."""
+    """Reorders the `groups * old` rows of a decoding state's leaf along its batch axis; see `Family.reorder`."""
     groups, new = choice.shape
     before, after = leaf.shape[:axis], leaf.shape[axis + 1 :]
     rows = leaf.reshape(*before, groups, -1, *after)
@@ -298,17 +319,16 @@ def take_rows(leaf: Array, choice: Array, axis: int) -> Array:
     return jnp.take_along_axis(rows, index, axis=axis + 1).reshape(*before, groups * new, *after)
 
 
-# "gelu" is its tanh approximation, as in all published models.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
-    "gelu": nn.gelu,
+    "gelu": nn.gelu,  # the tanh approximation, as in all published models
     "silu": nn.silu,
     "linear": lambda x: x,
 }
 
 
 def constrain_logits(logits: Array) -> Array:
-    """Splits `[batch, ..., vocab]` over both ends."""
+    """Shards `[batch, ..., vocab]` along batch and vocabulary."""
     return constrain(logits, "batch", *["length"] * (logits.ndim - 2), "vocab")
 
 
@@ -331,11 +351,11 @@ class Mlp(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout that is on exactly when the caller gives a "dropout" key."""
+    """Dropout that is on if the caller gives a "dropout" key."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Drops entries of an array of any shape."""
+        """Drops entries of `[...]`."""
         return nn.Dropout(self.rate)(x, deterministic=not self.has_rng("dropout"))

@@ -1,1 +1,1 @@
-"""What is done to parameter trees: soft prompts, LoRA, freezing, fingerprint, dtypes."""
+"""Operations on parameter trees: soft prompts, LoRA, freezing, fingerprint, dtypes."""

@@ -1,19 +1,15 @@
-"""The dtype that weights are held in."""
+"""The dtype in which weights are stored."""
 
-from typing import TYPE_CHECKING, Any
-
-import jax.numpy as jnp
+from typing import Any
 
 from promot_jax import trees
 
-if TYPE_CHECKING:
-    pass
-
 
 def cast_weights(params: Any, dtype: str) -> Any:
-    """Kernels and embeddings in the dtype they are multiplied in, which changes no product; the rest stays float32."""
+    """Returns parameters with kernels and embeddings in the dtype of their products, the rest unchanged.
+
+    The products are the same: they cast their weights to that dtype anyway.
+    """
     flat = trees.flatten(params)
     names = ("/kernel", "/embedding")  # not T5's rel_embedding, which is added
-    return trees.unflatten(
-        {path: leaf.astype(jnp.dtype(dtype)) if path.endswith(names) else leaf for path, leaf in flat.items()}
-    )
+    return trees.unflatten({path: leaf.astype(dtype) if path.endswith(names) else leaf for path, leaf in flat.items()})

@@ -14,39 +14,38 @@ _PIECE = 1 << 26  # bytes
 
 
 def fingerprint(tree: Mapping[str, Any]) -> str:
-    """SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters, wherever they lie.
+    """Returns the SHA-256 over paths, shapes, dtypes and bytes: equal only for bitwise equal parameters, on any mesh.
 
-    Of parameters that are spread over hosts, all hosts call this together.
+    If parameters are spread over hosts, all hosts call this together.
     """
-    found = Fingerprint()
+    digest = Fingerprint()
     for path, leaf in flatten(tree).items():
-        found.add(path, leaf)
-    return found.hexdigest()
+        digest.add(path, leaf)
+    return digest.hexdigest()
 
 
 class Fingerprint:
-    """`fingerprint`, a leaf at a time, for a tree that is never held whole."""
+    """Computes `fingerprint` leaf by leaf, for a tree that is never in memory as a whole."""
 
     def __init__(self) -> None:
-        """No leaf yet."""
         self._digest = hashlib.sha256()
 
     def add(self, path: str, leaf: Any) -> None:
-        """Takes the next leaf; leaves come in the order of `flatten`."""
+        """Adds the next leaf, in the order of `flatten`."""
         self._digest.update(f"{path} {tuple(leaf.shape)} {leaf.dtype}\n".encode())
         for piece in _pieces(leaf):
             self._digest.update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
 
     def hexdigest(self) -> str:
-        """The fingerprint of the leaves so far."""
+        """Returns the fingerprint of the leaves so far."""
         return self._digest.hexdigest()
 
 
 def _pieces(leaf: Any) -> Iterator[np.ndarray]:
-    """A leaf on the host, in order.
+    """Yields a leaf's values as host arrays, in order.
 
-    A device array keeps its host copy, which would double a model on an accelerator or on several devices. So large
-    ones come in pieces, each an array of its own that is let go.
+    A device array caches its host copy, which would double the memory of a model on an accelerator or on several
+    devices. So a large leaf comes in pieces: slices whose copies are freed one by one.
     """
     size = math.prod(leaf.shape) * leaf.dtype.itemsize
     if size <= _PIECE or not hasattr(leaf, "devices"):

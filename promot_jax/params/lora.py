@@ -1,17 +1,16 @@
-"""LoRA (Hu et al., 2021): low-rank updates beside frozen kernels, as a room of the parameters next to "model".
+"""LoRA (Hu et al., 2021): low-rank updates of frozen kernels, in the parameter subtree `params["lora"]`.
 
-`params["lora"]` mirrors the model's modules: where the model has `.../query/kernel` `[layers, in, out]`, it has
+The subtree mirrors the model's modules: for the model's `.../query/kernel` `[layers, in, out]` it has
 `.../query/lora_a` `[layers, in, rank]` and `lora_b` `[layers, rank, out]`. `attach` puts these beside the kernels,
-where `models.layers.Dense` finds them; `merge` adds their product to the kernels, which leaves a plain model. The model
-without either is the plain model, bit for bit.
+where `models.layers.Dense` reads them; `merge` adds their product to the kernels, which gives a plain model. The model
+without LoRA is the plain model, bitwise.
 
-Why not qwix (0.1.8 was tried): it creates its parameters where a module calls `jax.lax.dot_general` and recognises the
-weight there by identity. Our products run inside `layers.matmul`, a `custom_vjp` that spares frozen kernels their
-gradient and bfloat16 its slow backward pass; a parameter made in there is a leaked tracer (`UnexpectedTracerError`).
+qwix 0.1.8 does not fit: it creates its parameters where a module calls `jax.lax.dot_general` and recognises the weight
+there by identity. Our products run inside `layers.matmul`, a `custom_vjp` that skips the gradient of frozen kernels and
+the slow backward pass of bfloat16; a parameter created in there is a leaked tracer (`UnexpectedTracerError`).
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,12 +26,12 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which kernels get a low-rank update, and of what size.
+    """Settings of LoRA: which kernels get a low-rank update, and its size.
 
     Attributes:
-        rank: of the update; the paper's first stage takes 2 and 4 (its table of other models and methods).
+        rank: of the update; the paper's first stage uses 2 and 4 (its table of other models and methods).
         alpha: the update is `alpha / rank * A @ B`.
-        targets: patterns over the paths of kernels, `model/...`; a kernel that any of them matches gets one.
+        targets: patterns over the paths of kernels, `model/...`; a kernel that any of them matches gets an update.
     """
 
     rank: int = 4
@@ -40,7 +39,7 @@ class Lora:
     targets: tuple[str, ...] = (r"model/.*attention/(query|value)/kernel",)
 
     def __post_init__(self) -> None:
-        """Raises UserError for sizes that cannot be."""
+        """Raises UserError for values out of range."""
         if self.rank < 1 or self.alpha <= 0 or not self.targets:
             raise UserError(f"LoRA needs a rank of at least 1, a positive alpha and targets, not {self}.")
 
@@ -50,19 +49,19 @@ class Lora:
         return self.alpha / self.rank
 
     def init(self, key: Array, model: Mapping[str, Any]) -> trees.Tree:
-        """Makes `params["lora"]`: A gaussian with variance `1 / in`, B zero, so that nothing changes at first.
+        """Returns a fresh `params["lora"]`: A is gaussian with variance `1 / in`, B is zero, so the update is zero.
 
         Args:
             key: random key.
             model: `params["model"]`, or its shapes.
 
         Raises:
-            UserError: a pattern that is broken or matches no kernel.
+            UserError: a pattern is not a regular expression, or matches no kernel.
         """
         kernels = {path: leaf for path, leaf in trees.flatten(model, "model").items() if path.endswith("/kernel")}
         chosen = trees.cover([*((target, True) for target in self.targets), (".*", False)], kernels)
         flat: dict[str, Array] = {}
-        for index, path in enumerate(path for path, taken in chosen.items() if taken):
+        for index, path in enumerate(path for path, target in chosen.items() if target):
             *stack, rows, columns = kernels[path].shape
             module = path.removeprefix("model/").removesuffix("/kernel")
             noise = jax.random.normal(jax.random.fold_in(key, index), (*stack, rows, self.rank))
@@ -71,7 +70,7 @@ class Lora:
 
 
 def attach(model: Mapping[str, Any], lora: Mapping[str, Any] | None, settings: Lora | None) -> trees.Tree:
-    """Returns `params["model"]` with LoRA beside its kernels, B scaled; the model itself where there is none."""
+    """Returns `params["model"]` with LoRA beside its kernels, B scaled; the model itself if `lora` is empty."""
     if not lora:
         return dict(model)
     assert settings is not None
@@ -80,17 +79,13 @@ def attach(model: Mapping[str, Any], lora: Mapping[str, Any] | None, settings: L
 
 
 def merge(params: Mapping[str, Any], settings: Lora | None) -> trees.Tree:
-    """Returns `{"model": ..., "prompt": ...}` with `kernel + scale * A @ B` in the place of the kernels, float32.
-
-    Parameters without a room "lora" come back as they are.
-    """
-    rest = {room: tree for room, tree in params.items() if room != "lora"}
+    """Returns the parameters without "lora", its kernels replaced by `kernel + scale * A @ B`, float32."""
+    rest = {name: tree for name, tree in params.items() if name != "lora"}
     if "lora" not in params:
         return rest
     assert settings is not None
     model, lora = trees.flatten(params["model"]), trees.flatten(params["lora"])
-    for path in [path for path in lora if path.endswith(A)]:
-        module = re.sub(f"{A}$", "", path)
-        update = jnp.matmul(lora[path], lora[module + B], precision=jax.lax.Precision.HIGHEST)
+    for module in [path.removesuffix(A) for path in lora if path.endswith(A)]:
+        update = jnp.matmul(lora[module + A], lora[module + B], precision=jax.lax.Precision.HIGHEST)
         model[module + "kernel"] = model[module + "kernel"].astype(jnp.float32) + settings.scale * update
     return rest | {"model": trees.unflatten(model)}

@@ -1,8 +1,8 @@
-"""Soft prompts: tables behind virtual token ids, initialisers, files.
+"""Soft prompts: the table of virtual token ids, initialisers, and files.
 
 A model with `V` real tokens reads ids from `V` on as rows of the prompt table (`models.layers.Embed`). Attaching a
-prompt is putting its ids in front of the input; stripping it is not doing so (paper section 3; design).
-`params["prompt"]` is `{task: [length, embed]}`; the table is its entries in sorted order.
+prompt prepends its ids to the input; stripping it leaves them out (paper, section 3). `params["prompt"]` is
+`{task: [length, embed]}`; the table concatenates its entries in sorted order.
 """
 
 import dataclasses
@@ -26,19 +26,15 @@ Array = jax.Array
 def layout(prompt: Mapping[str, Any] | None, vocab_size: int) -> dict[str, np.ndarray]:
     """Returns each task's virtual ids, `{task: int32 [length]}`."""
     ids: dict[str, np.ndarray] = {}
-    start = vocab_size
-    for task in sorted(prompt or {}):
-        length = (prompt or {})[task].shape[0]
-        ids[task] = np.arange(start, start + length, dtype=np.int32)
-        start += length
+    for task, rows in sorted((prompt or {}).items()):
+        ids[task] = np.arange(vocab_size, vocab_size + rows.shape[0], dtype=np.int32)
+        vocab_size += rows.shape[0]
     return ids
 
 
 def table(prompt: Mapping[str, Array] | None) -> Array | None:
-    """Returns `[all rows, embed]` in the order of `layout`, or None where there is no prompt."""
-    if not prompt:
-        return None
-    return jnp.concatenate([prompt[task] for task in sorted(prompt)])
+    """Returns `[all rows, embed]` in the order of `layout`, or None without a prompt."""
+    return jnp.concatenate([prompt[task] for task in sorted(prompt)]) if prompt else None
 
 
 METHODS = ("uniform", "uniform_positive", "vocabulary", "labels", "text", "file")
@@ -46,15 +42,15 @@ METHODS = ("uniform", "uniform_positive", "vocabulary", "labels", "text", "file"
 
 @dataclasses.dataclass(frozen=True)
 class PromptInit:
-    """How a soft prompt starts.
+    """The initialiser of a soft prompt.
 
     Attributes:
-        method: "uniform" (`[-scale, scale]`, the paper's), "uniform_positive" (`[0, scale]`, what the prompt-tuning
-            code base calls uniform), "vocabulary" (rows of the embedding table, drawn without replacement), "labels"
-            (the class labels, each the mean of its pieces; the rest as "vocabulary"), "text" (the rows of a text,
-            repeated to length), or "file" (a saved prompt, or a bare `.npy`).
-        scale: half width, or width, of the uniform range.
-        first: "vocabulary" and "labels" draw from the first so many rows only (frequent tokens); 0 is all.
+        method: "uniform" (`[-scale, scale]`, as in the paper), "uniform_positive" (`[0, scale]`; the prompt-tuning
+            code base calls it uniform), "vocabulary" (rows of the embedding table, drawn without replacement),
+            "labels" (the class labels, each the mean of its tokens; the other rows as "vocabulary"), "text" (the
+            tokens of a text, repeated to length), or "file" (a saved prompt, or a bare `.npy`).
+        scale: bound of the uniform range.
+        first: "vocabulary" and "labels" draw from the first `first` rows (frequent tokens); 0 is all.
         text: of method "text".
         path: of method "file".
     """
@@ -66,7 +62,7 @@ class PromptInit:
     path: str = ""
 
     def __post_init__(self) -> None:
-        """Raises UserError for an unknown method or a value out of range."""
+        """Raises UserError for an unknown method and values out of range."""
         if self.method not in METHODS:
             raise UserError(f"Unknown prompt initialiser {self.method!r}{nearest(self.method, METHODS)}.")
         if self.scale <= 0 or self.first < 0:
@@ -81,34 +77,30 @@ class PromptInit:
         encode: Callable[[str], Sequence[int]],
         labels: Sequence[str] = (),
     ) -> Array:
-        """Makes the first prompt.
+        """Returns the initial prompt, `[length, embed]`, float32.
 
         Args:
             key: random key.
             length: rows.
-            shape: of the model's own table, `[vocab, embed]`.
-            lookup: what its first layer reads for token ids, `[n]` to `[n, embed]` (`Model.input_rows`).
+            shape: of the model's embedding table, `[vocab, embed]`.
+            lookup: token ids `[n]` to the input embeddings of the model, `[n, embed]` (`Model.input_rows`).
             encode: text to token ids.
-            labels: of the task, for method "labels".
-
-        Returns:
-            `[length, embed]`, float32.
+            labels: label set of the task, for method "labels".
 
         Raises:
-            UserError: the method lacks what it needs.
+            UserError: the length, text, file, rows or labels do not fit the method.
         """
         if length < 1:
             raise UserError(f"PROMPT_LENGTH is {length}; a soft prompt needs at least one row.")
         vocab, embed = shape
-        if self.method == "uniform":
-            return jax.random.uniform(key, (length, embed), minval=-self.scale, maxval=self.scale)
-        if self.method == "uniform_positive":
-            return jax.random.uniform(key, (length, embed), minval=0.0, maxval=self.scale)
+        if self.method in ("uniform", "uniform_positive"):
+            low = -self.scale if self.method == "uniform" else 0.0
+            return jax.random.uniform(key, (length, embed), minval=low, maxval=self.scale)
         if self.method == "text":
             ids = list(encode(self.text))
             if not ids:
                 raise UserError("The prompt initialiser 'text' was given an empty text; set PromptInit.text.")
-            return lookup(jnp.asarray((ids * (length // len(ids) + 1))[:length])).astype(jnp.float32)
+            return lookup(jnp.resize(jnp.asarray(ids), (length,))).astype(jnp.float32)
         if self.method == "file":
             array = _read_array(_array_path(self.path))
             if array.shape != (length, embed):
@@ -131,15 +123,15 @@ class PromptInit:
 
 @dataclasses.dataclass(frozen=True)
 class PromptInfo:
-    """What the JSON beside a prompt's array says.
+    """The description of a saved prompt, in the JSON file beside its array.
 
     Attributes:
-        task: it was trained on.
+        task: that the prompt was trained on.
         length: rows.
-        step: of the checkpoint it was taken from.
+        step: of the checkpoint that it was taken from.
         score: target score there on the validation split, in [0, 100], or None.
-        initialiser: method it started from.
-        base: fingerprint of the base model it was trained on.
+        initialiser: `PromptInit.method`.
+        base: fingerprint of the base model that it was trained on.
     """
 
     task: str
@@ -151,18 +143,17 @@ class PromptInfo:
 
 
 def save(folder: str | os.PathLike[str], array: Any, info: PromptInfo) -> Path:
-    """Writes `prompt.npy` and `prompt.json` into a folder, the array last and at once; returns the array's path.
+    """Writes `prompt.json` and then `prompt.npy` into a folder, each atomically; returns the array's path.
 
-    Of several hosts, all call this and host 0 writes.
+    All hosts call this; host 0 writes.
     """
-    folder = Path(folder)
-    array = hosts.whole(array)
-    if not hosts.is_writer():
-        return folder / "prompt.npy"
-    files.write(dataclasses.asdict(info), folder / "prompt.json")
-    with files.replacing(folder / "prompt.npy") as made:
-        np.save(made, np.asarray(array, np.float32), allow_pickle=False)
-    return folder / "prompt.npy"
+    path = Path(folder) / "prompt.npy"
+    array = np.asarray(hosts.whole(array), np.float32)
+    files.write(dataclasses.asdict(info), path.with_suffix(".json"))
+    if hosts.is_writer():
+        with files.replacing(path) as made:
+            np.save(made, array, allow_pickle=False)
+    return path
 
 
 def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = False) -> tuple[np.ndarray, PromptInfo]:
@@ -170,14 +161,14 @@ def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = Fa
 
     Args:
         path: the array file, its folder, or the working folder of the run that trained it.
-        accepted: fingerprints of the models whose prompts fit the one at hand.
-        force: take a prompt of another base model all the same.
+        accepted: fingerprints of the base models whose prompts fit the model.
+        force: also accept a prompt of another base model.
 
     Returns:
         The array `[length, embed]`, float32, and its description.
 
     Raises:
-        UserError: nothing there, not a prompt, or a prompt of another base model.
+        UserError: no prompt at the path, a damaged one, or one of another base model.
     """
     array_path = _array_path(path)
     array = _read_array(array_path)
@@ -201,12 +192,10 @@ def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = Fa
 def _array_path(path: str | os.PathLike[str]) -> Path:
     if not str(path):
         raise UserError("PROMPT_PATH is empty; set it to a prompt file or to stage 1's working folder.")
-    given = Path(path)
-    places = ("", "prompt.npy", "prompt/prompt.npy", "stage1/prompt/prompt.npy")
-    for candidate in (given / place for place in places):
-        if candidate.is_file():
-            return candidate
-    raise UserError(f"No prompt at {given}; give a prompt.npy or the working folder of a finished stage 1.")
+    for place in ("", "prompt.npy", "prompt/prompt.npy", "stage1/prompt/prompt.npy"):
+        if (Path(path) / place).is_file():
+            return Path(path) / place
+    raise UserError(f"No prompt at {path}; give a prompt.npy or the working folder of a finished stage 1.")
 
 
 def _read_array(path: Path) -> np.ndarray:

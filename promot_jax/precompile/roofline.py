@@ -1,4 +1,4 @@
-"""What a program needs of a chip: the chips' published figures, the FLOPs a model asks for, what bounds a step."""
+"""Roofline: published figures of chips, FLOPs that a model needs, what bounds a step, and checks of the counts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,21 +12,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip (Cloud TPU's documentation of each version, November 2026).
+    """Published figures of one chip (Cloud TPU's documentation of each version, November 2026)."""
 
-    Attributes:
-        memory: bytes of HBM.
-        flops: bf16 products, per second.
-        bandwidth: of HBM, bytes per second.
-        links: of all links to other chips of a slice together, bytes per second in one direction.
-        network: to other slices, bytes per second in one direction; 0 where none is published.
-    """
-
-    memory: int
-    flops: float
-    bandwidth: float
-    links: float
-    network: float = 0.0
+    memory: int  # bytes of HBM
+    flops: float  # bf16 products, per second
+    bandwidth: float  # of HBM, bytes per second
+    links: float  # of all links to other chips of the slice together, bytes per second in one direction
+    network: float = 0.0  # to other slices, bytes per second in one direction; 0 if none is published
 
 
 CHIPS = {
@@ -37,59 +29,60 @@ CHIPS = {
 }
 
 
+def _kernels(config: Config, projections: int = 4) -> float:
+    """Parameters of a layer's kernels: an MLP, and of T5 this many attention projections."""
+    width = config.num_heads * config.head_dim
+    if isinstance(config, T5Config):
+        mlp = len(config.mlp_activations) + 1
+        return config.emb_dim * (projections * width + mlp * config.mlp_dim)
+    return config.emb_dim * (2 * (width + config.num_kv_heads * config.head_dim) + 3 * config.mlp_dim)
+
+
 def forward_flops(config: Config, batch: int, inputs: int, targets: int, logits: int) -> float:
-    """FLOPs of a forward pass: two per parameter of a linear layer and token it sees, and the products of attention.
+    """FLOPs of a forward pass on all devices: two per parameter and token of a linear layer, and attention's products.
+
+    Attention counts masked positions as well, since products run over them.
 
     Args:
         config: of the model.
         batch: rows.
-        inputs: input tokens of a row, prompt included, padding too.
+        inputs: input tokens of a row, prompt and padding included.
         targets: target tokens of a row.
         logits: positions of a row whose logits are computed.
-
-    Returns:
-        Of all devices. Attention counts what is masked as well, since products run over it.
     """
     head = 2.0 * config.emb_dim * config.vocab_size * logits
     width = config.num_heads * config.head_dim
     if isinstance(config, T5Config):
-        projection = config.emb_dim * width
-        mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
-        encoder = 2.0 * (4 * projection + mlp) * inputs + 4.0 * width * inputs * inputs
-        decoder = 2.0 * (6 * projection + mlp) * targets + 2.0 * 2 * projection * inputs
+        encoder = 2.0 * _kernels(config) * inputs + 4.0 * width * inputs * inputs
+        decoder = 2.0 * _kernels(config, 6) * targets + 4.0 * config.emb_dim * width * inputs
         decoder += 4.0 * width * targets * (targets + inputs)
         return batch * (config.num_encoder_layers * encoder + config.num_decoder_layers * decoder + head)
     length = inputs + targets
-    kernels = 2 * config.emb_dim * (width + config.num_kv_heads * config.head_dim)
-    kernels += 3 * config.emb_dim * config.mlp_dim
-    layer = 2.0 * kernels * length + 4.0 * width * length * length
+    layer = 2.0 * _kernels(config) * length + 4.0 * width * length * length
     return batch * (config.num_layers * layer + head)
 
 
 def decoding_flops(config: Config, batch: int, inputs: int, steps: int, beams: int) -> float:
-    """FLOPs of decoding: the inputs once, then `steps` tokens of every beam, each seeing the whole cache."""
+    """FLOPs of decoding: the inputs once, then `steps` tokens of every beam, each of which reads the whole cache."""
     rows, width = batch * beams, config.num_heads * config.head_dim
     head = 2.0 * config.emb_dim * config.vocab_size
     if isinstance(config, T5Config):
-        projection = config.emb_dim * width
-        mlp = (len(config.mlp_activations) + 1) * config.emb_dim * config.mlp_dim
-        read = forward_flops(dataclasses.replace(config, num_decoder_layers=0), batch, inputs, 0, 0)
-        read += batch * config.num_decoder_layers * 4.0 * projection * inputs  # keys and values of the inputs, once
-        token = config.num_decoder_layers * (2.0 * (6 * projection + mlp) + 4.0 * width * (inputs + steps + 1)) + head
-        return read + (batch + rows * (steps - 1)) * token  # the first step comes before the beams part
-    read = forward_flops(config, batch, inputs, 0, 1)
-    read += batch * config.num_layers * 4.0 * width * inputs * steps  # the cache has room for what follows
-    kernels = 2 * config.emb_dim * (width + config.num_kv_heads * config.head_dim)
-    kernels += 3 * config.emb_dim * config.mlp_dim
-    token = config.num_layers * (2.0 * kernels + 4.0 * width * (inputs + steps)) + head
-    return read + rows * (steps - 1) * token
+        prefill = forward_flops(dataclasses.replace(config, num_decoder_layers=0), batch, inputs, 0, 0)
+        cross = 4.0 * config.emb_dim * width * inputs  # keys and values of the inputs, once
+        prefill += batch * config.num_decoder_layers * cross
+        layer = 2.0 * _kernels(config, 6) + 4.0 * width * (inputs + steps + 1)
+        token = config.num_decoder_layers * layer + head
+        return prefill + (batch + rows * (steps - 1)) * token  # the first step comes before the beams part
+    prefill = forward_flops(config, batch, inputs, 0, 1)
+    prefill += batch * config.num_layers * 4.0 * width * inputs * steps  # the cache has space for what follows
+    token = config.num_layers * (2.0 * _kernels(config) + 4.0 * width * (inputs + steps)) + head
+    return prefill + rows * (steps - 1) * token
 
 
 def bounds(cost: Cost, chip: Chip, devices_per_chip: int) -> dict[str, Any]:
-    """The seconds that products, memory, links and the network take each, at the chip's peak, and the longest of them.
+    """The seconds that products, memory, links and network each take at the chip's peak, and the longest of them.
 
-    A step takes at least the longest; compilers overlap them as far as one does not wait for another. What crosses a
-    network of unknown speed is not among them.
+    A step takes at least the longest, since compilers overlap them. A network of unknown speed is left out.
     """
     seconds = {
         "compute": cost.flops * devices_per_chip / chip.flops,
@@ -106,54 +99,52 @@ def checks(
     cost: Cost,
     once: Cost,
     compiler: Mapping[str, float],
-    held: float,
+    arguments: float,
     model: float,
     devices: int,
     share: tuple[float, float],
     slices: int = 1,
     trains: bool = False,
 ) -> list[str]:
-    """What is wrong with a count, as sentences; nothing that a count says is shown before this list is empty.
+    """Checks the counts against others; returns what is wrong, a sentence each. Only counts that pass are shown.
 
     Args:
         cost: of one device, loops as often as they run.
-        once: the same with every loop run once, which is how the compiler counts.
-        compiler: its own analysis of one device: `flops`, those outside of products included, and `bytes accessed`,
-            those of on-chip memory included.
-        held: bytes of one device's arguments; all but parts of tables have to be read at least once, while what comes
-            after may stay on the chip.
-        model: FLOPs that the model asks for, of all devices.
-        devices: that share the work.
-        share: how often the model's FLOPs may be computed: at least, at most.
-        slices: that the devices are of.
-        trains: whether weights are trained on all of them.
+        once: the same with every loop run once, as the compiler counts.
+        compiler: its own analysis of one device: `flops`, including those outside products, and `bytes accessed`,
+            including on-chip memory.
+        arguments: bytes of one device's arguments, which are read at least once, except parts of embedding tables.
+        model: FLOPs that the model needs, of all devices.
+        devices: number of devices.
+        share: how often the model's FLOPs may be computed: minimum, maximum.
+        slices: number of slices.
+        trains: whether weights are trained on all devices.
     """
-    found = []
+    problems = []
     flops, traffic = compiler["flops"], compiler["bytes accessed"]
     if not 0.5 * flops <= once.flops <= 1.02 * flops:
-        found.append(f"the compiler counts {flops:.3g} FLOPs with every loop run once, and we {once.flops:.3g}")
+        problems.append(f"the compiler counts {flops:.3g} FLOPs with every loop run once, and we {once.flops:.3g}")
     if once.bytes > 1.02 * traffic:
-        found.append(f"the compiler counts {traffic:.3g} bytes with every loop run once, and we {once.bytes:.3g}")
-    if cost.bytes < held / 2:
-        found.append(f"the arguments have {held:.3g} bytes, and we count {cost.bytes:.3g} that are read or written")
+        problems.append(f"the compiler counts {traffic:.3g} bytes with every loop run once, and we {once.bytes:.3g}")
+    if cost.bytes < arguments / 2:
+        problems.append(
+            f"the arguments have {arguments:.3g} bytes, and we count {cost.bytes:.3g} that are read or written"
+        )
     if slices > 1 and trains and not cost.network:
-        found.append("nothing is seen to cross between the slices, though gradients have to")
+        problems.append("no transfer between the slices was found, though gradients need one")
     ratio = cost.flops * devices / model
     if not share[0] <= ratio <= share[1]:
-        found.append(
-            f"the program computes {ratio:.2f} times what the model asks for, which should be "
-            f"{share[0]:.2f} to {share[1]:.2f}"
-        )
-    return found
+        limits = f"{share[0]:.2f} to {share[1]:.2f}"
+        problems.append(f"the program computes {ratio:.2f} times what the model asks for, which should be {limits}")
+    return problems
 
 
 def verdict(memory: dict[str, float], chip: Chip, trains: bool) -> str:
-    """Whether the bytes of a chip fit, and what to change where they do not."""
+    """Says whether the program fits on a chip, and what to change if it does not."""
     total = memory["total"]
     if total <= chip.memory:
         return f"fits: {total / GIB:.2f} of {chip.memory / GIB:.0f} GiB"
-    held = memory["parameters"] + memory["optimizer"] + memory["base"]
-    if held > 0.7 * chip.memory:
+    if memory["parameters"] + memory["optimizer"] + memory["base"] > 0.7 * chip.memory:
         advice = "split the parameters further: more chips, with Partitioner.fsdp or model"
     elif trains:
         advice = 'set remat = "full" on the model, then Training.microbatches, or take more chips'

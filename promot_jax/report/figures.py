@@ -1,7 +1,7 @@
 """The paper's curves as charts: ICL, format share and target score against step, and target score against ICL.
 
 Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff`) of the paper,
-and every method's averages beside each other.
+and the averages of all methods in one chart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from promot_jax import methods
 from promot_jax.files import write_text
-from promot_jax.methods import labels
 from promot_jax.report import tables
 from promot_jax.report.svg import Chart, Line, Panel, Point, document
 from promot_jax.results import bootstrap
-from promot_jax.results.matched_target import MODEL_TUNING, model_tuning
+from promot_jax.results.matched_target import model_tuning
 from promot_jax.results.schema import Comparison, GradientAlignment, Run
 from promot_jax.results.scores import StepEvaluation
 
 Value = Callable[[StepEvaluation], float | None]
 TARGET_SCORE, ICL_AVERAGE, FORMAT_SHARE = map(attrgetter, ("target", "icl", "format_share"))
 
-STYLES = {"finetune": 0, "promot": 1, "prompt_tuning": 2}  # the same in every report; others as they come
 REFERENCE, SHARE, ICL, TARGET = -1, 4, 5, 6  # where lines are scores rather than methods
 MODEL_STEP = "Step (updates of the model)"
 PROMPT_STEP = "Step of stage 1"
@@ -29,7 +28,7 @@ PROMPT_STEP = "Step of stage 1"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on disk: its SVG file, and its title and description as in `charts.Chart`."""
+    """A figure on disk: its SVG file, and its title and description as in `svg.Chart`."""
 
     path: Path
     title: str
@@ -44,7 +43,7 @@ class Series:
     values: dict[int, dict[int, float]]
 
     def common(self) -> list[int]:
-        """Steps that every seed has: a mean over changing seeds would show jumps that no run has."""
+        """Steps that every seed has; a mean over changing seeds would show jumps that no run has."""
         return sorted(set.intersection(*(set(curve) for curve in self.values.values())))
 
     def spread(self, step: int) -> bootstrap.Spread:
@@ -62,38 +61,34 @@ class Series:
 
 
 def charts(results: Comparison) -> list[Chart]:
-    """Every figure that the results have points for.
-
-    Args:
-        results: a comparison (`results.as_comparison`).
-    """
+    """Draws every figure for which a comparison has evaluations."""
     drawn = (draw(results) for draw in (_tradeoff, _forgetting, _icl, _format_share, _format_share_tasks, _target))
     return [chart for chart in drawn if chart is not None]
 
 
 def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
     """Writes charts as `<name>.svg` into a folder."""
-    return [
-        Picture(write_text(folder / f"{chart.name}.svg", document(chart)), chart.title, chart.alt) for chart in drawn
-    ]
+    paths = [write_text(folder / f"{chart.name}.svg", document(chart)) for chart in drawn]
+    return [Picture(path, chart.title, chart.alt) for path, chart in zip(paths, drawn, strict=True)]
 
 
 def series(
-    results: Comparison, value: Value, *, stages: Sequence[str] = MODEL_TUNING, mixtures: bool = False
+    results: Comparison, value: Value, *, stages: Sequence[str] | None = None, mixtures: bool = False
 ) -> list[Series]:
-    """One number of the curves' points per method, for the methods that have it.
+    """Reads one number of each evaluation, per method that has it.
 
     Args:
         results: a comparison.
-        value: the number of a point.
-        stages: whose points count.
+        value: the number of an evaluation.
+        stages: whose evaluations count; None for those that tune the model.
         mixtures: whether those of models between two (with an `alpha`) count, whose step is no number of updates.
     """
+    counting = methods.model_tuning() if stages is None else stages
     found = []
     for method in tables.ordered(results.methods):
         values = {}
         for run in results.methods[method]:
-            counted = [p for p in run.curve if p.stage in stages and (mixtures or p.alpha is None)]
+            counted = [p for p in run.curve if p.stage in counting and (mixtures or p.alpha is None)]
             if points := {p.step: number for p in counted if (number := value(p)) is not None}:
                 values[run.seed] = points
         if values:
@@ -116,7 +111,8 @@ def _format_share(results: Comparison) -> Chart | None:
 
 def _target(results: Comparison) -> Chart | None:
     named = {point.stage for run in results.runs for point in run.curve}
-    stages = {PROMPT_STEP: sorted(named - {*MODEL_TUNING}), MODEL_STEP: MODEL_TUNING}
+    tuning = methods.model_tuning()
+    stages = {PROMPT_STEP: sorted(named - {*tuning}), MODEL_STEP: tuning}
     curves = {axis: series(results, TARGET_SCORE, stages=names) for axis, names in stages.items()}
     panels = [
         Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items() if members
@@ -127,9 +123,9 @@ def _target(results: Comparison) -> Chart | None:
 
 
 def _forgetting(results: Comparison) -> Chart | None:
-    """Figure 1: the target score rises while exact match in context falls, a panel per method.
+    """Figure 1: the target score rises while exact match on ICL tasks falls, a panel per method.
 
-    Of the paper's tasks those scored by exact match are question answering; where there are none, the average counts.
+    The paper's tasks scored by exact match are question answering. Without such tasks the ICL average is drawn.
     """
     exact = any(_exact_match(point) is not None for run in results.runs for point in run.curve)
     value: Value = _exact_match if exact else ICL_AVERAGE
@@ -138,7 +134,7 @@ def _forgetting(results: Comparison) -> Chart | None:
     panels, told = [], []
     for icl in series(results, value):
         if icl.method in targets:
-            label = labels.label(icl.method)
+            label = methods.label(icl.method)
             lines = [
                 _line(targets[icl.method], TARGET, "target score (left axis)", label),
                 _line(icl, ICL, f"{name} (right axis)", label, right=True),
@@ -166,13 +162,13 @@ def _format_share_tasks(results: Comparison) -> Chart | None:
             return point.tasks[name].format_share if name in point.tasks else None
 
         for one in series(results, share):
-            by_method.setdefault(one.method, []).append(_line(one, style, name, labels.label(one.method), band=False))
+            by_method.setdefault(one.method, []).append(_line(one, style, name, methods.label(one.method), band=False))
             told.setdefault(one.method, []).append(f"{name} {one.ends()}")
     panels = [
-        Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), labels.label(method))
+        Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), methods.label(method))
         for method, lines in by_method.items()
     ]
-    alt = " ".join(f"{labels.label(method)}: {', '.join(parts)}." for method, parts in told.items())
+    alt = " ".join(f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items())
     return (
         Chart("format_share_tasks", "Format share of each ICL task", f"Line charts. {alt}", tuple(panels))
         if panels
@@ -181,14 +177,14 @@ def _format_share_tasks(results: Comparison) -> Chart | None:
 
 
 def _tradeoff(results: Comparison) -> Chart | None:
-    """Figures 5 and 6: a point per checkpoint, mean over seeds; each seed's as dots."""
+    """Figures 5 and 6: a point per checkpoint, mean over seeds; single seeds as dots."""
     targets = {one.method: one for one in series(results, TARGET_SCORE, mixtures=True)}
     lines: list[Line] = []
     told: list[str] = []
     for icl in series(results, ICL_AVERAGE, mixtures=True):
         if icl.method not in targets:
             continue
-        target, label, style = targets[icl.method], labels.label(icl.method), _style(icl.method, results)
+        target, label, style = targets[icl.method], methods.label(icl.method), _style(icl.method, results)
         seeds = [seed for seed in target.values if seed in icl.values]
         steps = {seed: sorted(set(target.values[seed]) & set(icl.values[seed])) for seed in seeds}
         shared = sorted(set.intersection(*map(set, steps.values()))) if seeds else []
@@ -214,8 +210,7 @@ def _tradeoff(results: Comparison) -> Chart | None:
 def gradient_alignment(alignment: GradientAlignment) -> list[Chart]:
     """Figures 3 and 7: cosine between the gradients of real and shuffled targets, a chart with and without the prompt.
 
-    Args:
-        alignment: what `analysis.gradient_alignment.along` returns.
+    `alignment` is the result of `analysis.gradient_alignment.along`.
     """
     drawn = []
     prompts = list(dict.fromkeys(point.prompt for point in alignment.points))
@@ -239,9 +234,9 @@ def gradient_alignment(alignment: GradientAlignment) -> list[Chart]:
                     lines.append(Line(group, style, tuple(points)))
                     told.append(f"{group} from {points[0].y:.2f} to {points[-1].y:.2f} ({scope})")
             panels.append(Panel("Step", "Cosine", tuple(lines), scope))
-        behind = f"behind its prompt {prompt!r}" if prompt else "without a prompt"
+        attached = f"with its soft prompt {prompt!r}" if prompt else "without a prompt"
         of = f"{alignment.stage} on {alignment.task}, seed {alignment.seed}"
-        title = f"Gradient alignment with shuffled targets: {of}, {behind}"
+        title = f"Gradient alignment with shuffled targets: {of}, {attached}"
         alt = f"Line charts. {', '.join(told)}. Band, of all: range over {alignment.batches} batches."
         name = "gradient_alignment" + ("" if prompt == prompts[0] else "_stripped")
         if panels:
@@ -250,7 +245,7 @@ def gradient_alignment(alignment: GradientAlignment) -> list[Chart]:
 
 
 def of_run(run: Run) -> Chart | None:
-    """The curves of one run: target score, ICL and format share, a panel per stage."""
+    """Draws the curves of one run: target score, ICL and format share, a panel per stage."""
     panels, told = [], []
     values: list[tuple[Value, str, int]] = [
         (TARGET_SCORE, "target score", TARGET),
@@ -290,14 +285,14 @@ def _against_step(
         level = sum(first) / len(first)
         ends = (min(p.x for line in lines for p in line.points), max(p.x for line in lines for p in line.points))
         points = tuple(Point(x, level, f"pretrained: {level:.1f}") for x in ends)
-        lines.insert(0, Line("pretrained", REFERENCE, points, "ruled"))
+        lines.insert(0, Line(methods.label(methods.REFERENCE), REFERENCE, points, "ruled"))
     return Chart(name, title, f"Line chart. {_described(curves)}", (Panel(MODEL_STEP, axis, tuple(lines)),))
 
 
 def _lines(curves: Sequence[Series], results: Comparison) -> tuple[Line, ...]:
     lines: list[Line] = []
     for one in curves:
-        style, label, steps = _style(one.method, results), labels.label(one.method), one.common()
+        style, label, steps = _style(one.method, results), methods.label(one.method), one.common()
         for seed, curve in one.values.items():
             if set(curve) != set(steps):  # a seed that is further than the others
                 points = (Point(n, curve[n], f"{label}, seed {seed}, step {n}: {curve[n]:.1f}") for n in sorted(curve))
@@ -307,7 +302,7 @@ def _lines(curves: Sequence[Series], results: Comparison) -> tuple[Line, ...]:
 
 
 def _line(one: Series, style: int, label: str, method: str, *, right: bool = False, band: bool = True) -> Line:
-    """Mean over seeds; their range is told, and drawn as a band unless bands would cover each other."""
+    """Draws the mean over seeds, with their range as text and, if `band`, as a band."""
     what = method if method == label else f"{method}, {label}"
     points = []
     for step in one.common():
@@ -323,21 +318,22 @@ def _pair(label: str, place: str, target: float, icl: float) -> str:
 
 
 def _places(results: Comparison, method: str) -> dict[int, str]:
-    """What each step of a method's model tuning is called."""
+    """Names of the steps of a method's model tuning."""
     points = [point for run in results.methods[method] for point in model_tuning(run.curve)]
     return {point.step: tables.place(point.step, point.alpha) for point in points}
 
 
 def _style(method: str, results: Comparison) -> int:
     """A style of its own for every method of a comparison, the same in all of its figures."""
-    if method in STYLES:
-        return STYLES[method]
-    others = [name for name in results.methods if name not in STYLES and name != labels.PRETRAINED]
-    return len(STYLES) + others.index(method) if method in others else REFERENCE
+    styles = {name: found.style for name, found in methods.METHODS.items() if found.style is not None}
+    if method in styles:
+        return styles[method]
+    others = [name for name in results.methods if name not in styles and name != methods.REFERENCE]
+    return len(styles) + others.index(method) if method in others else REFERENCE
 
 
 def _described(curves: Iterable[Series]) -> str:
-    return " ".join(f"{labels.label(one.method)} {one.ends()}." for one in curves)
+    return " ".join(f"{methods.label(one.method)} {one.ends()}." for one in curves)
 
 
 def _target_name(results: Comparison) -> str:
@@ -346,6 +342,6 @@ def _target_name(results: Comparison) -> str:
 
 
 def _shots(results: Comparison) -> str:
-    """The number of shots where the settings say at how many the curves were evaluated."""
+    """The number of shots of the curves' evaluations, if the settings name it."""
     shots = {run.settings.get("curve_shots") for run in results.runs} - {None}
     return f" ({shots.pop()}-shot)" if len(shots) == 1 else ""

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from promot_jax.files import write_text
-from promot_jax.methods.labels import label
+from promot_jax.methods import label
 from promot_jax.report import figures, tables
 from promot_jax.report.html import visible
 from promot_jax.report.page import page

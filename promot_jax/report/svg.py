@@ -1,10 +1,10 @@
-"""Charts as SVG: inside a page, whose theme colours them, or as files of their own. Plain text, the same every time.
+"""Charts as SVG: inside a page, whose theme colours them, or as files. The text is deterministic.
 
-Every point says its values in a `<title>`, which browsers show on hover and screen readers read out.
+Every point has its values in a `<title>`, which browsers show on hover and screen readers read out.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from promot_jax.report.html import render
 
 WIDTH, HEIGHT = 480, 320  # of a panel, in units of its view box
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 46  # room for the axes around the plot
+LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 46  # margins for the axes
 HUES = 8
 _MARKERS = (
     "M-4 0A4 4 0 1 1 4 0A4 4 0 1 1-4 0Z",
@@ -22,7 +22,7 @@ _MARKERS = (
     "M0 5L4.7-3.6H-4.7Z",
     "M-1.7-4.6H1.7V-1.7H4.6V1.7H1.7V4.6H-1.7V1.7H-4.6V-1.7H-1.7Z",
 )
-# (light, dark); the hues are told apart by the colour-blind too, and markers tell them apart in print.
+# (light, dark); the hues differ for the colour-blind too, and markers differ in print.
 COLORS = {
     "h0": ("#c24400", "#ff8a4c"),
     "h1": ("#0064b0", "#5cb3ff"),
@@ -41,7 +41,7 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A value with what it says on hover; `low` and `high` are the ends of its band."""
+    """A value with its text on hover; `low` and `high` are the ends of its band."""
 
     x: float
     y: float
@@ -52,68 +52,45 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together.
+    """A line or path."""
 
-    Attributes:
-        label: in the legend; lines of one label and style share an entry, and "" has none.
-        style: of a method or task: colour and marker. -1 is the grey of references.
-        points: by x, or along a path.
-        kind: "line" with markers, "thin" (dotted, no markers), "dots" (no line), or "ruled" (dashed, no markers).
-        right: measured on the right-hand axis.
-        hollow: whether the first marker is hollow.
-    """
-
-    label: str
-    style: int
+    label: str  # in the legend; lines of one label and style share an entry, "" has none
+    style: int  # colour and marker of a method or task; -1 is the grey of references
     points: tuple[Point, ...]
-    kind: str = "line"
-    right: bool = False
-    hollow: bool = False
+    kind: str = "line"  # with markers, or "thin" (dotted, no markers), "dots" (no line), "ruled" (dashed, no markers)
+    right: bool = False  # whether the right-hand axis measures it
+    hollow: bool = False  # whether the first marker is hollow
 
     @property
     def hue(self) -> str:
-        """Class that colours it."""
+        """CSS class of the colour."""
         return "ref" if self.style < 0 else f"h{self.style % HUES}"
 
     @property
     def marker(self) -> str:
-        """Outline of its markers around (0, 0): one of six; with eight hues, 24 styles differ in either."""
+        """Outline of the markers around (0, 0), one of six: with eight hues, 24 styles differ in hue or marker."""
         return _MARKERS[self.style % len(_MARKERS)]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot.
+    """One plot."""
 
-    Attributes:
-        x, y: names of the axes.
-        lines: what is plotted.
-        title: above the plot, "" for none.
-        right: name of the right-hand axis, "" for none.
-    """
-
-    x: str
-    y: str
+    x: str  # name of the axis
+    y: str  # name of the left-hand axis
     lines: tuple[Line, ...]
-    title: str = ""
-    right: str = ""
+    title: str = ""  # above the plot
+    right: str = ""  # name of the right-hand axis, "" for none
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure.
+    """A figure."""
 
-    Attributes:
-        name: of its file.
-        title: one line.
-        alt: what it shows, with numbers, for readers who do not see it.
-        panels: side by side where there is room.
-    """
-
-    name: str
+    name: str  # of the file
     title: str
-    alt: str
-    panels: tuple[Panel, ...]
+    alt: str  # description with numbers, for readers who do not see the chart
+    panels: tuple[Panel, ...]  # side by side if the width allows
 
 
 def legend(chart: Chart) -> list[Line]:
@@ -123,28 +100,20 @@ def legend(chart: Chart) -> list[Line]:
 
 
 def css(*, light: bool = False) -> Markup:
-    """The style of charts: with the variables of a page's theme, or with the light colours themselves."""
+    """The style sheet of charts, with the variables of a page's theme or with the light colours."""
     colors = {name: values[0] if light else f"var(--{name})" for name, values in COLORS.items()}
     return render("chart.css", color=colors, hues=range(HUES))
 
 
-def plots(chart: Chart) -> list[Markup]:
-    """The panels of a chart, each an `<svg>` that scales with its container."""
-    return [plot(chart, panel) for panel in chart.panels]
-
-
 def plot(chart: Chart, panel: Panel, *, place: tuple[int, int] | None = None) -> Markup:
-    """A panel as an `<svg>`; its y axes reach as far as those of the panels beside it.
+    """Draws a panel of a chart as an `<svg>` that scales with its container.
 
-    Args:
-        chart: that the panel is of.
-        panel: what to draw.
-        place: (x, y) in another `<svg>`, None in a page.
+    The panels of a chart have the same y axes. `place` is (x, y) in another `<svg>`, None in a page.
     """
     bottom, top = HEIGHT - BOTTOM, TOP if panel.title else 14
     right = WIDTH - (LEFT if panel.right else RIGHT)
-    x_axis = _Axis([point.x for line in panel.lines for point in line.points] or [0.0], LEFT, right, zero=False)
-    y_axis, right_axis = (_Axis(_values(chart.panels, side) or [0.0], bottom, top, zero=True) for side in (False, True))
+    x_axis = _Axis([point.x for line in panel.lines for point in line.points], LEFT, right, zero=False)
+    y_axis, right_axis = (_Axis(_values(chart.panels, side), bottom, top, zero=True) for side in (False, True))
     return render(
         "plot.svg",
         chart=chart,
@@ -160,50 +129,51 @@ def plot(chart: Chart, panel: Panel, *, place: tuple[int, int] | None = None) ->
 
 
 def document(chart: Chart) -> str:
-    """A figure as an SVG file on white, with its title and legend: what Markdown and other programs take."""
+    """A chart as an SVG file on white, with its title and legend, for Markdown and other programs."""
     columns = min(len(chart.panels), 2)
     rows = -(-len(chart.panels) // columns)
     width, top = WIDTH * columns, 34
-    places = [(WIDTH * (index % columns), top + HEIGHT * (index // columns)) for index in range(len(chart.panels))]
+    panels = [
+        plot(chart, panel, place=(WIDTH * (index % columns), top + HEIGHT * (index // columns)))
+        for index, panel in enumerate(chart.panels)
+    ]
     x, y, entries = 20.0, top + HEIGHT * rows + 14, []
     for line in legend(chart):
-        wide = 34 + 7.2 * len(line.label) + 16  # no font to measure: letters are about 7 units wide
-        if x > 20 and x + wide > width:
+        entry_width = 34 + 7.2 * len(line.label) + 16  # no font to measure: letters are about 7 units wide
+        if x > 20 and x + entry_width > width:
             x, y = 20.0, y + 22
         entries.append((line, round(x), y - 7))
-        x += wide
-    panels = [plot(chart, panel, place=place) for panel, place in zip(chart.panels, places, strict=True)]
-    size = (width, y + 20)
-    return render("figure.svg", chart=chart, size=size, css=css(light=True), plots=panels, legend=entries)
+        x += entry_width
+    return render("figure.svg", chart=chart, size=(width, y + 20), css=css(light=True), plots=panels, legend=entries)
 
 
 class _Axis:
-    """Maps values to places, from round number to round number."""
+    """Maps values to positions from `start` to `end`; with `zero`, from round number to round number around 0."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, zero: bool):
-        low, high = min(values), max(values)
+        low, high = min(values, default=0.0), max(values, default=0.0)
         if zero:  # a cut or stretched axis would make any change look large
             low, high = min(low, 0.0), max(high, 1.0 if high <= 1 else 10.0)
         high = high if high > low else low + 1
-        self.step = _round_step((high - low) / 5)
-        self.low, self.high = low, high
+        # The next of 1, 2, 5, 10, ... times a power of ten.
+        power = 10.0 ** math.floor(math.log10((high - low) / 5))
+        self.step = next(power * n for n in (1, 2, 5, 10) if power * n >= (high - low) / 5 * (1 - 1e-9))
         if zero:
             self.low, self.high = math.floor(low / self.step) * self.step, math.ceil(high / self.step) * self.step
-        pad = 0.0 if zero else (high - low) * 0.03
-        self.low, self.high = self.low - pad, self.high + pad
+        else:
+            pad = (high - low) * 0.03
+            self.low, self.high = low - pad, high + pad
         self.start, self.end = start, end
 
     def at(self, value: float) -> float:
-        """Place of a value, to a tenth of a unit."""
+        """Position of a value, to a tenth of a unit."""
         return round(self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low), 1)
 
-    def ticks(self) -> Iterator[tuple[float, str]]:
-        """Places of round values within the axis, and how the values are written."""
-        index = math.ceil(self.low / self.step - 1e-9)
-        while index * self.step <= self.high + self.step * 1e-9:
-            value = round(index * self.step, 10) + 0.0
-            yield self.at(value), f"{value:,.10g}"
-            index += 1
+    def ticks(self) -> list[tuple[float, str]]:
+        """Positions of round values within the axis, and their texts."""
+        first, last = math.ceil(self.low / self.step - 1e-9), math.floor(self.high / self.step + 1e-9)
+        values = (round(index * self.step, 10) + 0.0 for index in range(first, last + 1))
+        return [(self.at(value), f"{value:,.10g}") for value in values]
 
 
 def _values(panels: Sequence[Panel], right: bool) -> list[float]:
@@ -212,14 +182,8 @@ def _values(panels: Sequence[Panel], right: bool) -> list[float]:
     return [value for point in points for value in (point.y, point.low, point.high) if value is not None]
 
 
-def _round_step(step: float) -> float:
-    """The next of 1, 2, 5, 10, ... times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * (1 - 1e-9))
-
-
 def _series(line: Line, x_axis: _Axis, y_axis: _Axis) -> tuple[Line, str, str, list[tuple[float, float, str]]]:
-    """A line, the paths of the line and of its band ("" for none), and (x, y, text) of each point."""
+    """Returns the line, the paths of the line and of its band ("" for none), and (x, y, text) of each point."""
     points = [(x_axis.at(point.x), y_axis.at(point.y), point.tip) for point in line.points]
     ends = [(x_axis.at(p.x), p.low, p.high) for p in line.points if p.low is not None and p.high is not None]
     edge = [(x, y_axis.at(low)) for x, low, _ in ends] + [(x, y_axis.at(high)) for x, _, high in reversed(ends)]
@@ -227,5 +191,5 @@ def _series(line: Line, x_axis: _Axis, y_axis: _Axis) -> tuple[Line, str, str, l
     return line, _path([(x, y) for x, y, _ in points]), band, points
 
 
-def _path(places: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x} {y}" for x, y in places)
+def _path(positions: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x} {y}" for x, y in positions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from promot_jax.methods.labels import PRETRAINED, label
+from promot_jax.methods import REFERENCE, label
 from promot_jax.results import bootstrap, matched_target, spread
 from promot_jax.results.schema import Comparison, GradientAlignment, Matched, Run
 from promot_jax.results.scores import Interval, Score, StepEvaluation
@@ -106,7 +106,7 @@ def place(step: int, alpha: float | None = None) -> str:
 
 def ordered(methods: Iterable[str]) -> list[str]:
     """Pretrained first, the others as they come."""
-    return sorted(methods, key=lambda method: method != PRETRAINED)
+    return sorted(methods, key=lambda method: method != REFERENCE)
 
 
 _Views = dict[str, dict[int, Run | Matched]]  # by method and seed
@@ -321,7 +321,7 @@ def _row(title: str, views: _Views, columns: Sequence[str | None], get: _Get) ->
         }
         for method, by_seed in values.items():
             if by_seed:
-                reference = None if method == PRETRAINED else values.get(PRETRAINED)
+                reference = None if method == REFERENCE else values.get(REFERENCE)
                 cells[method, shots] = _cell(by_seed, reference)
     return Row(title, cells)
 

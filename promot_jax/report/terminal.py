@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promot_jax.distributed import hosts
-from promot_jax.methods.labels import label
+from promot_jax.methods import label
 from promot_jax.report import tables
 from promot_jax.results.comparison import as_comparison
 from promot_jax.results.comparison import comparison as join_runs

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from promot_jax.methods import stages
+from promot_jax.methods import REFERENCE, is_plain
 from promot_jax.results.matched_target import matched, model_tuning
 from promot_jax.results.records import replace
 from promot_jax.results.schema import Comparison, Matched, Run
@@ -27,12 +27,12 @@ def comparison(runs: Iterable[Run]) -> Comparison:
         for seed, match in zip(seeds, of_method, strict=True):
             if match is not None:
                 by_seed[name][seed] = replace(by_seed[name][seed], matched=_scores_at(by_seed[name][seed], match.step))
-    for seed, run in by_seed.get("pretrained", {}).items():
+    for seed, run in by_seed.get(REFERENCE, {}).items():
         tuned = [known[seed] for known in by_seed.values() if seed in known and known[seed].matched]
         starts = [(other.method, scores) for other in tuned if (scores := _scores_at(other, 0))]
-        plain = [scores for method, scores in starts if stages.is_plain(method)]
+        plain = [scores for method, scores in starts if is_plain(method)]
         stripped = [replace(scores, target=None) for _, scores in starts]
-        by_seed["pretrained"][seed] = replace(run, matched=next(iter(plain + stripped), None))
+        by_seed[REFERENCE][seed] = replace(run, matched=next(iter(plain + stripped), None))
     return Comparison(methods={name: list(known.values()) for name, known in by_seed.items()})
 
 

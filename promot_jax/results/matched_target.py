@@ -8,7 +8,7 @@ Paper: the trade-off of figures 5 and 6.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from promot_jax.methods.stages import MODEL_TUNING
+from promot_jax import methods
 from promot_jax.results.scores import StepEvaluation
 
 
@@ -36,14 +36,15 @@ class Match:
 
 def model_tuning(points: Iterable[StepEvaluation]) -> list[StepEvaluation]:
     """The part of a curve in which the model is trained, by step."""
-    return sorted((point for point in points if point.stage in MODEL_TUNING), key=lambda point: point.step)
+    stages = methods.model_tuning()
+    return sorted((point for point in points if point.stage in stages), key=lambda point: point.step)
 
 
 def matched(curves: Mapping[str, Sequence[Sequence[StepEvaluation]]]) -> dict[str, list[Match | None]]:
     """Finds each run's checkpoint at the target score that all methods reach.
 
     What is compared, seed by seed (the i-th curves of all methods): for each method the best target score on the
-    validation split anywhere on its model-tuning curve (`stages.MODEL_TUNING`; never stage 1); the lowest of these is
+    validation split anywhere on its model-tuning curve (`methods.model_tuning`; never stage 1); the lowest of these is
     the threshold, so every method reaches it. Each method is represented by its *first* checkpoint whose target score
     is at or above the threshold: the least trained model that is good enough. ICL plays no part in the choice.
 

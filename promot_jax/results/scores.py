@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from promot_jax import methods
 from promot_jax.errors import nearest
-from promot_jax.methods import stages
 from promot_jax.results.bootstrap import normalized_average
 from promot_jax.results.records import NULL, Record
 
@@ -110,8 +110,8 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raises ValueError for a stage that no method has."""
-        if self.stage not in stages.STAGES:
-            raise ValueError(f"unknown stage {self.stage!r}{nearest(self.stage, stages.STAGES)}")
+        if self.stage not in (known := methods.stage_names()):
+            raise ValueError(f"unknown stage {self.stage!r}{nearest(self.stage, known)}")
 
 
 class Sample(Record, frozen=True, kw_only=True):

@@ -19,7 +19,6 @@ from promot_jax.distributed import hosts, preemption
 from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
 from promot_jax.experiments.method import run_method
 from promot_jax.experiments.session import Session, check_data, check_method, open_session, with_experiment
-from promot_jax.methods import stages
 from promot_jax.params import freezing
 from promot_jax.results import schema
 from promot_jax.sweep import status
@@ -73,7 +72,7 @@ def _check(grid: Grid, cells: Sequence[Cell]) -> None:
     wrong: list[str] = []
     for cell in cells:
         try:
-            check_method(grid.experiment_of(cell), cell.method, grid.tuning_of(cell))
+            check_method(grid.experiment_of(cell), grid.tuning_of(cell).method(cell.method))
         except UserError as error:
             wrong.append(str(error))
     if wrong:
@@ -82,8 +81,9 @@ def _check(grid: Grid, cells: Sequence[Cell]) -> None:
 
 def _check_frozen(grid: Grid, cells: Sequence[Cell], session: Session) -> None:
     """Raises UserError for layers or patterns to freeze that the model does not have, before anything is trained."""
-    tuned = [(cell, stage) for cell in cells for stage in stages.method(cell.method) if stage.trains == ("model",)]
-    for patterns in dict.fromkeys(grid.tuning_of(cell).of(stage).freeze for cell, stage in tuned):
+    tunings = [(grid.tuning_of(cell), cell.method) for cell in cells]
+    tuned = [(tuning, stage) for tuning, method in tunings for stage in tuning.method(method).stages]
+    for patterns in dict.fromkeys(tuning.of(stage).freeze for tuning, stage in tuned if stage.trains == ("model",)):
         if patterns:
             freezing.split({"model": session.base.params}, ("model",), patterns)
 
@@ -220,7 +220,7 @@ class _Process:
 
     def _first_folders(self, cell: Cell) -> list[str]:
         """Where a cell's first stage lies in its folder: in one of each task that it trains a prompt for by itself."""
-        stage = stages.method(cell.method)[0]
+        stage = self._grid.tuning_of(cell).method(cell.method).stages[0]
         if not stage.per_task:
             return [stage.name]
         from promot_jax.data.examples import task_names

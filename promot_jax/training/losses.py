@@ -1,4 +1,4 @@
-"""The training losses, in chunks of target positions where the vocabulary is too large for all logits at once."""
+"""The training losses, in chunks of target positions if the vocabulary is too large for all logits at once."""
 
 import math
 from collections.abc import Callable
@@ -11,18 +11,18 @@ from promot_jax.models import Model
 
 Array = jax.Array
 
-# Logits that exist at once on every device: 128 MiB in float32.
-CHUNK = 2**25
+CHUNK = 2**25  # logits of a chunk per device: 128 MiB in float32
 
 
 def cross_entropy(logits: Array, targets: Array, weights: Array, label_smoothing: float) -> Array:
-    """Sum over target tokens of the cross-entropy with smoothed labels, in nats.
+    """Returns the sum over target tokens of the cross-entropy with smoothed labels, in nats.
 
     Args:
         logits: `[batch, targets, vocab]`.
         targets: `[batch, targets]`.
         weights: `[batch, targets]`, 0 at padding.
-        label_smoothing: total probability of all tokens but the target, as in T5X; its constant entropy is taken off.
+        label_smoothing: total probability of all tokens but the target, as in T5X; the entropy of the smoothed labels,
+            a constant, is subtracted.
     """
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     vocab = logits.shape[-1]
@@ -35,20 +35,15 @@ def cross_entropy(logits: Array, targets: Array, weights: Array, label_smoothing
 
 
 def chunked_cross_entropy(
-    model: Model,
-    params: Any,
-    hidden: Array,
-    targets: Array,
-    weights: Array,
-    label_smoothing: float,
+    model: Model, params: Any, hidden: Array, targets: Array, weights: Array, label_smoothing: float
 ) -> Array:
-    """`cross_entropy` of the logits of hidden states, of which only a chunk exists at a time, backward too.
+    """Returns `cross_entropy` for hidden states; the logits of one chunk exist at a time, in the backward pass too.
 
-    Chunks are cut along the target positions, never along the batch, which devices share. The backward pass computes a
-    chunk's logits again. Where one chunk holds everything, nothing is cut and nothing is computed twice.
+    Chunks split the target positions, never the batch, which is split over devices. The backward pass recomputes a
+    chunk's logits. If one chunk is enough, nothing is recomputed.
 
     Args:
-        model: its `head` makes the logits.
+        model: its `head` computes the logits.
         params: of the model.
         hidden: `[batch, targets, embed]`.
         targets: `[batch, targets]`.
@@ -57,62 +52,98 @@ def chunked_cross_entropy(
     """
 
     def total(hidden: Array, targets: Array, weights: Array) -> Array:
-        # Parameters as a closure: as an argument, gradients of the whole model would go through the loop.
+        # Parameters are a closure: as an argument, the loop would carry gradients of the whole model.
         return cross_entropy(model.head(params, hidden), targets, weights, label_smoothing)
 
-    return _in_chunks(total, (hidden, targets, weights), _room(model) // model.config.vocab_size)
+    return _in_chunks(total, model, (hidden, targets, weights), model.config.vocab_size)
 
 
 def chunked_divergence(
     model: Model, params: Any, hidden: Array, base: Any, base_hidden: Array, weights: Array
 ) -> Array:
-    """Sum over target tokens of KL(base || tuned) of the next token, in nats; in chunks as `chunked_cross_entropy`.
+    """Returns the sum over target tokens of KL(base || tuned) of the next token, in nats, in chunks as above.
 
     Args:
-        model: its `head` makes the logits.
-        params: of the model that is tuned.
-        hidden: its states that predict the targets, `[batch, targets, embed]`.
+        model: its `head` computes the logits.
+        params: of the tuned model.
+        hidden: states of the tuned model that predict the targets, `[batch, targets, embed]`.
         base: parameters of the frozen base model.
-        base_hidden: its states at the same targets, `[batch, targets, embed]`.
+        base_hidden: states of the base model, `[batch, targets, embed]`.
         weights: `[batch, targets]`, 0 at padding.
     """
 
     def total(hidden: Array, base_hidden: Array, weights: Array) -> Array:
         tuned = jax.nn.log_softmax(model.head(params, hidden), axis=-1)
-        wanted = jax.nn.log_softmax(model.head(base, base_hidden), axis=-1)
-        return jnp.sum(jnp.sum(jnp.exp(wanted) * (wanted - tuned), axis=-1) * weights)
+        reference = jax.nn.log_softmax(model.head(base, base_hidden), axis=-1)
+        return jnp.sum(jnp.sum(jnp.exp(reference) * (reference - tuned), axis=-1) * weights)
 
-    return _in_chunks(total, (hidden, base_hidden, weights), _room(model) // (2 * model.config.vocab_size))
-
-
-def _room(model: Model) -> int:
-    """Logits of a chunk over all devices: with fewer chunks, a sharded head is gathered less often."""
-    return CHUNK * (model.partitioner.mesh().size if model.partitioner else 1)
+    return _in_chunks(total, model, (hidden, base_hidden, weights), 2 * model.config.vocab_size)
 
 
-def _in_chunks(total: Callable[..., Array], arrays: tuple[Array, ...], rows: int) -> Array:
-    """Sums `total` over chunks of the target positions of at most `rows` rows, at least one position each.
+def chunked_per_token(
+    model: Model, params: Any, hidden: Array, targets: Array, measure: Callable[[Array, Array], Array]
+) -> Array:
+    """`measure(log_probs, targets)` of every target token, without a gradient; in chunks as `chunked_cross_entropy`.
 
     Args:
-        total: of arrays like `arrays`, of fewer positions, to a scalar.
-        arrays: `[batch, targets, ...]`; the last one is the weights, by which padding counts nothing.
-        rows: of all batch rows together, positions that may exist at once.
+        model: its `head` makes the logits.
+        params: of the model.
+        hidden: `[batch, targets, embed]`.
+        targets: `[batch, targets]`.
+        measure: takes log-probabilities `[batch, some targets, vocab]` and `[batch, some targets]`, returns the latter
+            shape.
+
+    Returns:
+        `[batch, targets]`.
+    """
+
+    def measured(part: tuple[Array, Array]) -> Array:
+        return measure(jax.nn.log_softmax(model.head(params, part[0]), axis=-1), part[1])
+
+    batch, length = targets.shape
+    chunks = _chunks(model, batch, length, model.config.vocab_size)
+    if chunks == 1:
+        return jax.lax.stop_gradient(measured((hidden, targets)))
+    parts = jax.lax.map(measured, _cut((hidden, targets), chunks))
+    return jax.lax.stop_gradient(parts.swapaxes(0, 1).reshape(batch, -1)[:, :length])
+
+
+def _in_chunks(total: Callable[..., Array], model: Model, arrays: tuple[Array, ...], logits: int) -> Array:
+    """Returns the sum of `total` over chunks of the target positions.
+
+    Args:
+        total: maps arrays like `arrays`, with fewer positions, to a scalar.
+        model: as in `_chunks`.
+        arrays: `[batch, targets, ...]`; the last one is the weights, 0 at padding.
+        logits: that `total` computes per target.
     """
     batch, length = arrays[-1].shape
-    positions = max(rows // batch, 1)
-    chunks = -(-length // positions)
+    chunks = _chunks(model, batch, length, logits)
     if chunks == 1:
         return total(*arrays)
-    positions = -(-length // chunks)  # as even as can be
+
+    def add(partial_sum: Array, chunk: tuple[Array, ...]) -> tuple[Array, None]:
+        return partial_sum + jax.checkpoint(total)(*chunk), None
+
+    return jax.lax.scan(add, jnp.float32(0), _cut(arrays, chunks))[0]
+
+
+def _chunks(model: Model, batch: int, length: int, logits: int) -> int:
+    """Number of chunks of `length` target positions, at least one position each, by the logits of a position.
+
+    All devices of the model's mesh share a chunk: with fewer chunks, a sharded head is gathered less often.
+    """
+    devices = model.partitioner.mesh().size if model.partitioner else 1
+    return -(-length // max(CHUNK * devices // logits // batch, 1))
+
+
+def _cut(arrays: tuple[Array, ...], chunks: int) -> tuple[Array, ...]:
+    """Cuts `[batch, targets, ...]` into `[chunks, batch, positions, ...]`, zeros after the last target."""
+    batch, length = arrays[-1].shape
+    positions = -(-length // chunks)  # per chunk, as even as possible
 
     def cut(array: Array) -> Array:
-        """`[batch, targets, ...]` to `[chunks, batch, positions, ...]`, zeros behind the last target."""
         padding = [(0, 0), (0, chunks * positions - length), *[(0, 0)] * (array.ndim - 2)]
         return jnp.pad(array, padding).reshape(batch, chunks, positions, *array.shape[2:]).swapaxes(0, 1)
 
-    again = jax.checkpoint(total)
-
-    def add(whole: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
-        return whole + again(*part), None
-
-    return jax.lax.scan(add, jnp.float32(0), tuple(map(cut, arrays)))[0]
+    return tuple(map(cut, arrays))

@@ -1,11 +1,14 @@
-"""Settings of a stage's training."""
+"""Settings of training: the budget of one stage (`Training`), and those of all methods' stages (`Tuning`)."""
 
 import dataclasses
-import math
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
 
-from promot_jax.data.replay import Replay
+from promot_jax import methods
 from promot_jax.errors import UserError, nearest
-from promot_jax.params.lora import Lora
+from promot_jax.methods.base import Method, Stage
 from promot_jax.training.optimizer import Optimizer
 
 WEIGHT_DTYPES = ("float32", "bfloat16")
@@ -32,12 +35,6 @@ class Training:
         keep_period: updates between checkpoints that stay for later analyses, a multiple of `eval_period`; 0 keeps only
             the newest and the best.
         prompt_optimizer: of a prompt that is trained together with the model; None for `optimizer`.
-        lora: of a stage with LoRA.
-        l2sp: weight of half the squared distance to the parameters at the stage's start (L2-SP, Li et al., 2018),
-            beside the loss per target token; 0 is off.
-        kl: weight of the divergence from the model at the stage's start, per target token; 0 is off.
-        replay: generic text among the examples; None for none.
-        alphas: of a stage that interpolates weights (WiSE-FT, Wortsman et al., 2022): shares of the tuned model.
     """
 
     steps: int
@@ -53,11 +50,6 @@ class Training:
     log_period: int = 10
     keep_period: int = 0
     prompt_optimizer: Optimizer | None = None
-    lora: Lora | None = None
-    l2sp: float = 0.0
-    kl: float = 0.0
-    replay: Replay | None = None
-    alphas: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UserError for values that cannot be trained with."""
@@ -74,7 +66,93 @@ class Training:
             )
         if not (0 <= self.dropout_rate < 1 and 0 <= self.label_smoothing < 1):
             raise UserError("dropout_rate and label_smoothing lie in [0, 1).")
-        if not (0 <= self.l2sp < math.inf and 0 <= self.kl < math.inf):
-            raise UserError(f"l2sp and kl are finite and not negative, not {self.l2sp} and {self.kl}.")
-        if not all(0 <= alpha <= 1 for alpha in self.alphas):
-            raise UserError(f"The alphas between two models lie in [0, 1], not {self.alphas}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Settings of every method's stages; whatever tunes the model's own weights shares one budget and learning rate.
+
+    Attributes:
+        prompt: of stage 1, whether it trains a prompt or LoRA.
+        model: of stage 2, of standard fine-tuning, and of everything that is compared with them.
+        settings: of single methods, by name: their hyperparameters (`Method`), and `<name>_optimizer` for the
+            optimizers that stages name. What is missing has its default: that of the method, or `model`'s optimizer.
+    """
+
+    prompt: Training
+    model: Training
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def method(self, name: str) -> Method:
+        """The method of a name with these hyperparameters, not yet checked (`Method.check`).
+
+        Raises:
+            UserError: no such method.
+        """
+        found = methods.find(name)
+        names = [field.name for field in dataclasses.fields(found)]
+        return found(**{name: self.settings[name] for name in names if name in self.settings})
+
+    def of(self, stage: Stage) -> Training:
+        """How a stage trains."""
+        training = self.model if stage.tunes_model else self.prompt
+        changes: dict[str, Any] = {} if stage.freeze is None else {"freeze": stage.freeze}
+        if stage.optimizer:
+            changes["optimizer"] = self._optimizer(stage.optimizer) or self.model.optimizer
+        if stage.prompt_optimizer:
+            changes["prompt_optimizer"] = self._optimizer(stage.prompt_optimizer) or training.prompt_optimizer
+        return dataclasses.replace(training, **changes)
+
+    def variable(self) -> dict[str, type]:
+        """What a sweep can vary: learning rates and the hyperparameters that are numbers, each with its type."""
+        found: dict[str, type] = {"learning_rate": float, "prompt_learning_rate": float}
+        found |= {f"{name}_learning_rate": float for name in methods.optimizers() if self._optimizer(name)}
+        for name, field in methods.hyperparameters().items():
+            kinds = typing.get_args(field.type) or (field.type,)
+            if float in kinds or int in kinds:
+                found[name] = float if float in kinds else int
+        return found
+
+    def varied(self, values: Mapping[str, float]) -> "Tuning":
+        """The settings with other values, by names of `variable`."""
+        prompt, model, settings = self.prompt, self.model, dict(self.settings)
+        for name, value in values.items():
+            if name == "learning_rate":
+                model = dataclasses.replace(model, optimizer=_at_rate(model.optimizer, value))
+            elif name == "prompt_learning_rate":
+                prompt = dataclasses.replace(prompt, optimizer=_at_rate(prompt.optimizer, value))
+            elif name.endswith("_learning_rate"):
+                key = name.replace("_learning_rate", "_optimizer")
+                settings[key] = _at_rate(settings[key], value)
+            else:
+                settings[name] = value
+        return Tuning(prompt, model, settings)
+
+    def _optimizer(self, name: str) -> Optimizer | None:
+        return self.settings.get(f"{name}_optimizer")
+
+
+def _at_rate(optimizer: Optimizer, rate: float) -> Optimizer:
+    return dataclasses.replace(optimizer, learning_rate=rate)
+
+
+def tuning(prompt: Training, model: Training, **settings: Any) -> Tuning:
+    """`Tuning` as gin configures it: every hyperparameter of every method, and every optimizer, is a parameter."""
+    return Tuning(prompt, model, settings)
+
+
+def _signature() -> inspect.Signature:
+    hyperparameters = {name: (field.type, field.default) for name, field in methods.hyperparameters().items()}
+    optimizers = {f"{name}_optimizer": (Optimizer | None, None) for name in methods.optimizers()}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Signature(
+        [inspect.Parameter(name, keyword, annotation=Training) for name in ("prompt", "model")]
+        + [
+            inspect.Parameter(name, keyword, annotation=kind, default=default)
+            for name, (kind, default) in (hyperparameters | optimizers).items()
+        ]
+    )
+
+
+tuning.__signature__ = _signature()  # type: ignore[attr-defined]  # what gin binds by
+tuning.__annotations__ = {one.name: one.annotation for one in tuning.__signature__.parameters.values()}  # type: ignore[attr-defined]

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from promot_jax import trees
+from promot_jax.methods.base import Stage
 from promot_jax.models import Model
-from promot_jax.params import freezing, lora, soft_prompts
-from promot_jax.params.dtypes import cast_weights
-from promot_jax.training.losses import chunked_cross_entropy, chunked_divergence
+from promot_jax.params import freezing
+from promot_jax.training.objective import START, batch_loss, penalty_gradient
 from promot_jax.training.optimizer import apply_updates
 from promot_jax.training.settings import Training
+from promot_jax.training.state import TrainState
 
 Array = jax.Array
 Tree = trees.Tree
@@ -22,33 +23,14 @@ _ROUNDING = 1  # folded into a step's key, whose other use is dropout
 
 
 def make_step(
-    model: Model, transform: optax.GradientTransformation, training: Training, shardings: Any
-) -> Callable[[Tree, Tree, Tree, Array], tuple[Tree, Tree]]:
+    model: Model, transform: optax.GradientTransformation, stage: Stage, training: Training, shardings: Any
+) -> Callable[[TrainState, Tree, Tree, Array], tuple[TrainState, Tree]]:
     """Builds the jitted update `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
 
-    Only the trained leaves are differentiated: frozen ones come in as constants of the step. So does what `l2sp` and
-    `kl` hold the model against, as a room "start" of `frozen`: the trained leaves of the model, before any update.
+    Only the trained leaves are differentiated: frozen ones come in as constants of the step. So do the model's trained
+    leaves at the stage's start where the stage's loss uses them, as the subtree `objective.START` of `frozen`.
     """
-
-    def loss(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> Array:
-        constants = {room: tree for room, tree in frozen.items() if room != "start"}
-        params = trees.merge(trained, constants)
-        weights = lora.attach(params["model"], params.get("lora"), training.lora)
-        table = soft_prompts.table(params.get("prompt"))
-        hidden = model.hidden(weights, table, batch, key if training.dropout_rate else None)
-        total = chunked_cross_entropy(
-            model, weights, hidden, batch["targets"], batch["weights"], training.label_smoothing
-        )
-        if training.kl:
-            base = trees.merge(constants.get("model", {}), frozen["start"])
-            base_hidden = model.hidden(base, None, batch)
-            total += training.kl * chunked_divergence(model, weights, hidden, base, base_hidden, batch["weights"])
-        return total
-
-    def distance(trained: Tree, start: Tree) -> Array:
-        leaves = trees.flatten(trained.get("model", {}))
-        squares = (jnp.sum(jnp.square(leaves[path] - leaf)) for path, leaf in trees.flatten(start).items())
-        return sum(squares, start=jnp.float32(0))
+    loss, penalty = batch_loss(model, stage, training), penalty_gradient(stage)
 
     def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
         if training.microbatches == 1:
@@ -64,39 +46,27 @@ def make_step(
         return jax.lax.scan(add, zero, (parts, keys))[0]
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
-    def step(state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, Tree]:
-        key = jax.random.fold_in(key, state["step"])
-        total, grads = gradients(state["params"], frozen, batch, key)
+    def step(state: TrainState, frozen: Tree, batch: Tree, key: Array) -> tuple[TrainState, Tree]:
+        key = jax.random.fold_in(key, state.step)
+        total, grads = gradients(state.params, frozen, batch, key)
         # A mean over real target tokens of the whole batch: AdamW, clipping and penalties see the same scale always.
         tokens = jnp.maximum(batch["weights"].sum(), 1.0)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         value = total / tokens
-        if training.l2sp:
-            away, pull = jax.value_and_grad(distance)(state["params"], frozen["start"])
-            value += training.l2sp / 2 * away
-            grads = jax.tree.map(lambda g, towards: g + training.l2sp / 2 * towards, grads, pull)
+        if penalty is not None:
+            added, pull = penalty(state.params, frozen[START])
+            value += added
+            grads = jax.tree.map(jnp.add, grads, pull)
         if shardings is not None:
-            grads = jax.lax.with_sharding_constraint(grads, shardings["params"])
-        masks = freezing.layer_masks(state["params"], training.freeze)
+            grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+        masks = freezing.layer_masks(state.params, training.freeze)
         grads = freezing.apply(masks, grads)
-        updates, optimizer = transform.update(grads, state["optimizer"], state["params"])
+        updates, optimizer = transform.update(grads, state.optimizer, state.params)
         updates = freezing.apply(masks, updates)  # weight decay knows of no mask
-        params = apply_updates(state["params"], updates, jax.random.fold_in(key, _ROUNDING))
-        params = freezing.apply(masks, params, state["params"])
+        params = apply_updates(state.params, updates, jax.random.fold_in(key, _ROUNDING))
+        params = freezing.apply(masks, params, state.params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
         metrics["update_norm"] = optax.tree.norm(updates)
-        return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, metrics
+        return TrainState(params, optimizer, state.step + 1), metrics
 
     return step
-
-
-def held(trained: Tree, training: Training) -> Tree:
-    """Trained parameters as they are held between updates: the model's in `Training.weight_dtype`.
-
-    A stack that is frozen in part stays as it is: rounded, its frozen layers would not be bitwise what they were.
-    """
-    if "model" not in trained:
-        return trained
-    flat = trees.flatten(trained)
-    cast = trees.flatten(trained | {"model": cast_weights(trained["model"], training.weight_dtype)})
-    return trees.unflatten(cast | {path: flat[path] for path in freezing.layer_masks(trained, training.freeze)})

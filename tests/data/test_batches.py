@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from promot_jax.data import batches, replay
 from promot_jax.data.batches import WIDTHS, ShardedBatches, TrainBatches
-from promot_jax.data.encoding import Binding
+from promot_jax.data.encoding import Encoder
 from promot_jax.data.examples import Example
 from promot_jax.data.replay import Replay
 from promot_jax.errors import UserError
@@ -36,14 +36,14 @@ def example(inputs, targets="y", task="a"):
     return Example(task, "id", inputs, targets, (), "", 0)
 
 
-def binding(prompts=PROMPTS, bos=None, default=""):
-    return Binding(encode, EOS, bos, dict(prompts), default)
+def encoder(prompts=PROMPTS, bos=None, default=""):
+    return Encoder(encode, EOS, bos, dict(prompts), default)
 
 
 def train_batches(examples, *, batch_size=2, inputs=6, targets=4, pack=False, **kwargs):
     lengths = {"inputs": inputs, "targets": targets}
     return TrainBatches(
-        iter(examples), binding(**kwargs), LAYOUT, batch_size=batch_size, feature_lengths=lengths, pack=pack
+        iter(examples), encoder(**kwargs), LAYOUT, batch_size=batch_size, feature_lengths=lengths, pack=pack
     )
 
 
@@ -82,10 +82,10 @@ def test_one_in_a_hundred_is_replayed_exactly(pack):
     """Of the first 1000 sequences 10, and of the first n floor(n / 100), over-long examples not counted."""
     endless = itertools.cycle([example("x", "y" * n) for n in (1, 9, 4, 2)])
     settings = Replay("text", 0.01, targets=4)
-    passages = replay.passages(itertools.repeat(example("", "wonderful")), binding(prompts={}), 6, settings.targets)
+    passages = replay.passages(itertools.repeat(example("", "wonderful")), encoder(prompts={}), 6, settings.targets)
     stream = TrainBatches(
         endless,
-        binding(),
+        encoder(),
         lambda rows, inputs, targets: rows,
         batch_size=4,
         feature_lengths={"inputs": 6, "targets": 6},
@@ -103,7 +103,7 @@ def test_one_in_a_hundred_is_replayed_exactly(pack):
 def test_a_passage_is_given_in_part_and_cut_but_never_asked_behind_a_prompt():
     def of(text, inputs=6, targets=4, **changes):
         (found,) = replay.passages(
-            iter([example("", text)]), dataclasses.replace(binding(), **changes), inputs, targets
+            iter([example("", text)]), dataclasses.replace(encoder(), **changes), inputs, targets
         )
         return found
 
@@ -111,10 +111,10 @@ def test_a_passage_is_given_in_part_and_cut_but_never_asked_behind_a_prompt():
     assert of("abcdefghijklmnop") == Tokens(encode("abcdef"), encode("ghij"))
     assert of("abcdefghijklmnop", bos_id=BOS) == Tokens([BOS, *encode("abcde")], encode("fghi"))
     assert of("abcdef", continues=False) == Tokens([*encode("abc"), EOS], encode("def"))
-    both = replay.passages(iter([example("a", ""), example("ab", "cd")]), binding(), 6, 4)
+    both = replay.passages(iter([example("a", ""), example("ab", "cd")]), encoder(), 6, 4)
     assert list(both) == [Tokens(encode("ab"), encode(" cd"))]  # what has no second token is left out
     with pytest.raises(UserError, match="The replay task 'a' yields no text"):
-        list(replay.passages(iter([example("", "")] * 1000), binding(), 6, 4))
+        list(replay.passages(iter([example("", "")] * 1000), encoder(), 6, 4))
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_replay_settings_that_cannot_be(values, message):
         Replay(*values)
 
 
-# ---- binding ---------------------------------------------------------------------------------------------------------
+# ---- encoding --------------------------------------------------------------------------------------------------------
 
 
 def test_inputs_stand_behind_their_own_prompt():
-    assert binding().inputs("xy", "a") == [200, 201, 202, *encode("xy")]
-    assert binding(bos=BOS).inputs("xy", "b") == [203, 204, BOS, *encode("xy")]
-    assert binding(bos=BOS).inputs("xy", "other") == [BOS, *encode("xy")]
-    assert binding(default="b").inputs("xy", "other") == [203, 204, *encode("xy")]
-    assert binding(prompts={}).inputs("xy", "a") == encode("xy") == binding().inputs("xy")
+    assert encoder().inputs("xy", "a") == [200, 201, 202, *encode("xy")]
+    assert encoder(bos=BOS).inputs("xy", "b") == [203, 204, BOS, *encode("xy")]
+    assert encoder(bos=BOS).inputs("xy", "other") == [BOS, *encode("xy")]
+    assert encoder(default="b").inputs("xy", "other") == [203, 204, *encode("xy")]
+    assert encoder(prompts={}).inputs("xy", "a") == encode("xy") == encoder().inputs("xy")
 
 
 @pytest.mark.parametrize(
@@ -141,23 +141,23 @@ def test_inputs_stand_behind_their_own_prompt():
     [("Label:", "yes", " yes"), ("Label: ", "yes", "yes"), ("Label:\n", "yes", "yes"), ("Label:", "", "")],
 )
 def test_the_target_continues_the_input(inputs, targets, text):
-    tokens = binding().tokens(example(inputs, targets))
+    tokens = encoder().tokens(example(inputs, targets))
 
     assert tokens == Tokens([200, 201, 202, *encode(inputs)], [*encode(text), EOS])
 
 
 def test_inputs_that_are_encoded_end_with_eos_and_targets_stand_alone():
-    encoding = dataclasses.replace(binding(), continues=False)
+    encoding = dataclasses.replace(encoder(), continues=False)
 
     assert encoding.tokens(example("xy", "z")) == Tokens([200, 201, 202, *encode("xy"), EOS], [*encode("z"), EOS])
     assert encoding.tokens(example("", "", "none")) == Tokens([EOS], [EOS])  # there is always something to encode
     assert dataclasses.replace(encoding, sentinel_id=77).inputs("xy") == [*encode("xy"), 77, EOS]
-    assert dataclasses.replace(binding(bos=BOS), sentinel_id=77).inputs("xy") == [BOS, *encode("xy"), 77]
+    assert dataclasses.replace(encoder(bos=BOS), sentinel_id=77).inputs("xy") == [BOS, *encode("xy"), 77]
 
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_encoded_inputs_in_training_rows(pack):
-    bound = dataclasses.replace(binding(), continues=False)
+    bound = dataclasses.replace(encoder(), continues=False)
     model = build(T5Config(97, 16, 2, 1, 1, 8, 24))
     examples = [example("x", "y", "b"), example("xx", "y", "none"), example("x" * 11, "y", "a")]
     stream = TrainBatches(
@@ -182,9 +182,9 @@ def test_encoded_inputs_in_training_rows(pack):
 
 def test_without_any_input_there_is_no_place_to_predict_from():
     with pytest.raises(UserError, match="Example 'id' of task 'none' has an empty input"):
-        binding().tokens(example("", task="none"))
-    assert binding().tokens(example("", "y")).inputs == [200, 201, 202]
-    assert binding(bos=BOS).tokens(example("", "y", "none")).inputs == [BOS]
+        encoder().tokens(example("", task="none"))
+    assert encoder().tokens(example("", "y")).inputs == [200, 201, 202]
+    assert encoder(bos=BOS).tokens(example("", "y", "none")).inputs == [BOS]
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ END = example("end", "")
 
 @given(TEXTS, st.booleans(), st.integers(1, 3))
 def test_every_example_that_fits_once_and_in_order(examples, pack, batch_size):
-    bound = binding()
+    bound = encoder()
     longest = {"inputs": 6 + len(PROMPTS["a"]), "targets": 4}  # room for the longest prompt
     tokens = [bound.tokens(one) for one in examples]
     fits = [len(t.inputs) <= longest["inputs"] and len(t.targets) <= longest["targets"] for t in tokens]
@@ -301,7 +301,7 @@ def test_some_long_ones_in_a_row_are_left_out():
 @pytest.mark.parametrize("lengths", [{"inputs": 4}, {"inputs": 4, "targets": 2, "target": 2}, {}])
 def test_feature_lengths_name_inputs_and_targets(lengths):
     with pytest.raises(UserError, match=r"TASK_FEATURE_LENGTHS names .*; give 'inputs' and 'targets'"):
-        TrainBatches(iter([]), binding(), LAYOUT, batch_size=1, feature_lengths=lengths)
+        TrainBatches(iter([]), encoder(), LAYOUT, batch_size=1, feature_lengths=lengths)
 
 
 # ---- evaluation batches ----------------------------------------------------------------------------------------------

@@ -47,14 +47,14 @@ def make_rows(count, seed=1, vocab=VOCAB):
 
 
 def generate(rows, settings=BEAMS, *, stops=(STOP,), limits=None, params=PARAMS, prompt=None, model=MODEL):
-    """Outputs without what stands behind their ends."""
+    """Outputs up to their ends."""
     mask = np.isin(np.arange(model.config.vocab_size), stops)
     limits = np.broadcast_to(np.int32(settings.max_tokens if limits is None else limits), len(rows))
     out = decoding.generate(model, settings, params, prompt, as_batch(rows), mask, limits, jax.random.key(0))
     assert out.dtype == jnp.int32 and out.shape == (len(rows), settings.max_tokens)
-    found = [[token for token in row if token >= 0] for row in out.tolist()]
-    assert out.tolist() == [row + [-1] * (settings.max_tokens - len(row)) for row in found]
-    return found
+    outputs = [[token for token in row if token >= 0] for row in out.tolist()]
+    assert out.tolist() == [row + [-1] * (settings.max_tokens - len(row)) for row in outputs]
+    return outputs
 
 
 @jax.jit
@@ -75,7 +75,7 @@ def sequence_log_probs(params, batch):
 
 
 def by_enumeration(params, row, stops):
-    """The best sequence of at most 4 tokens; one that does not stop counts only where none does."""
+    """The best sequence of at most 4 tokens; one that does not stop counts only if none does."""
     batch = decoder_rows([[Tokens(row, sequence.tolist())] for sequence in ALL], WIDTH, 4)
     totals = np.asarray(sequence_log_probs(params, batch)).cumsum(axis=1)
     stopped = np.isin(ALL, stops)
@@ -94,9 +94,9 @@ def test_wide_enough_a_search_finds_the_best_of_all(stops):
     lengths = set()
     for seed in range(3):
         params = make_params(SMALL, seed)
-        found = generate(rows, settings, stops=stops, params=params, model=SMALL)
-        assert found == [by_enumeration(params, row, stops) for row in rows]
-        lengths |= {len(row) for row in found}
+        outputs = generate(rows, settings, stops=stops, params=params, model=SMALL)
+        assert outputs == [by_enumeration(params, row, stops) for row in rows]
+        lengths |= {len(row) for row in outputs}
     assert lengths == {4} if not stops else len(lengths) > 1
 
 
@@ -107,30 +107,30 @@ def plain_search(rows, settings=BEAMS, limits=STEPS):
     """Everything computed anew."""
     limits = np.broadcast_to(limits, len(rows)).tolist()
 
-    def score(asked):
-        inputs = [[*rows[i], *tokens] for i, tokens in asked]
+    def score(hypotheses):
+        inputs = [[*rows[i], *tokens] for i, tokens in hypotheses]
         padded = inputs + [[0]] * (len(rows) * settings.beams - len(inputs))  # one shape, compiled once
         return np.asarray(jax.nn.log_softmax(next_logits(PARAMS, as_batch(padded, WIDTH + STEPS))))[: len(inputs)]
 
     return plain_beam.side_by_side([plain_beam.search(settings, limit, STOP) for limit in limits], score)
 
 
-@pytest.fixture(name="found", scope="module")
-def _found(fast_compilation):
+@pytest.fixture(name="searched", scope="module")
+def _searched(fast_compilation):
     """100 inputs and their outputs at width 4."""
     rows = make_rows(100)
     return rows, generate(rows)
 
 
-def test_width_4_equals_a_plain_search(found):
-    rows, outputs = found
+def test_width_4_equals_a_plain_search(searched):
+    rows, outputs = searched
     assert outputs == plain_search(rows)
     lengths = [len(row) for row in outputs]
     assert len(set(lengths)) >= 5 and outputs != generate(rows, Decoding(max_tokens=STEPS))
 
 
-def test_a_higher_penalty_favours_longer_outputs(found):
-    rows, outputs = found
+def test_a_higher_penalty_favours_longer_outputs(searched):
+    rows, outputs = searched
     settings = dataclasses.replace(BEAMS, length_penalty=3.0)
     out = generate(rows, settings)
     assert out == plain_search(rows, settings)
@@ -138,16 +138,16 @@ def test_a_higher_penalty_favours_longer_outputs(found):
 
 
 def score(rows, outputs):
-    """Log-probability of each output behind its input."""
+    """Log-probability of each output after its input."""
     batch = decoder_rows([[Tokens(row, out)] for row, out in zip(rows, outputs, strict=True)], WIDTH + STEPS, STEPS)
     log_probs = jax.nn.log_softmax(jax.jit(functools.partial(target_logits, MODEL))(PARAMS, None, batch))
     picked = jnp.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)[..., 0]
     return np.asarray((picked * batch["weights"]).sum(axis=1))
 
 
-def test_a_beam_search_scores_no_less_than_greedy_decoding(found):
+def test_a_beam_search_scores_no_less_than_greedy_decoding(searched):
     """No law, for the greedy output may fall off the beam: it holds on these 100 inputs."""
-    rows, _ = found
+    rows, _ = searched
     beams, greedy = (generate(rows, dataclasses.replace(BEAMS, beams=beams), stops=()) for beams in (4, 1))
     gain = score(rows, beams) - score(rows, greedy)
     assert (gain > -1e-5).all() and (gain > 0.01).sum() > 20
@@ -156,8 +156,8 @@ def test_a_beam_search_scores_no_less_than_greedy_decoding(found):
 # ---- rows of a batch -------------------------------------------------------------------------------------------------
 
 
-def test_rows_do_not_depend_on_their_neighbours(found):
-    rows, outputs = found
+def test_rows_do_not_depend_on_their_neighbours(searched):
+    rows, outputs = searched
     noise = np.random.default_rng(2)
     prompt = jnp.asarray(noise.normal(size=(PROMPT, EMBED)), jnp.float32)
     virtual = list(range(VOCAB, VOCAB + PROMPT))
@@ -168,14 +168,14 @@ def test_rows_do_not_depend_on_their_neighbours(found):
     assert together[10:] == [[], []]  # padding
 
 
-def test_limits_are_those_of_the_row(found):
-    rows, outputs = found
+def test_limits_are_those_of_the_row(searched):
+    rows, outputs = searched
     limits = [1 + i % STEPS for i in range(100)]
-    own = generate(rows, limits=limits)
-    assert all(len(row) <= limit for row, limit in zip(own, limits, strict=True)) and own != outputs
-    assert own[2::STEPS] == generate(rows, dataclasses.replace(BEAMS, max_tokens=3))[2::STEPS]
-    assert own[7::STEPS] == outputs[7::STEPS]
-    assert own == plain_search(rows, limits=limits)
+    limited = generate(rows, limits=limits)
+    assert all(len(row) <= limit for row, limit in zip(limited, limits, strict=True)) and limited != outputs
+    assert limited[2::STEPS] == generate(rows, dataclasses.replace(BEAMS, max_tokens=3))[2::STEPS]
+    assert limited[7::STEPS] == outputs[7::STEPS]
+    assert limited == plain_search(rows, limits=limits)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from promot_jax.decoding.generate import choose
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation import evaluator as evaluator_module
-from promot_jax.evaluation.evaluator import Evaluator, Request
+from promot_jax.evaluation import sampler as sampler_module
+from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import DecoderConfig, build
 
@@ -55,7 +55,7 @@ def _params():
         (Decoding(temperature=1.0, top_p=0.6), [0, 0.5, 0, 0.3]),
         (Decoding(temperature=1.0, top_p=0.85), [0.15, 0.5, 0, 0.3]),
         (Decoding(temperature=1.0, top_p=0.99), [0.15, 0.5, 0.05, 0.3]),
-        # Among the first three 0.5 is a share of 0.526, and among squares one of 0.685.
+        # Among the first three 0.5 is a probability of 0.526, and among squares one of 0.685.
         (Decoding(temperature=1.0, top_k=3, top_p=0.51), [0, 1, 0, 0]),
         (Decoding(temperature=0.5, top_p=0.6), [0, 1, 0, 0]),
         (Decoding(temperature=0.5, top_k=3, top_p=0.7), [0, 0.25, 0, 0.09]),
@@ -170,8 +170,10 @@ def test_limits_cut_and_change_nothing_else(params):
     for limit in (1, 2, 5, 8):
         out = generate(params, inputs(), limit)
         assert np.array_equal(out[:, :limit], whole[:, :limit]) and (out[:, limit:] == -1).all()
-    own = generate(params, inputs(), [3, 8, 1, 5])
-    assert own.tolist() == [[*row[:n], *[-1] * (8 - n)] for n, row in zip([3, 8, 1, 5], whole.tolist(), strict=True)]
+    limited = generate(params, inputs(), [3, 8, 1, 5])
+    assert limited.tolist() == [
+        [*row[:n], *[-1] * (8 - n)] for n, row in zip([3, 8, 1, 5], whole.tolist(), strict=True)
+    ]
 
 
 def test_padding_rows_stay_empty_and_keep_nothing_running(params):
@@ -236,7 +238,7 @@ class Letters:
         return "".join(self.token_strings()[i] for i in ids)
 
 
-def test_the_evaluator_strips_by_leaving_the_ids_out(params, monkeypatch):
+def test_the_sampler_strips_by_leaving_the_ids_out(params, monkeypatch):
     tables = []
 
     def spy(model, settings, weights, prompt, *rest):
@@ -244,19 +246,19 @@ def test_the_evaluator_strips_by_leaving_the_ids_out(params, monkeypatch):
         return generated(model, settings, weights, prompt, *rest)
 
     generated = decoding.generate
-    monkeypatch.setattr(evaluator_module, "generate", spy)
+    monkeypatch.setattr(sampler_module, "generate", spy)
     settings = dataclasses.replace(Evaluation(), tokens_per_batch=128, decoding=SETTINGS)
     base = Pretrained(MODEL, params["model"], Letters(), base="", fingerprint="", path="", leaves={})
-    evaluator = Evaluator(base, settings, Partitioner(), task="", icl="")
+    sampler = Sampler(base, settings, Partitioner())
     texts = ["ABC", "HELLO", "A", "XYZZY", "PROMPT"]
 
-    plain = evaluator.ask({"model": params["model"]}, [Request(text) for text in texts])
-    stripped = evaluator.ask(params, [Request(text) for text in texts])
+    plain = sampler.ask({"model": params["model"]}, [Request(text) for text in texts])
+    stripped = sampler.ask(params, [Request(text) for text in texts])
     assert stripped == plain and set(tables) == {None}
-    mixed = evaluator.ask(params, [Request(text, "task" if i % 2 else "") for i, text in enumerate(texts)])
+    mixed = sampler.ask(params, [Request(text, "task" if i % 2 else "") for i, text in enumerate(texts)])
     assert tables[-1] == (PROMPT, EMBED)
     assert mixed[::2] == plain[::2] and mixed[1] != plain[1] and mixed[3] != plain[3]
-    limited = evaluator.ask(params, [Request(text, limit=1 + i) for i, text in enumerate(texts)])
+    limited = sampler.ask(params, [Request(text, limit=1 + i) for i, text in enumerate(texts)])
     assert limited == [text[: 1 + i] for i, text in enumerate(plain)]
     with pytest.raises(UserError, match="no soft prompt called 'other'"):
-        evaluator.ask(params, [Request("A", "other")])
+        sampler.ask(params, [Request("A", "other")])

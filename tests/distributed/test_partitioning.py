@@ -1,4 +1,4 @@
-"""Tables of shardings, and eight devices that compute what one does; the eight live in a process of their own."""
+"""Tables of shardings, and eight devices that compute what one does; the eight are in another process."""
 
 import dataclasses
 import functools
@@ -24,12 +24,12 @@ from promot_jax.decoding.generate import generate
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner, activations, constrain
 from promot_jax.errors import UserError
-from promot_jax.methods.stages import STAGE1, STAGE2
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
+from promot_jax.training import loop as loop_module
 from promot_jax.training import losses
-from promot_jax.training import step as step_module
 from promot_jax.training.loop import train
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
@@ -92,17 +92,17 @@ def both_stages(folder, partitioner, family):
     """Trains stage 1, then stage 2, and asks the result: arrays by name, and where the optimizer state lay."""
     config = CONFIGS[family]
     model = build(config, partitioner)
-    params, arrays, places, make_step = partitioner.place(make_params(config)), {}, {}, step_module.make_step
-    stream = [model.layout([[one] for one in examples(step, 8)], 14, 2) for step in range(STEPS)]
+    params, arrays, places, make_step = partitioner.place(make_params(config)), {}, {}, loop_module.make_step
+    stream = [model.layout([[example] for example in examples(step, 8)], 14, 2) for step in range(STEPS)]
     for stage in (STAGE1, STAGE2):
         written = []
 
-        def spy(model, transform, training, shardings, name=stage.name):
+        def spy(model, transform, stage, training, shardings, name=stage.name):
             leaves = jax.tree_util.tree_leaves_with_path(shardings)
             places[name] = {jax.tree_util.keystr(path): str(leaf.spec) for path, leaf in leaves}
-            return make_step(model, transform, training, shardings)
+            return make_step(model, transform, stage, training, shardings)
 
-        step_module.make_step = spy
+        loop_module.make_step = spy
         params = train(
             folder / stage.name,
             model,
@@ -115,21 +115,22 @@ def both_stages(folder, partitioner, family):
             seed=0,
             write=lambda step, scalars, written=written: written.append(scalars),
         ).params
-        step_module.make_step = make_step
+        loop_module.make_step = make_step
         for name in ("train/loss", "train/grad_norm"):
             arrays[f"{stage.name}/{name}"] = np.array([scalars[name] for scalars in written if name in scalars])
     arrays |= {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
-    # Five behind the prompt, five stripped, in one batch.
-    asked = [one.inputs for one in examples(99, 5)] + [one.inputs[PROMPT:] for one in examples(98, 5)]
-    ((_, batch),) = batches.buckets(asked, 32 * 16, partitioner.rows())
+    # Five with the soft prompt prepended, five stripped, in one batch.
+    inputs = [example.inputs for example in examples(99, 5)]
+    inputs += [example.inputs[PROMPT:] for example in examples(98, 5)]
+    ((_, batch),) = batches.buckets(inputs, 32 * 16, partitioner.rows())
     settings, stops, key = Decoding(max_tokens=6), np.zeros(VOCAB, bool), jax.random.key(0)
     table, placed = soft_prompts.table(params["prompt"]), partitioner.batch(batch)
     limits = np.full(len(batch["lengths"]), 6, np.int32)
     out = generate(model, settings, params["model"], table, placed, stops, limits, key)
-    arrays["outputs"] = np.asarray(out)[: len(asked)]
+    arrays["outputs"] = np.asarray(out)[: len(inputs)]
     settings = Decoding(max_tokens=6, beams=3)
     out = generate(model, settings, params["model"], table, placed, stops, limits, key)
-    arrays["beam outputs"] = np.asarray(out)[: len(asked)]
+    arrays["beam outputs"] = np.asarray(out)[: len(inputs)]
     if family == "decoder":  # chunks know no family
         arrays |= chunked_loss(partitioner.place(make_params(config)), model)
     arrays_on = {path: str(leaf.sharding.spec) for path, leaf in trees.flatten(params).items()}
@@ -138,7 +139,7 @@ def both_stages(folder, partitioner, family):
 
 def chunked_loss(params, model):
     """A loss whose logits are cut into 4 chunks, and its gradients."""
-    batch = model.partitioner.batch(model.layout([[one] for one in examples(7, 8)], 12, 4))
+    batch = model.partitioner.batch(model.layout([[example] for example in examples(7, 8)], 12, 4))
 
     @jax.jit
     def loss(weights, table):
@@ -153,7 +154,7 @@ def chunked_loss(params, model):
 def refusals():
     """What is refused on eight devices, as messages."""
     odd = {"model": {"token_embedder": {"embedding": np.zeros((61, 16))}}}
-    row = decoder_rows([[one] for one in examples(0, 4)], 16, 2)
+    row = decoder_rows([[example] for example in examples(0, 4)], 16, 2)
     attempts = {
         "mesh": Partitioner(data=3).mesh,
         "two left": Partitioner(data=-1, fsdp=-1).mesh,
@@ -174,7 +175,7 @@ def refusals():
 def logits_and_constraints():
     """Where logits lie, and how many activations the model places when it knows of a mesh and when it does not."""
     partitioner = partitioner_of("all")
-    batch = build(CONFIG).layout([[one] for one in examples(0, 8)], 14, 2)
+    batch = build(CONFIG).layout([[example] for example in examples(0, 8)], 14, 2)
     params = partitioner.place(make_params())
     specs = {}
     for name, given in (("placed", partitioner), ("free", None)):
@@ -215,20 +216,20 @@ def _eight(tmp_path_factory):
     return on_eight_devices(tmp_path_factory.mktemp("eight"), FAST)
 
 
-@pytest.fixture(name="one", scope="module")
-def _one(tmp_path_factory, fast_compilation):
-    """By family, what one device computes."""
+@pytest.fixture(name="single", scope="module")
+def _single(tmp_path_factory, fast_compilation):
+    """The results of one device, by family."""
     return {family: both_stages(tmp_path_factory.mktemp(family), Partitioner(), family)[0] for family in CONFIGS}
 
 
 # ---- eight devices ---------------------------------------------------------------------------------------------------
 
 
-def assert_same(folder, name, one):
+def assert_same(folder, name, single):
     """Losses, gradients and parameters within 1e-5, and the same outputs."""
     with np.load(folder / f"{name}.npz") as arrays:
-        assert set(arrays) == set(one)
-        for key, expected in one.items():
+        assert set(arrays) == set(single)
+        for key, expected in single.items():
             if key in ("outputs", "beam outputs"):
                 assert np.array_equal(arrays[key], expected)
             else:
@@ -237,25 +238,25 @@ def assert_same(folder, name, one):
 
 
 @pytest.mark.parametrize(("family", "mesh"), FAST)
-def test_eight_devices_equal_one(one, eight, family, mesh):
-    assert_same(eight[0], f"{family} {mesh}", one[family])
-    losses = [one[family][f"{stage}/train/loss"] for stage in ("stage1", "stage2")]
+def test_eight_devices_equal_one(single, eight, family, mesh):
+    assert_same(eight[0], f"{family} {mesh}", single[family])
+    losses = [single[family][f"{stage}/train/loss"] for stage in ("stage1", "stage2")]
     assert all(len(curve) == STEPS and len(set(curve.tolist())) == STEPS for curve in losses)
-    assert (one[family]["outputs"] >= 0).all() and len(np.unique(one[family]["outputs"])) > 6
+    assert (single[family]["outputs"] >= 0).all() and len(np.unique(single[family]["outputs"])) > 6
 
 
 @pytest.mark.slow
-def test_every_mesh_and_family_equals_one_device(one, tmp_path):
+def test_every_mesh_and_family_equals_one_device(single, tmp_path):
     folder, _ = on_eight_devices(tmp_path, CASES)
     for family, mesh in CASES:
-        assert_same(folder, f"{family} {mesh}", one[family])
+        assert_same(folder, f"{family} {mesh}", single[family])
 
 
 def test_activations_lie_as_the_table_says(eight):
-    found = eight[1]["activations"]
+    places = eight[1]["activations"]
 
-    assert found["logits"] == str(PartitionSpec(("data", "fsdp"), None, "model"))
-    assert found["placed"] >= 8 and found["free"] == 0
+    assert places["logits"] == str(PartitionSpec(("data", "fsdp"), None, "model"))
+    assert places["placed"] >= 8 and places["free"] == 0
 
 
 def test_parameters_and_optimizer_state_lie_as_the_tables_say(eight):
@@ -397,11 +398,11 @@ def test_optimizer_state_is_sharded_like_its_parameters(name):
     }
     state = jax.eval_shape(Optimizer(name, clip_norm=1.0).build(10).init, shapes)
     leaves = dict(jax.tree_util.tree_leaves_with_path(state))
-    found = set()
+    entries = set()
     for path, sharding in jax.tree_util.tree_leaves_with_path(partitioner.like(state, shapes)):
         if jnp.issubdtype(leaves[path].dtype, jnp.floating):
             keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
-            found.add((keys[-2] if keys[-1] == "kernel" else keys[-1], leaves[path].shape, sharding.spec))
+            entries.add((keys[-2] if keys[-1] == "kernel" else keys[-1], leaves[path].shape, sharding.spec))
         else:
             assert sharding.spec == PartitionSpec()
     full = {
@@ -412,7 +413,7 @@ def test_optimizer_state_is_sharded_like_its_parameters(name):
         ("task", (200, 128), PartitionSpec(None, "data")),
     }
     if name == "adamw":
-        assert found == full
+        assert entries == full
         return
     factored = {
         ("embedding", (128,), PartitionSpec("fsdp")),
@@ -422,8 +423,8 @@ def test_optimizer_state_is_sharded_like_its_parameters(name):
         ("wi", (3, 128), PartitionSpec(None, "fsdp")),
         ("wi", (3, 160), PartitionSpec(None, "model")),
     }
-    unused = {one for one in found if 1 in one[1]}  # optax's placeholders for what a leaf has not
-    assert found - unused == factored | {one for one in full if one[0] in ("wo", "task")}
+    unused = {entry for entry in entries if 1 in entry[1]}  # optax's placeholders for what a leaf has not
+    assert entries - unused == factored | {entry for entry in full if entry[0] in ("wo", "task")}
     assert {spec for _, _, spec in unused} == {PartitionSpec()}
 
 

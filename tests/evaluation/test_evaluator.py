@@ -17,8 +17,10 @@ from promot_jax.data import batches, examples
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation import evaluator as evaluation
-from promot_jax.evaluation.evaluator import Evaluator, Request
+from promot_jax.evaluation import evaluator as evaluator_module
+from promot_jax.evaluation import sampler as sampler_module
+from promot_jax.evaluation.evaluator import Evaluator
+from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import DecoderModel
 from promot_jax.params.soft_prompts import layout
@@ -34,7 +36,11 @@ def _base(tiny_folder: Path) -> Pretrained:
 
 
 def evaluator(base: Pretrained, task: str = "tiny_review", icl: str = "tiny_icl", **changes: Any) -> Evaluator:
-    return Evaluator(base, dataclasses.replace(SETTINGS, **changes), Partitioner(), task=task, icl=icl)
+    return Evaluator(sampler(base, **changes), task=task, icl=icl)
+
+
+def sampler(base: Pretrained, **changes: Any) -> Sampler:
+    return Sampler(base, dataclasses.replace(SETTINGS, **changes), Partitioner())
 
 
 class Oracle:
@@ -64,7 +70,7 @@ class Oracle:
 def _oracle(base: Pretrained, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], Oracle]:
     def make(answer: Callable[[str], str]) -> Oracle:
         made = Oracle(base, answer)
-        monkeypatch.setattr(evaluation, "generate", made)
+        monkeypatch.setattr(sampler_module, "generate", made)
         return made
 
     return make
@@ -237,8 +243,8 @@ def test_mixture_is_scored_as_the_mean_of_its_tasks(base: Pretrained, oracle: An
 def test_order_of_the_examples_does_not_matter(base: Pretrained, oracle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     oracle(lambda prompt: right(prompt) if len(prompt) % 3 else " big")
     want, rows = evaluator(base).icl(plain(base), 3, "test", 10)
-    read = evaluation._read
-    monkeypatch.setattr(evaluation, "_read", lambda *which: read(*which)[::-1])
+    read = evaluator_module._read
+    monkeypatch.setattr(evaluator_module, "_read", lambda *which: read(*which)[::-1])
     found, turned = evaluator(base).icl(plain(base), 3, "test", 10)
     assert sorted(turned, key=str) == sorted(rows, key=str) and turned != rows
     for name, task in want.tasks.items():
@@ -281,7 +287,7 @@ def _params(base: Pretrained) -> dict[str, Any]:
 
 @pytest.fixture(name="answers", scope="module")
 def _answers(base: Pretrained, params: dict[str, Any]) -> list[str]:
-    return evaluator(base).ask(params, questions())
+    return sampler(base).ask(params, questions())
 
 
 @pytest.mark.parametrize("budget", [1, 2048])
@@ -289,24 +295,24 @@ def test_tokens_per_batch_do_not_matter(
     base: Pretrained, params: dict[str, Any], answers: list[str], budget: int
 ) -> None:
     assert len(set(answers)) > 10
-    assert evaluator(base, tokens_per_batch=budget).ask(params, questions()) == answers
+    assert sampler(base, tokens_per_batch=budget).ask(params, questions()) == answers
 
 
 def test_neighbours_in_a_batch_do_not_matter(base: Pretrained, params: dict[str, Any], answers: list[str]) -> None:
-    one, asked = evaluator(base), questions()
+    one, asked = sampler(base), questions()
     order = np.random.default_rng(1).permutation(len(asked))
     assert one.ask(params, [asked[i] for i in order]) == [answers[i] for i in order]
     assert [one.ask(params, [request])[0] for request in asked[:3]] == answers[:3]
 
 
 def test_shorter_limits_are_beginnings(base: Pretrained, params: dict[str, Any], answers: list[str]) -> None:
-    short = evaluator(base).ask(params, [dataclasses.replace(request, limit=2) for request in questions()])
+    short = sampler(base).ask(params, [dataclasses.replace(request, limit=2) for request in questions()])
     assert short != answers and all(len(base.vocabulary.encode(output)) <= 2 for output in short if output.isascii())
     assert all(whole.startswith(cut.rstrip("\ufffd")) for whole, cut in zip(answers, short, strict=True))
 
 
 def test_requests_that_cannot_be_asked(base: Pretrained, params: dict[str, Any]) -> None:
-    one = evaluator(base)
+    one, judge = sampler(base), evaluator(base)
     with pytest.raises(UserError, match="no soft prompt called 'c'"):
         one.ask(params, [Request("x", "c")])
     with pytest.raises(UserError, match="no soft prompt called 'a'"):
@@ -314,12 +320,12 @@ def test_requests_that_cannot_be_asked(base: Pretrained, params: dict[str, Any])
     with pytest.raises(UserError, match="An input is empty"):
         one.ask(params, [Request("")])
     with pytest.raises(UserError, match="tokens; the longest"):
-        evaluator(within(base, 0)).ask(params, [Request("x" * (batches.WIDTHS[-1] + 1))])
+        sampler(within(base, 0)).ask(params, [Request("x" * (batches.WIDTHS[-1] + 1))])
     assert one.ask(params, []) == []
     with pytest.raises(UserError, match="no split 'dev'"):
-        one.icl(params, 1, "dev", 6)
+        judge.icl(params, 1, "dev", 6)
     with pytest.raises(UserError, match="too few for 30 shots"):
-        one.icl(params, 30, "test", 6)
+        judge.icl(params, 30, "test", 6)
 
 
 def within(base: Pretrained, context: int) -> Pretrained:
@@ -330,13 +336,13 @@ def within(base: Pretrained, context: int) -> Pretrained:
 
 def test_input_and_output_must_fit_the_context(base: Pretrained, params: dict[str, Any], oracle: Any) -> None:
     oracle(lambda prompt: "y")
-    one = evaluator(within(base, 24))
+    one = sampler(within(base, 24))
     fits = [Request("x" * 16), Request("x" * 20, limit=4), Request("x" * (20 - len(params["prompt"]["a"])), "a", 4)]
     assert one.ask(params, fits) == ["y"] * 3
     for longer in (dataclasses.replace(request, text=request.text + "x") for request in fits):
         with pytest.raises(UserError, match=r"An input of \d+ tokens, .* of up to [48] do not fit .* of 24; lower"):
             one.ask(params, [fits[0], longer])
-    assert evaluator(within(base, 0)).ask(params, [Request("x" * 99)]) == ["y"]
+    assert sampler(within(base, 0)).ask(params, [Request("x" * 99)]) == ["y"]
 
 
 def test_prompt_in_front_of_the_target_only(base: Pretrained, params: dict[str, Any], monkeypatch: Any) -> None:
@@ -347,7 +353,7 @@ def test_prompt_in_front_of_the_target_only(base: Pretrained, params: dict[str, 
         assert (table is None) == (seen[-1].max() < model.config.vocab_size)
         return np.full((len(inputs["tokens"]), settings.max_tokens), -1)
 
-    monkeypatch.setattr(evaluation, "generate", keep)
+    monkeypatch.setattr(sampler_module, "generate", keep)
     one = evaluator(base)
     one.target(params, "test", 4, "b")
     virtual = layout({"b": params["prompt"]["b"]}, base.model.config.vocab_size)["b"]

@@ -19,7 +19,7 @@ from promot_jax import main
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed import preemption
 from promot_jax.distributed.partitioning import Partitioner
-from promot_jax.evaluation.evaluator import Evaluator
+from promot_jax.evaluation.sampler import Sampler
 from promot_jax.jobs import train as jobs
 
 STEPS = 9
@@ -180,7 +180,7 @@ def test_preempted_run_says_where_it_stands(
     workdir = tmp_path / "run"
     stage = workdir / CELL / "stage2"
     name, step = ("ask", 4) if evaluation else ("batch", 3)
-    owner: Any = Evaluator if evaluation else Partitioner
+    owner: Any = Sampler if evaluation else Partitioner
     real = getattr(owner, name)
 
     def signalled(self: Any, *args: Any) -> Any:

@@ -20,12 +20,13 @@ from promot_jax import main, trees
 from promot_jax.checkpoints import pretrained, stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.checkpoints.pretrained import Pretrained
-from promot_jax.data.encoding import Binding
+from promot_jax.data.encoding import Encoder
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation.evaluator import Evaluator
+from promot_jax.evaluation.sampler import Sampler
 from promot_jax.experiments import resume_guard
 from promot_jax.experiments import stage as runs
+from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
@@ -259,18 +260,18 @@ class Work:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.stages: list[str] = []
         self.questions = 0
-        train, ask = runs.train, Evaluator.ask
+        train, ask = runs.train, Sampler.ask
 
         def count_stage(folder: Path, *args: Any, **kwargs: Any) -> Any:
             self.stages.append(folder.relative_to(folder.parents[2]).as_posix())
             return train(folder, *args, **kwargs)
 
-        def count_questions(evaluator: Any, params: Any, requests: Any) -> list[str]:
+        def count_questions(sampler: Any, params: Any, requests: Any) -> list[str]:
             self.questions += len(requests)
-            return ask(evaluator, params, requests)
+            return ask(sampler, params, requests)
 
         patch.setattr(runs, "train", count_stage)
-        patch.setattr(Evaluator, "ask", count_questions)
+        patch.setattr(Sampler, "ask", count_questions)
 
 
 def test_comparison_does_no_work_twice(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +369,8 @@ def infer(folder: Path, name: str, inputs: object, **macros: object) -> list[dic
     return rows(run(folder, "infer.gin", folder / name, INPUTS=inputs, **macros).workdir / "outputs.jsonl")
 
 
-def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "evaluator", property(lambda session: pytest.fail("inference evaluates no task")))
     found = infer(tiny_folder, "texts", QUESTIONS)
     assert [(row["input"], row["prompt"]) for row in found] == [(text, "") for text in QUESTIONS]
     shown = capsys.readouterr().out
@@ -426,13 +428,13 @@ def test_training_with_one_exemplar_in_front(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    bind = Binding.tokens
+    encode = Encoder.tokens
 
-    def tokens(self: Binding, example: Any) -> Any:
+    def tokens(self: Encoder, example: Any) -> Any:
         seen.append(example.inputs)
-        return bind(self, example)
+        return encode(self, example)
 
-    monkeypatch.setattr(Binding, "tokens", tokens)
+    monkeypatch.setattr(Encoder, "tokens", tokens)
     macros: dict[str, object] = {"MIXTURE_OR_TASK_NAME": "tiny_review_1shot", "TRAIN_STEPS": 2}
     macros |= {"TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 3}}
     macros |= {"Evaluation.shots": "(1,)", "Evaluation.curve_examples": 0}
@@ -467,7 +469,11 @@ def test_training_with_one_exemplar_in_front(
         ("finetune.gin", {"TASK_FEATURE_LENGTHS": {"inputs": 3, "targets": 3}}, ["longer than TASK_FEATURE_LENGTHS"]),
         ("icl_eval.gin", {"Evaluation.split": "tset"}, ["no split 'tset'"]),
         ("finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
-        ("methods/finetune.gin", {"Evaluation.max_input_length": 9}, ["without any exemplar", "over the limit of 9"]),
+        (
+            "method.gin",
+            {"METHOD": "finetune", "Evaluation.max_input_length": 9},
+            ["without any exemplar", "over the limit of 9"],
+        ),
     ],
 )
 def test_wrong_name_is_one_sentence(
@@ -505,12 +511,31 @@ def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
     path = tmp_path / "settings.json"
     before = trees.flatten(json.loads(path.read_text()))
     older = {place: value for place, value in before.items() if place.rpartition("/")[2] != key}
-    assert len(older) < len(before)
+    if len(older) == len(before):  # every stage had it once
+        older[f"tuning/finetune/{key}"] = resume_guard.YOUNGER[key]
     files_module.write(trees.unflatten(older), path)
     resume_guard.keep_settings(tmp_path, now)
     files_module.write(trees.unflatten(older | {next(iter(older)): "other"}), path)
     with pytest.raises(UserError, match="was started with"):
         resume_guard.keep_settings(tmp_path, now)
+
+
+def test_settings_that_were_renamed_are_the_same_ones(tmp_path: Path) -> None:
+    """`training` as every stage wrote it before methods had hyperparameters of their own."""
+    off = {"alphas": [], "kl": 0.0, "l2sp": 0.0, "lora": None, "replay": None, "prompt_optimizer": None}
+    plain = dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1)))
+    for name, (before, now) in {
+        "finetune": (plain | off, plain),
+        "l2sp": (plain | off | {"l2sp": 0.1}, plain | {"l2sp_weight": 0.1}),
+        "kl": (plain | off | {"kl": 0.1}, plain | {"kl_weight": 0.1}),
+        "wise_ft": (plain | off | {"alphas": [0.0, 1.0]}, plain | {"alphas": (0.0, 1.0)}),
+    }.items():
+        files_module.write({"training": before}, tmp_path / name / "settings.json")
+        resume_guard.keep_settings(tmp_path / name, {"training": now})
+    with pytest.raises(UserError, match=r"training/l2sp_weight = 0.1, now it is 0.2"):
+        resume_guard.keep_settings(tmp_path / "l2sp", {"training": plain | {"l2sp_weight": 0.2}})
+    with pytest.raises(UserError, match=r"training/kl_weight = 0.1, now it is 0.0"):
+        resume_guard.keep_settings(tmp_path / "kl", {"training": plain})
 
 
 def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from test_gin_files import bound
 
-from promot_jax import main, trees
+from promot_jax import main, methods, trees
 from promot_jax.distributed import preemption
 from promot_jax.errors import PreemptedError, UserError
+from promot_jax.jobs import precompile as job_module
 from promot_jax.jobs.precompile import precompile
-from promot_jax.methods import stages
-from promot_jax.precompile import programs
-from promot_jax.precompile.programs import PROGRAMS, Room
+from promot_jax.methods.promot import STAGE2
+from promot_jax.precompile import measure, programs, topology
+from promot_jax.precompile.programs import PROGRAMS, Programs
 from promot_jax.precompile.summary import markdown, sentence
 from promot_jax.training import step
+from promot_jax.training.objective import START
 
 MODEL = """\
 Experiment.model = @T5Config()
@@ -45,12 +47,12 @@ def _files(tmp_path_factory):
     return ("precompile.gin", "paper.gin", str(path))
 
 
-@pytest.fixture(name="room", scope="module")
-def _room(files):
+@pytest.fixture(name="small", scope="module")
+def _small(files):
     """Programs for this machine's one device, counted as a v5e."""
     arguments = bound(*files)
     partitioner = dataclasses.replace(arguments["experiment"].partitioner, devices=tuple(jax.devices()))
-    return Room(arguments["experiment"], arguments["tuning"], partitioner, "v5e:1x1", 1)
+    return Programs(arguments["experiment"], arguments["tuning"], partitioner, "v5e:1x1", 1)
 
 
 def test_the_gin_file_compiles_what_the_paper_trains(files):
@@ -61,40 +63,44 @@ def test_the_gin_file_compiles_what_the_paper_trains(files):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_programs_are_lowered_from_shapes(room, program):
+def test_programs_are_lowered_from_shapes(small, program):
     before = len(jax.live_arrays())
-    lowered, arguments = room.lower(program)
+    lowered, arguments = small.lower(program)
 
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(arguments))
     assert len(jax.live_arrays()) - before < 20  # constants of the programs, no parameters
-    flat = trees.flatten(arguments["parameters"])
-    trained = {"stage2": "model/", "finetune": "model/", "gradient": "model/", "stage1": "prompt/"}.get(program, "-")
+    flat = trees.flatten({name: tree for name, tree in arguments["parameters"].items() if name != START})
+    stage = small.stage(program)
+    assert (START in arguments["parameters"]) == bool(stage and stage.uses_start)
+    trained = f"{stage.trains[0]}/" if stage else "model/" if program == "gradient" else "-"
     kernels = {path: leaf.dtype for path, leaf in flat.items() if path.endswith(("/kernel", "/embedding", "/task"))}
     assert all(str(dtype) == "float32" for path, dtype in kernels.items() if path.startswith((trained, "prompt/")))
     frozen = {str(dtype) for path, dtype in kernels.items() if not path.startswith((trained, "prompt/"))}
     assert frozen == (set() if trained == "model/" else {"bfloat16"})
-    assert any(path.startswith("prompt/") for path in flat) == (program not in ("finetune", "decode"))
-    assert ("optimizer" in arguments) == (program in programs.STAGES)
+    assert any(path.startswith("prompt/") for path in flat) == (stage.prompt if stage else program != "decode")
+    assert any(path.startswith("lora/") for path in flat) == bool(stage and stage.lora)
+    assert ("optimizer" in arguments) == (program in methods.alone())
     assert lowered.as_text().startswith("module")
 
 
-def test_the_step_is_the_one_that_trains(room, monkeypatch):
-    """Not a twin of it: what `train.make_step` builds, with the stage's optimizer."""
+def test_the_step_is_the_one_that_trains(small, monkeypatch):
+    """Not a twin of it: what `make_step` builds, with the stage's optimizer."""
     asked = []
     make_step = step.make_step
     monkeypatch.setattr(programs, "make_step", lambda *given: asked.append(given) or make_step(*given))
-    room.lower("stage2")
-    ((model, _, training, shardings),) = asked
-    assert training == room.tuning.of(stages.STAGE2) and model.config.dropout_rate == training.dropout_rate == 0.1
-    assert set(shardings) == {"params", "optimizer", "step"}
+    small.lower("stage2")
+    ((model, _, stage, training, shardings),) = asked
+    assert stage == STAGE2 and training == small.tuning.of(STAGE2)
+    assert model.config.dropout_rate == training.dropout_rate == 0.1
+    assert set(vars(shardings)) == {"params", "optimizer", "step"}
 
 
-def test_figures_of_one_device_agree_with_the_model(room):
+def test_figures_of_one_device_agree_with_the_model(small):
     """Compiled for this machine: its products are those that the model asks for, recomputed layers once more."""
-    entry = room.measure("stage2")
+    entry = measure.measure(small, "stage2")
     assert entry["failed_checks"] == [] and entry["verdict"].startswith("fits")
     assert 0.7 < entry["model_share"] < 1.0
-    shapes = jax.eval_shape(room.model().init, jax.random.key(0))
+    shapes = jax.eval_shape(small.model().init, jax.random.key(0))
     expected = 4 * (trees.count({"model": shapes}) + 4 * 128)
     assert entry["memory"]["parameters"] == expected
     assert entry["memory"]["optimizer"] < expected / 20  # Adafactor's moments are factored
@@ -104,9 +110,9 @@ def test_figures_of_one_device_agree_with_the_model(room):
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_figures_that_fail_a_check_are_not_shown(room, monkeypatch):
-    monkeypatch.setattr(Room, "flops", lambda self, program: (1e6, (0.9, 1.1)))
-    entry = room.measure("score") | {"slices": 1}
+def test_figures_that_fail_a_check_are_not_shown(small, monkeypatch):
+    monkeypatch.setattr(measure, "flops", lambda given, program: (1e6, (0.9, 1.1)))
+    entry = measure.measure(small, "score") | {"slices": 1}
     assert "times what the model asks for" in entry["failed_checks"][0]
     assert not {"flops", "bytes", "step_seconds", "collectives"} & set(entry)
     assert "times what the model asks for" in sentence(entry)
@@ -116,7 +122,7 @@ def test_figures_that_fail_a_check_are_not_shown(room, monkeypatch):
 @pytest.fixture(name="here")
 def _here(monkeypatch):
     """Topologies that are this machine's device."""
-    monkeypatch.setattr(programs, "topology_devices", lambda topology, slices: (Chip(),))
+    monkeypatch.setattr(job_module, "topology_devices", lambda topology, slices: (Chip(),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +136,14 @@ class Chip:
 def test_what_was_measured_is_not_compiled_again(files, tmp_path, monkeypatch, here, capsys):
     measured = []
 
-    def measure(self, program):
-        measured.append((program, self.tuning.model.batch_size))
+    def counted(given, program):
+        measured.append((program, given.tuning.model.batch_size))
         memory = {"parameters": 1.0, "optimizer": 0.0, "base": 0.0, "total": 20 * 2**30}
         mesh = {"data": 1, "fsdp": 1, "model": 1}
-        entry = {"program": program, "topology": self.topology, "mesh": mesh, "batch": 4, "memory": memory}
+        entry = {"program": program, "topology": given.topology, "mesh": mesh, "batch": 4, "memory": memory}
         return entry | {"verdict": "does not fit: 20 of 16 GiB"}
 
-    monkeypatch.setattr(Room, "measure", measure)
+    monkeypatch.setattr(job_module, "measure", counted)
     job = {**bound(*files), "topology": ("v5e:1x1",), "programs": ("stage1", "score")}
     del job["job"]
     for _ in range(2):
@@ -177,9 +183,9 @@ def test_what_cannot_be_compiled_is_refused(files, tmp_path, change, message):
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_batch_that_does_not_divide_is_refused(room):
+def test_a_batch_that_does_not_divide_is_refused(small):
     eight = np.array([dataclasses.replace(Chip(), coords=(i, 0, 0)) for i in range(8)])
-    wide = dataclasses.replace(room, partitioner=dataclasses.replace(room.partitioner, devices=tuple(eight)))
+    wide = dataclasses.replace(small, partitioner=dataclasses.replace(small.partitioner, devices=tuple(eight)))
     with pytest.raises(UserError, match="A batch of 4 rows does not divide over 8 data shards; change BATCH_SIZE"):
         wide.batch(wide.model(), 4, 0)
 
@@ -188,16 +194,16 @@ def test_a_compiler_that_refuses_says_how_much_is_needed():
     """The messages of libtpu 0.0.52 and of earlier ones."""
     said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
     said += "temporaries (18.50G) exceeds available HBM (15.75G). HLO module: jit_step."
-    assert programs._needed(said, arguments=2.0**30) == 19.5 * 2**30
+    assert measure._needed(said, arguments=2.0**30) == 19.5 * 2**30
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.0M of 15.75G hbm."
-    assert programs._needed(said, arguments=2.0**30) == 2**29
-    assert programs._needed("INTERNAL: something else", arguments=0.0) is None
+    assert measure._needed(said, arguments=2.0**30) == 2**29
+    assert measure._needed("INTERNAL: something else", arguments=0.0) is None
 
 
 def test_libtpu_is_asked_for(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'promot_jax\[precompile\]'"):
-        programs.topology_devices("v4:2x2x1")
+        topology.topology_devices("v4:2x2x1")
 
 
 # ---- with libtpu -----------------------------------------------------------------------------------------------------
@@ -216,11 +222,11 @@ TPU_SIZES = [
 
 @pytest.mark.libtpu
 def test_topologies():
-    cores = programs.topology_devices("v4:2x2x1")
+    cores = topology.topology_devices("v4:2x2x1")
     assert len(cores) == 8 and len({tuple(core.coords) for core in cores}) == 4
-    assert len({device.slice_index for device in programs.topology_devices("v5e:4x4", 2)}) == 2
+    assert len({device.slice_index for device in topology.topology_devices("v5e:4x4", 2)}) == 2
     with pytest.raises(UserError, match="libtpu knows no topology 'v4:3x3x7'"):
-        programs.topology_devices("v4:3x3x7")
+        topology.topology_devices("v4:3x3x7")
 
 
 @pytest.mark.libtpu

@@ -11,19 +11,24 @@ import pytest
 from compiled_once import compiled_once
 from forward import target_logits
 
-from promot_jax import trees
+from promot_jax import methods, trees
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.methods import stages
+from promot_jax.methods.base import Objective, Stage
+from promot_jax.methods.finetune import FINETUNE
+from promot_jax.methods.kl import Divergence
+from promot_jax.methods.l2sp import SquaredDistance
+from promot_jax.methods.promot import STAGE2
 from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import freezing
 from promot_jax.params.lora import Lora
-from promot_jax.training import optimizer
+from promot_jax.training import losses, optimizer
 from promot_jax.training.loop import train
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
+from promot_jax.training.state import TrainState, shardings
 from promot_jax.training.step import make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -89,18 +94,20 @@ def run(folder, stage, training, params, stop=None):
 
 
 JOINT = dataclasses.replace(ADAMW, prompt_optimizer=Optimizer("adafactor", 0.1))
+PENALTIES = Stage("kl", trains=("model",), objective=Divergence(0.5), penalty=SquaredDistance(0.1))
+FREEZE = Stage("freeze", trains=("model",))
 CASES = {
-    "joint": (stages.JOINT, JOINT, "model prompt"),
-    "lora": (stages.LORA, dataclasses.replace(ADAFACTOR, lora=SHAPE), "lora"),
-    "stage2_lora": (stages.LORA_STAGE2, dataclasses.replace(ADAMW, lora=SHAPE), "model"),
-    "penalties": (stages.KL, dataclasses.replace(ADAMW, l2sp=0.1, kl=0.5, microbatches=2), "model"),
+    "joint": (methods.METHODS["joint"]().stages[0], JOINT, "model prompt"),
+    "lora": (methods.METHODS["lora"](lora=SHAPE).stages[0], ADAFACTOR, "lora"),
+    "stage2_lora": (methods.METHODS["promot_lora"](lora=SHAPE).stages[1], ADAMW, "model"),
+    "penalties": (PENALTIES, dataclasses.replace(ADAMW, microbatches=2), "model"),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_moves_and_a_killed_run_goes_on_to_the_same_bits(name, tmp_path):
     stage, training, moving = CASES[name]
-    attached = ["model", *["prompt"] * stage.prompt, *["lora"] * stage.lora]
+    attached = ["model", *["prompt"] * stage.prompt, *["lora"] * bool(stage.lora)]
     params, before = rooms(*attached), host(rooms(*attached))
     after = run(tmp_path / "whole", stage, training, params)
 
@@ -129,7 +136,7 @@ def test_frozen_layers_of_a_stack_stay_bitwise(training, tmp_path, capsys):
     flat = trees.flatten(params)
     path = "model/decoder/layers/mlp/wo/kernel"
     params = trees.unflatten(flat | {path: flat[path].at[0, 0, 0].set(-0.0)})
-    before, after = host(params), run(tmp_path, stages.FREEZE, training, params)
+    before, after = host(params), run(tmp_path, FREEZE, training, params)
 
     for path, leaf in before.items():
         if path.startswith("model/decoder/layers/"):
@@ -168,21 +175,20 @@ def test_a_number_of_the_lowest_layers_of_both_stacks():
 def test_a_layer_that_is_not_there_is_refused(tmp_path):
     training = dataclasses.replace(ADAMW, freeze=("model/decoder/layers_3/.*",))
     with pytest.raises(UserError, match=r"'model/decoder/layers_3/.*' matches no parameter"):
-        run(tmp_path, stages.FREEZE, training, rooms("model"))
+        run(tmp_path, FREEZE, training, rooms("model"))
 
 
 # ---- one update ------------------------------------------------------------------------------------------------------
 
 
-def update(training, trained, frozen, batch):
+def update(stage, trained, frozen, batch, training=None):
     """Gradients of one update by plain descent at rate 1, and its metrics."""
     transform = optax.sgd(1.0)
-    state = {"params": jax.tree.map(jnp.copy, trained), "optimizer": transform.init(trained), "step": jnp.int32(0)}
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = make_step(MODEL, transform, training, shardings)
+    state = TrainState(jax.tree.map(jnp.copy, trained), transform.init(trained), jnp.int32(0))
+    step = make_step(MODEL, transform, stage, training or PLAIN, shardings(state))
     before = host(trained)
     state, metrics = step(state, frozen, batch, jax.random.key(0))
-    after = host(state["params"])
+    after = host(state.params)
     return {path: before[path] - after[path] for path in before}, {name: float(x) for name, x in metrics.items()}
 
 
@@ -198,44 +204,42 @@ def _moved():
 
 def test_l2sp_is_added_to_the_mean_over_tokens(moved):
     batch, frozen = batch_of(0), {"start": PARAMS["model"]}
-    plain, before = update(PLAIN, moved, {}, batch)
-    held, after = update(dataclasses.replace(PLAIN, l2sp=0.5), moved, frozen, batch)
+    plain, before = update(FINETUNE, moved, {}, batch)
+    pulled, after = update(dataclasses.replace(FINETUNE, penalty=SquaredDistance(0.5)), moved, frozen, batch)
     away = {path: leaf - host(PARAMS)[path] for path, leaf in host(moved).items()}
 
     squares = sum(np.square(leaf).sum() for leaf in away.values())
     assert after["loss"] == pytest.approx(before["loss"] + 0.5 / 2 * squares, rel=1e-4)
-    for path, leaf in held.items():
+    for path, leaf in pulled.items():
         np.testing.assert_allclose(leaf, plain[path] + 0.5 * away[path], rtol=1e-3, atol=1e-4)
 
 
 def test_kl_is_the_mean_over_real_target_tokens(moved):
     batch, frozen = batch_of(0), {"start": PARAMS["model"]}
-    training = dataclasses.replace(PLAIN, kl=2.0, microbatches=2)
-    plain, before = update(PLAIN, moved, {}, batch)
-    _, after = update(training, moved, frozen, batch)
+    stage, training = Stage("kl", ("model",), objective=Divergence(2.0)), dataclasses.replace(PLAIN, microbatches=2)
+    plain, before = update(FINETUNE, moved, {}, batch)
+    _, after = update(stage, moved, frozen, batch, training)
     logits = jax.jit(lambda model: target_logits(MODEL, model, None, batch))
     wanted, tuned = (np.asarray(jax.nn.log_softmax(logits(p["model"]))) for p in (PARAMS, moved))
     by_hand = float((np.exp(wanted) * (wanted - tuned)).sum(-1)[batch["weights"] > 0].mean())
 
     assert by_hand > 0.03
     assert after["loss"] == pytest.approx(before["loss"] + 2.0 * by_hand, rel=1e-4)
-    at_start, metrics = update(training, moved, {"start": moved["model"]}, batch)  # no distance, and no pull
+    at_start, metrics = update(stage, moved, {"start": moved["model"]}, batch, training)  # no distance, and no pull
     assert metrics["loss"] == pytest.approx(before["loss"], rel=1e-5)
     for path, leaf in at_start.items():
         np.testing.assert_allclose(leaf, plain[path], rtol=1e-3, atol=1e-4)
 
 
-def test_penalties_that_are_off_are_not_in_the_step():
-    def lowered(training, frozen):
+def test_what_a_stage_does_not_use_is_not_in_its_step():
+    def lowered(stage, frozen):
         trained = rooms("model")
-        state = {"params": trained, "optimizer": optax.sgd(1.0).init(trained), "step": jnp.int32(0)}
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        step = make_step(MODEL, optax.sgd(1.0), training, shardings)
+        state = TrainState(trained, optax.sgd(1.0).init(trained), jnp.int32(0))
+        step = make_step(MODEL, optax.sgd(1.0), stage, PLAIN, shardings(state))
         return step.lower(state, frozen, batch_of(0), jax.random.key(0)).as_text()
 
-    held = dataclasses.replace(PLAIN, l2sp=1.0, kl=1.0)
-    assert lowered(PLAIN, {}) == lowered(dataclasses.replace(held, l2sp=0.0, kl=0.0), {})
-    assert len(lowered(held, {"start": PARAMS["model"]})) > len(lowered(PLAIN, {}))
+    assert lowered(FINETUNE, {}) == lowered(Stage("other", ("model",), freeze=()), {})
+    assert len(lowered(PENALTIES, {"start": PARAMS["model"]})) > len(lowered(FINETUNE, {}))
 
 
 def test_a_huge_weight_keeps_the_model(tmp_path):
@@ -244,20 +248,61 @@ def test_a_huge_weight_keeps_the_model(tmp_path):
     before = host(rooms("model"))
     away = []
     for weight in (0.0, 1e6):
-        after = run(tmp_path / str(weight), stages.L2SP, dataclasses.replace(training, l2sp=weight), rooms("model"))
+        stage = dataclasses.replace(FINETUNE, penalty=SquaredDistance(weight))
+        after = run(tmp_path / str(weight), stage, training, rooms("model"))
         away.append(np.sqrt(sum(np.square(leaf - before[path]).sum() for path, leaf in after.items())))
     assert 0 < away[1] < away[0] / 4
 
 
-def test_kl_behind_a_prompt_is_refused(tmp_path):
-    with pytest.raises(UserError, match="has a prompt, which the base model of kl would not know"):
-        run(tmp_path, stages.STAGE2, dataclasses.replace(ADAMW, kl=1.0), rooms("model", "prompt"))
+def test_kl_with_a_prompt_is_refused():
+    with pytest.raises(UserError, match="has a prompt, which the base model of its objective does not know"):
+        dataclasses.replace(STAGE2, objective=Divergence(1.0))
 
 
-@pytest.mark.parametrize("change", [{"l2sp": -1.0}, {"kl": float("inf")}, {"alphas": (0.5, 1.5)}])
-def test_settings_that_cannot_be(change):
-    with pytest.raises(UserError, match=next(iter(change))):
-        dataclasses.replace(ADAMW, **change)
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("l2sp", {"l2sp_weight": -1.0}),
+        ("kl", {"kl_weight": float("inf")}),
+        ("wise_ft", {"alphas": (0.5, 1.5)}),
+        ("wise_ft", {"alphas": (0.5, 0.501)}),
+        ("wise_ft", {"alphas": (0.0,)}),
+    ],
+)
+def test_settings_that_cannot_be(method, setting):
+    with pytest.raises(UserError, match=next(iter(setting))):
+        methods.METHODS[method](**setting).check()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dft(Objective):
+    """DFT (arXiv 2508.05629): each token's loss times its detached probability. The hook that token weights use."""
+
+    def __call__(self, losses):
+        weights = losses.per_token(
+            lambda log_probs, targets: jnp.exp(jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0])
+        )
+        return losses.cross_entropy(weights)
+
+
+@pytest.mark.parametrize("chunk", [losses.CHUNK, 4 * VOCAB, 8 * VOCAB])
+def test_token_weights_have_no_gradient(moved, chunk, monkeypatch):
+    """Of 4 rows of 3 targets: all at once, one position at a time, two and a padded one."""
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    batch = batch_of(0)
+    got, metrics = update(Stage("dft", ("model",), objective=Dft()), moved, {}, batch)
+
+    def by_hand(model, weights):
+        log_probs = jax.nn.log_softmax(target_logits(MODEL, model, None, batch))
+        picked = jnp.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)[..., 0]
+        return -(picked * weights).sum() / batch["weights"].sum(), picked
+
+    _, picked = by_hand(moved["model"], batch["weights"])
+    weights = np.exp(picked) * batch["weights"]
+    (loss, _), wanted = jax.value_and_grad(by_hand, has_aux=True)(moved["model"], weights)
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    for path, leaf in host({"model": wanted}).items():
+        np.testing.assert_allclose(got[path], leaf, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import tiny
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
-from promot_jax import main, trees
+from promot_jax import main, methods, trees
 from promot_jax.analysis.trained_stage import open_stage
 from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.orbax import Checkpoints
@@ -23,7 +24,6 @@ from promot_jax.experiments import method as method_module
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.method import run_method
 from promot_jax.experiments.train_stream import train_batches
-from promot_jax.methods import stages
 from promot_jax.params import soft_prompts
 from promot_jax.results import schema
 from promot_jax.results.comparison import comparison
@@ -42,9 +42,9 @@ OWN = {
 
 
 def bound(folder: Path, method: str, **macros: object) -> dict[str, Any]:
-    """The arguments that a method's gin file gives to its job on the tiny model."""
-    paths = (gin_files.folder() / "methods" / f"{method}.gin", folder / "tiny.gin")
-    chosen: dict[str, object] = SHORT | OWN.get(method, {}) | macros
+    """The arguments that `method.gin` gives to its job for a method on the tiny model."""
+    paths = (gin_files.folder() / "method.gin", folder / "tiny.gin")
+    chosen: dict[str, object] = {"METHOD": method} | SHORT | OWN.get(method, {}) | macros
     job = binding.bind(main.CONFIGURABLES, paths, [(name, str(value)) for name, value in chosen.items()])
     assert job.func.__name__ == "train_method"
     return dict(job.keywords)
@@ -99,23 +99,26 @@ def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[st
     return {path for path, leaf in after.items() if path not in before or leaf.tobytes() != before[path].tobytes()}
 
 
-METHODS = [name for name in stages.METHODS if not name.startswith("promot_lora_r")]
+METHODS = [name for name in methods.METHODS if not name.startswith("promot_lora_r")]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_stage_moves_what_it_trains_and_nothing_else(finished: Any, method: str) -> None:
     done = finished(method)
-    plan = stages.method(method)
+    plan = methods.METHODS[method]().stages
     names = {name.split("/")[0] for name in done.stages}
     assert names == {stage.name for stage in plan} and done.run.method == method
     for name, (before, after) in done.stages.items():
         (stage,) = [stage for stage in plan if stage.name == name.split("/")[0]]
-        rooms = {"model", *["prompt"] * stage.prompt, *["lora"] * stage.lora}
+        rooms = {"model", *["prompt"] * stage.prompt, *["lora"] * bool(stage.lora)}
         assert {path.split("/")[0] for path in after} == rooms
         wanted = {path for path in after if path.startswith(stage.trains)}
         if method == "freeze":
             wanted.remove("model/token_embedder/embedding")
-        if stage is stages.WISE_FT:  # alpha 1, or between
+        if method in ("value_only", "attention_only"):
+            kernels = {"value_only": "value", "attention_only": "query key value out"}[method].split()
+            wanted = {f"model/decoder/layers/self_attention/{name}/kernel" for name in kernels}
+        if stage.candidates:  # alpha 1, or between
             assert moved(before, after) <= wanted
             continue
         assert moved(before, after) == wanted, name
@@ -125,14 +128,14 @@ def test_every_stage_moves_what_it_trains_and_nothing_else(finished: Any, method
     assert all(done.run.target.n and entry.norm_avg is not None for entry in done.run.icl.values())
 
 
-TAKEN_AWAY = [name for name in METHODS if any(stage.prompt or stage.lora for stage in stages.METHODS[name])]
+TAKEN_AWAY = [name for name in METHODS if any(stage.prompt or stage.lora for stage in methods.METHODS[name]().stages)]
 
 
 @pytest.mark.parametrize("method", TAKEN_AWAY)
 def test_in_context_the_model_is_plain(tiny_folder: Path, opened: session.Session, finished: Any, method: str) -> None:
     """The closing ICL outputs against those of the weights alone, which know of no prompt and no LoRA."""
     done = finished(method)
-    if stages.method(method)[-1].tunes_model:
+    if methods.METHODS[method]().stages[-1].tunes_model:
         plain = pretrained.load(str(done.folder), Partitioner())
         assert set(trees.flatten({"model": plain.params})) == set(done.base)
         assert plain.fingerprint != plain.base == opened.base.base
@@ -142,7 +145,7 @@ def test_in_context_the_model_is_plain(tiny_folder: Path, opened: session.Sessio
     settings = opened.evaluator
     entry, rows = settings.icl({"model": params}, 1, "test", 2)
     kept = [json.loads(line) for line in (done.folder / "outputs" / "icl_1shot.jsonl").read_text().splitlines()]
-    assert [row["raw"] for row in rows] == [row["raw"] for row in kept]
+    assert [row.raw for row in rows] == [row["raw"] for row in kept]
     assert entry == done.run.icl["1"]
 
 
@@ -204,15 +207,15 @@ def test_wise_ft_goes_from_the_base_to_the_fine_tuned_model(finished: Any, opene
     assert not moved(host(trees.interpolate(base, end, alpha)), host({"model": loaded.params}))
 
 
-def test_rivals_take_part_in_the_comparison_at_matched_score(finished: Any) -> None:
+def test_baselines_take_part_in_the_comparison_at_matched_score(finished: Any) -> None:
     made = comparison([finished(name).run for name in ("pretrained", "finetune", "promot", "wise_ft", "lora")])
     for name in ("finetune", "promot", "wise_ft", "lora"):
         (run,) = made.methods[name]
         assert run.matched.step > 0 and run.matched.icl["1"].tasks
-        begun = next(point for point in run.curve if point.stage in stages.MODEL_TUNING and not point.step)
+        begun = next(point for point in run.curve if point.stage in methods.model_tuning() and not point.step)
         before = made.methods["pretrained"][0].matched  # the same, whichever method it is taken from
         assert begun.tasks == before.icl["1"].tasks
-        assert not stages.is_plain(name) or begun.target == before.target.score
+        assert not methods.is_plain(name) or begun.target == before.target.score
 
 
 def test_frozen_layer_of_the_method(finished: Any) -> None:
@@ -245,13 +248,13 @@ def test_target_is_asked_behind_each_tasks_own_prompt(
     done = finished("multitask_promot")
     own = session.with_experiment(opened, bound(tiny_folder, "multitask_promot")["experiment"])
     seen: list[tuple[str, str]] = []
-    ask = type(own.evaluator).ask
+    ask = type(own.sampler).ask
 
     def watched(self: Any, params: Any, requests: Any) -> Any:
         seen.extend((request.text[:6], request.prompt) for request in requests)
         return ask(self, params, requests)
 
-    monkeypatch.setattr(type(own.evaluator), "ask", watched)
+    monkeypatch.setattr(type(own.sampler), "ask", watched)
     params = Partitioner().place(trees.unflatten(done.stages["stage2"][1]))
     names = prompts_of_tasks(own.experiment, params["prompt"])
     scored = own.evaluator.target(params, "test", 2, names)
@@ -331,63 +334,101 @@ def test_stage2_batch_mixes_tasks_and_unprompted_rows(
 def test_a_method_without_what_it_needs(tiny_folder: Path, tmp_path: Path, opened: session.Session) -> None:
     arguments = bound(tiny_folder, "replay")
     for method, change, message in (
-        ("replay", {"replay": None}, "Stage 'replay' needs a value for 'replay': set Tuning.replay"),
-        ("freeze", {"freeze": ()}, "Stage 'freeze' needs a value for 'freeze'"),
-        ("l2sp", {"l2sp": 0.0}, "Stage 'l2sp' needs"),
-        ("wise_ft", {"alphas": ()}, "Stage 'wise_ft' needs"),
+        ("replay", {"replay": None}, "Method 'replay' needs a value for 'replay': set Tuning.replay"),
+        ("freeze", {"freeze": ()}, "Method 'freeze' needs a value for 'freeze': set FREEZE"),
+        ("l2sp", {"l2sp_weight": 0.0}, "l2sp_weight is 0.0, but has to be positive and finite: set L2SP_WEIGHT"),
+        ("kl", {"kl_weight": 0.0}, "kl_weight is 0.0"),
+        ("wise_ft", {"alphas": ()}, "at least one above 0"),
         ("multitask_promot", {}, "'tiny_review' is a single one: set MIXTURE_OR_TASK_NAME to a mixture"),
     ):
         with pytest.raises(UserError, match=message):
-            run_method(opened, tmp_path, method, dataclasses.replace(arguments["tuning"], **change))
+            run_method(opened, tmp_path, method, dataclasses.replace(arguments["tuning"], settings=change))
     assert not any(tmp_path.iterdir())
 
 
-def test_one_stage_of_a_rival_by_itself(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`train_stage` takes every stage that is a whole method, with the setting that makes it one."""
+def test_one_stage_of_a_method_by_itself(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`train_stage` takes every stage that is a whole method, with hyperparameters by name."""
     shorter = {name: value for name, value in SHORT.items() if name != "PROMPT_TRAIN_STEPS"}
-    macros: dict[str, object] = shorter | {"train_stage.stage": "lora", "model/Training.lora": "@Lora()"}
+    macros: dict[str, object] = shorter | {"train_stage.stage": "lora"}
     assert main.main(tiny.command(tiny_folder, "finetune.gin", tmp_path / "lora", **macros)) == 0
     assert schema.read_run(tmp_path / "lora").method == "lora"
-    for stage in ("lora", "l2sp", "kl", "replay", "freeze"):
-        macros = shorter | {"train_stage.stage": stage}
+    macros = shorter | {"train_stage.stage": "l2sp", "train_stage.hyperparameters": {"l2sp_weight": 0.5}}
+    assert main.main(tiny.command(tiny_folder, "finetune.gin", tmp_path / "l2sp", **macros)) == 0
+    run = schema.read_run(tmp_path / "l2sp")
+    assert (run.method, run.settings["l2sp/l2sp_weight"]) == ("l2sp", 0.5)
+    for stage, given, message in (
+        ("replay", {}, "Method 'replay' needs a value for 'replay'"),
+        ("freeze", {}, "Method 'freeze' needs a value for 'freeze'"),
+        ("kl", {"kl_weight": 0.0}, "kl_weight is 0.0"),
+        ("kl", {"kl_weigth": 0.1}, "Method 'kl' has no hyperparameter 'kl_weigth' (did you mean 'kl_weight'?)"),
+        ("kl", {"kl_weight": "x"}, "train_stage.hyperparameters.kl_weight has to be float, not 'x'"),
+    ):
+        macros = shorter | {"train_stage.stage": stage, "train_stage.hyperparameters": given}
         assert main.main(tiny.command(tiny_folder, "finetune.gin", tmp_path / "none", **macros)) == 2
-        assert f"Stage '{stage}' needs a value for '{stage}': set Training.{stage}" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rank", [2, 4])
 def test_ranks_of_the_paper(tiny_folder: Path, rank: int) -> None:
     arguments = bound(tiny_folder, f"promot_lora_r{rank}", LORA_RANK=7)
-    first, second = stages.method(arguments["method"])
-    shapes = [arguments["tuning"].of(stage).lora for stage in (first, second)]
-    assert [shape.rank for shape in shapes] == [rank, rank] and shapes[0] == shapes[1]
-    assert arguments["tuning"].of(stages.LORA).lora.rank == 7
+    first, second = arguments["tuning"].method(arguments["method"]).stages
+    assert first.lora == second.lora and first.lora.rank == rank
+    assert arguments["tuning"].method("lora").lora.rank == 7
 
 
-METHOD_FILES = sorted(path.stem for path in (gin_files.folder() / "methods").glob("*.gin") if path.stem != "one_shot")
-
-
-def test_every_method_has_a_file() -> None:
-    assert sorted(stages.METHODS) == METHOD_FILES
-
-
-@pytest.mark.parametrize("method", METHOD_FILES)
-def test_one_shot_is_given_after_any_method(method: str) -> None:
-    """The task or mixture of the method's own file in its 1-shot form, which the method then accepts."""
-    plain, one_shot = (
-        binding.bind(main.CONFIGURABLES, [gin_files.folder() / name for name in names]).keywords
-        for names in ((f"methods/{method}.gin",), (f"methods/{method}.gin", "methods/one_shot.gin"))
-    )
-    before, after = plain["experiment"], one_shot["experiment"]
-    assert after.task == f"{before.task}_1shot" and one_shot["method"] == plain["method"] == method
-    assert after.feature_lengths["inputs"] > before.feature_lengths["inputs"]
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_one_shot_is_said_by_the_name_of_any_method(method: str) -> None:
+    """The method accepts the 1-shot form of the task or mixture that it trains on."""
+    task = {"MIXTURE_OR_TASK_NAME": "movie_and_tweets"} if methods.METHODS[method].needs_mixture else {}
+    overrides = list({"METHOD": f"{method}_1shot", **task}.items())
+    arguments = binding.bind(main.CONFIGURABLES, [gin_files.folder() / "method.gin"], overrides).keywords
+    assert methods.parse(arguments["method"]) == (method, 1)
+    before = arguments["experiment"]
+    after = before.with_shots(1)
+    assert after.task == f"{before.task}_1shot" and before.with_shots(0) == before
+    assert after.feature_lengths == {"inputs": 98, "targets": 2}
     import_tasks([after.modules])
-    session.check_method(after, method, one_shot["tuning"])
+    session.check_method(after, arguments["tuning"].method(method))
     assert len(task_names(after.task)) == len(task_names(before.task))
 
 
-@pytest.mark.parametrize(("method", "task"), [("promot", "tiny_review_1shot"), ("multitask_promot", "tiny_pair_1shot")])
+@pytest.mark.parametrize(("method", "task"), [("promot", "tiny_review"), ("multitask_promot", "tiny_pair")])
 def test_one_shot_runs(tiny_folder: Path, tmp_path: Path, method: str, task: str) -> None:
-    macros: dict[str, object] = SHORT | {"ONE_SHOT": task, "TASK_FEATURE_LENGTHS": {"inputs": 64, "targets": 8}}
-    command = tiny.command(tiny_folder, f"methods/{method}.gin", tmp_path / "run", **macros)
-    assert main.main([*command[:2], "--gin_file=methods/one_shot.gin", *command[2:]]) == 0
-    assert schema.read_run(tmp_path / "run").target.task == task
+    macros: dict[str, object] = SHORT | {"METHOD": f"{method}_1shot", "MIXTURE_OR_TASK_NAME": task}
+    assert main.main(tiny.command(tiny_folder, "method.gin", tmp_path / "run", **macros)) == 0
+    run = schema.read_run(tmp_path / "run")
+    assert run.target.task == f"{task}_1shot" and run.method == method
+
+
+# ---- the registry ----------------------------------------------------------------------------------------------------
+
+
+def test_a_method_is_found_by_its_file() -> None:
+    files = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert {method.__module__.rpartition(".")[2] for method in methods.METHODS.values()} == files
+    assert methods.find("l2sp") is methods.METHODS["l2sp"] and methods.REFERENCE == "pretrained"
+    with pytest.raises(UserError, match=r"Unknown method 'value_onl' \(did you mean 'value_only'\?\)"):
+        methods.find("value_onl")
+
+
+def test_hyperparameters_that_methods_share_are_the_same() -> None:
+    fields = [field for method in methods.METHODS.values() for field in dataclasses.fields(method)]
+    for field in fields:
+        shared = methods.hyperparameters()[field.name]
+        assert (field.type, field.default) == (shared.type, shared.default)
+
+
+def test_no_module_outside_knows_a_method() -> None:
+    """Loop, sweep, report and precompile ask the registry; the job `promot` runs the methods that it is named by."""
+    package = Path(methods.__file__).parents[1]
+    names = "|".join({*methods.METHODS, *methods.stage_names()} - {"freeze", "lora", "replay", "promot", "pretrained"})
+    known = re.compile(rf"""(?<![\w/])["']({names})["']|methods\.({names})\b""")
+    for path in package.rglob("*.py"):
+        place = path.relative_to(package).as_posix()
+        code = re.sub(r'"{3}.*?"{3}', "", path.read_text("utf-8"), flags=re.DOTALL)
+        if not place.startswith("methods/") and place not in HISTORY:
+            assert not known.search(code), place
+
+
+# What earlier versions called things, what a person is told of (`precompile`), a checkpoint's own words.
+HISTORY = ("experiments/resume_guard.py", "sweep/grid.py", "jobs/precompile.py")

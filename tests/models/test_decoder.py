@@ -1,4 +1,4 @@
-"""The decoder: prompts, packing, decoding, precision. What it computes is held against PyTorch in test_parity.py."""
+"""The decoder: prompts, packing, decoding, precision. test_parity.py compares its numbers with PyTorch."""
 
 import dataclasses
 

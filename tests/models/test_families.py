@@ -1,4 +1,4 @@
-"""What is Gemma's and Qwen's alone; what they compute is held against PyTorch in test_parity.py."""
+"""Features that only Gemma and Qwen have; test_parity.py compares their numbers with PyTorch."""
 
 import dataclasses
 

@@ -1,7 +1,7 @@
 """Every family and variant against transformers and peft (PyTorch, float32) holding the same random weights.
 
 The models are those of `hf_models.VARIANTS`, read by our own reader. Half of all sequences have a soft prompt
-prepended, which is peft's prompt tuning on the other side.
+prepended, which peft calls prompt tuning.
 """
 
 import collections
@@ -67,11 +67,11 @@ class Pair:
         return self.model.config.vocab_size
 
     def inputs(self, ids: list[int], prompted: bool) -> list[int]:
-        """With our ids of the prompt in front, or without."""
+        """Ids with or without the virtual ids of the prompt prepended."""
         return [*range(self.vocab, self.vocab + PROMPT), *ids] if prompted else ids
 
     def torch_logits(self, prompted: bool, inputs: list[list[int]], targets: list[list[int]]) -> torch.Tensor:
-        """Logits `[batch, targets, vocab]` that predict targets behind inputs, each of one length."""
+        """Logits `[batch, targets, vocab]` that predict targets after inputs, each of one length."""
         module, ids, aims = (self.prompted if prompted else self.plain), torch.tensor(inputs), torch.tensor(targets)
         if self.model.continues:
             joined = torch.cat([ids, aims[:, :-1]], 1)
@@ -126,23 +126,30 @@ def measured(name: str) -> tuple[list[np.ndarray], list[float], dict[str, np.nda
     def loss(params: Any, prompt: Any) -> Any:
         logits = target_logits(both.model, params, prompt, batch)
         each = jax.vmap(functools.partial(losses.cross_entropy, label_smoothing=0.0))
-        found = each(logits, batch["targets"], batch["weights"])
-        return (found * alone).sum(), (logits, found)
+        row_losses = each(logits, batch["targets"], batch["weights"])
+        return (row_losses * alone).sum(), (logits, row_losses)
 
-    gradients, (logits, found) = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(both.params, jnp.asarray(both.prompt))
+    gradients, (logits, row_losses) = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(
+        both.params, jnp.asarray(both.prompt)
+    )
     ends = np.cumsum([len(row.targets) for row in packed])
-    parts = [np.asarray(one)[: len(row.targets)] for row, one in zip(rows, logits, strict=False)]
+    parts = [np.asarray(part)[: len(row.targets)] for row, part in zip(rows, logits, strict=False)]
     parts += [np.asarray(logits)[-1, end - len(row.targets) : end] for row, end in zip(packed, ends, strict=True)]
     family = "decoder" if both.model.continues else "t5"
     by_name = export._sources(family, config.full(family, both.model.config), gradients[0])
-    return parts, found.tolist()[:-1], {key: one.values() for key, one in by_name.items()}, np.asarray(gradients[1])
+    return (
+        parts,
+        row_losses.tolist()[:-1],
+        {key: source.values() for key, source in by_name.items()},
+        np.asarray(gradients[1]),
+    )
 
 
 @pytest.mark.parametrize("name", hf_models.VARIANTS)
 def test_logits_and_losses(name: str) -> None:
     both = pair(name)
     rows = sequences(both.vocab)
-    logits, found, _, _ = measured(name)
+    logits, row_losses, _, _ = measured(name)
     for i, ours in enumerate(logits):
         row = rows[i % len(rows)]
         with torch.no_grad():
@@ -150,7 +157,7 @@ def test_logits_and_losses(name: str) -> None:
             loss = torch.nn.functional.cross_entropy(theirs, torch.tensor(row.targets), reduction="sum")
         assert_close(ours, theirs.numpy())
         if i < len(rows):
-            np.testing.assert_allclose(found[i], loss.item(), rtol=1e-4)
+            np.testing.assert_allclose(row_losses[i], loss.item(), rtol=1e-4)
     ids = torch.tensor(rows[0].inputs)
     embedded = both.plain.get_input_embeddings()(ids).detach()
     np.testing.assert_array_equal(both.model.input_rows(both.params, jnp.asarray(ids.numpy())), embedded)
@@ -176,7 +183,7 @@ def test_every_gradient(name: str) -> None:
 
 
 def hundred(vocab: int) -> list[list[int]]:
-    """Those at odd places stand behind the prompt, in the same batch."""
+    """Odd rows have the prompt prepended, in the same batch."""
     noise = np.random.default_rng(4)
     return [noise.integers(0, vocab, LENGTHS[i // 2 % len(LENGTHS)]).tolist() for i in range(100)]
 
@@ -195,20 +202,20 @@ def ours(name: str, settings: Decoding, stop: int | None = None) -> list[list[in
 
 
 def alike(name: str) -> dict[tuple[bool, int], list[int]]:
-    """Places of the inputs by whether they stand behind the prompt, and length."""
-    found: dict[tuple[bool, int], list[int]] = collections.defaultdict(list)
+    """Indices of the inputs by whether the prompt is prepended, and by length."""
+    indices: dict[tuple[bool, int], list[int]] = collections.defaultdict(list)
     for i, row in enumerate(hundred(pair(name).vocab)):
-        found[i % 2 == 1, len(row)].append(i)
-    return found
+        indices[i % 2 == 1, len(row)].append(i)
+    return indices
 
 
 def transformers_generate(name: str, stop: int | None = None, **options: Any) -> list[list[int]]:
-    """Outputs of transformers' own `generate`, peft's behind the prompt.
+    """Outputs of transformers' own `generate`, peft's with the prompt prepended.
 
-    Without a cache: with one, these versions make other tokens behind a prompt than their own logits say, and have no
-    room for a T5 whose decoder is deeper than its encoder.
+    Without a cache: with one, these versions generate other tokens after a prompt than their own logits say, and do
+    not support a T5 whose decoder is deeper than its encoder.
     """
-    both, found = pair(name), {}
+    both, outputs = pair(name), {}
     rows = hundred(both.vocab)
     for (prompted, length), places in alike(name).items():
         ids = torch.tensor([rows[i] for i in places])
@@ -217,8 +224,8 @@ def transformers_generate(name: str, stop: int | None = None, **options: Any) ->
             eos_token_id=stop, pad_token_id=0, use_cache=False, **options,
         )  # fmt: skip
         new = out[:, length if both.model.continues else 1 :].tolist()
-        found |= {i: row[: row.index(stop) + 1] if stop in row else row for i, row in zip(places, new, strict=True)}
-    return [found[i] for i in range(100)]
+        outputs |= {i: row[: row.index(stop) + 1] if stop in row else row for i, row in zip(places, new, strict=True)}
+    return [outputs[i] for i in range(100)]
 
 
 def torch_scores(name: str) -> Callable[[list[tuple[int, list[int]]]], np.ndarray]:
@@ -226,13 +233,13 @@ def torch_scores(name: str) -> Callable[[list[tuple[int, list[int]]]], np.ndarra
     both = pair(name)
     rows, groups = hundred(both.vocab), alike(name)
 
-    def score(asked: list[tuple[int, list[int]]]) -> np.ndarray:
-        table = np.zeros((len(asked), both.vocab), np.float32)
+    def score(hypotheses: list[tuple[int, list[int]]]) -> np.ndarray:
+        table = np.zeros((len(hypotheses), both.vocab), np.float32)
         for (prompted, _), places in groups.items():
-            chosen = [n for n, (i, _) in enumerate(asked) if i in places]
+            chosen = [n for n, (i, _) in enumerate(hypotheses) if i in places]
             if chosen:
-                inputs = [rows[asked[n][0]] for n in chosen]
-                targets = [[*asked[n][1], 0] for n in chosen]
+                inputs = [rows[hypotheses[n][0]] for n in chosen]
+                targets = [[*hypotheses[n][1], 0] for n in chosen]
                 with torch.no_grad():
                     logits = both.torch_logits(prompted, inputs, targets)[:, -1]
                 table[chosen] = torch.log_softmax(logits, -1).numpy()
@@ -252,7 +259,7 @@ def greedy(name: str) -> list[list[int]]:
 
 
 def a_stop(name: str) -> int:
-    """The token that most outputs hold behind their first one, so that they end at different lengths."""
+    """The token that most outputs contain after their first one, so that they end at different lengths."""
     return collections.Counter(token for row in greedy(name) for token in set(row[2:])).most_common(1)[0][0]
 
 
@@ -265,18 +272,18 @@ def test_greedy_ids(name: str) -> None:
 @pytest.mark.parametrize("name", DECODED)
 def test_beams_find_what_those_of_transformers_do(name: str) -> None:
     """Where nothing stops: all hypotheses are of one length, so that neither rules of ending nor penalties differ."""
-    found = ours(name, BEAMS)
-    assert found == transformers_generate(name, num_beams=4)
-    assert found != greedy(name)
+    outputs = ours(name, BEAMS)
+    assert outputs == transformers_generate(name, num_beams=4)
+    assert outputs != greedy(name)
 
 
 @pytest.mark.parametrize("name", DECODED)
 def test_beams_by_the_rules_of_t5x(name: str) -> None:
     """With a stop token and T5X's length penalty, against a plain search on PyTorch's log-probabilities."""
     stop = a_stop(name)
-    found = ours(name, BEAMS, stop)
-    assert found == plain_search(name, stop)
-    assert len({len(row) for row in found}) > 3
+    outputs = ours(name, BEAMS, stop)
+    assert outputs == plain_search(name, stop)
+    assert len({len(row) for row in outputs}) > 3
 
 
 @pytest.mark.slow
@@ -286,6 +293,6 @@ def test_transformers_differs_by_its_rules_alone(name: str) -> None:
     stop, settings = a_stop(name), dataclasses.replace(BEAMS, length_penalty=0.0)
     theirs = transformers_generate(name, stop, num_beams=4, length_penalty=0.0, early_stopping="never")
     assert theirs == plain_search(name, stop, settings, transformers=True)
-    found = ours(name, settings, stop)
-    assert found == plain_search(name, stop, settings)
-    assert 0 < sum(a != b for a, b in zip(found, theirs, strict=True)) < 50
+    outputs = ours(name, settings, stop)
+    assert outputs == plain_search(name, stop, settings)
+    assert 0 < sum(a != b for a, b in zip(outputs, theirs, strict=True)) < 50

@@ -1,4 +1,4 @@
-"""The real Gemma 3 270M against transformers, which reads the same file by code of its own."""
+"""The real Gemma 3 270M against transformers, which reads the same file with its own code."""
 
 import random
 
@@ -95,7 +95,7 @@ def demonstration(job, workdir, **more):
     given = {"INITIAL_CHECKPOINT_PATH": "asset:gemma3-270m"} | FEW | more
     options = [f"--gin.{name}={value}" for name, value in given.items()]
     assert main.main([f"--gin_file={job}.gin", f"--workdir={workdir}", *options]) == 0
-    return schema.read(workdir)
+    return schema.read_run(workdir)
 
 
 def test_the_demonstration_evaluates_it(tmp_path):

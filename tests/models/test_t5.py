@@ -1,4 +1,4 @@
-"""The T5 family: prompts, packing, decoding, names. What it computes is held against PyTorch in test_parity.py."""
+"""The T5 family: prompts, packing, decoding, names. test_parity.py compares its numbers with PyTorch."""
 
 import dataclasses
 from functools import partial
@@ -57,13 +57,13 @@ def sequences(vocab, count=ROWS, low=1, high=INPUTS - PROMPT):
     ]
 
 
-def behind(prompt_ids, sequence):
+def prepend(prompt_ids, sequence):
     return Tokens([*prompt_ids, *sequence.inputs], sequence.targets)
 
 
 def attached(model, rows):
     vocab = model.config.vocab_size
-    return [*rows[:-ATTACHED], *(behind(range(vocab, vocab + PROMPT), row) for row in rows[-ATTACHED:])]
+    return [*rows[:-ATTACHED], *(prepend(range(vocab, vocab + PROMPT), row) for row in rows[-ATTACHED:])]
 
 
 def prompts_of(model):
@@ -75,11 +75,11 @@ def logits_of(model, params, prompt, rows, inputs=INPUTS, targets=TARGETS):
     rows = [row if isinstance(row, list) else [row] for row in rows]
     empty = [[]] * (ROWS - len(rows))  # one shape, compiled once
     logits = np.asarray(_logits(model, params, prompt, model.layout(rows + empty, inputs, targets)))
-    ends = [np.cumsum([len(one.targets) for one in row]) for row in rows]
+    ends = [np.cumsum([len(sequence.targets) for sequence in row]) for row in rows]
     return [
-        logits[i, end - len(one.targets) : end]
+        logits[i, end - len(sequence.targets) : end]
         for i, row in enumerate(rows)
-        for one, end in zip(row, ends[i], strict=True)
+        for sequence, end in zip(row, ends[i], strict=True)
     ]
 
 
@@ -137,7 +137,7 @@ def mixed(model):
     """Sequences of task A, task B, and of none, whose prompts share a table."""
     vocab, half = model.config.vocab_size, PROMPT // 2
     first, second, third = sequences(vocab, count=3)
-    prompted = behind(range(vocab, vocab + half), first), behind(range(vocab + half, vocab + PROMPT), second)
+    prompted = prepend(range(vocab, vocab + half), first), prepend(range(vocab + half, vocab + PROMPT), second)
     return [prompted[0], third, prompted[1]]
 
 
@@ -171,8 +171,8 @@ def test_decoding_with_prompts_equals_teacher_forcing(plain):
     model, params = plain
     prompt, rows = prompts_of(model), mixed(model)
     out = generate(model, params, prompt, [row.inputs for row in rows], steps=TARGETS)
-    said = [Tokens(row.inputs, ids.tolist()) for row, ids in zip(rows, out, strict=True)]
-    for ids, logits in zip(out, logits_of(model, params, prompt, said), strict=True):
+    continued = [Tokens(row.inputs, ids.tolist()) for row, ids in zip(rows, out, strict=True)]
+    for ids, logits in zip(out, logits_of(model, params, prompt, continued), strict=True):
         assert np.argmax(logits, -1).tolist() == ids.tolist()
 
 
@@ -199,13 +199,13 @@ def test_dropout_is_on_with_a_key_only_and_the_same_when_recomputed(plain, remat
         build(dataclasses.replace(model.config, dropout_rate=0.3, remat=policy)) for policy in ("none", remat)
     )
     rows, prompt = sequences(model.config.vocab_size), prompts_of(model)
-    for ours, theirs in zip(*(logits_of(one, params, prompt, rows) for one in (dropping, model)), strict=True):
+    for ours, theirs in zip(*(logits_of(variant, params, prompt, rows) for variant in (dropping, model)), strict=True):
         assert np.array_equal(ours, theirs)
 
     batch = model.layout([[row] for row in attached(model, rows)], INPUTS, TARGETS)
     logits, gradients = _measured(dropping, params, prompt, batch, jax.random.key(0))
-    others, _ = _measured(dropping, params, prompt, batch, jax.random.key(1))
-    assert not np.allclose(logits, others, atol=0.1)
+    with_other_key, _ = _measured(dropping, params, prompt, batch, jax.random.key(1))
+    assert not np.allclose(logits, with_other_key, atol=0.1)
     recomputed, same = _measured(again, params, prompt, batch, jax.random.key(0))
     assert_close(recomputed, np.asarray(logits))
     jax.tree.map(lambda ours, theirs: assert_close(ours, np.asarray(theirs), 1e-3), same, gradients)
@@ -222,8 +222,10 @@ def test_bfloat16_stays_close_and_gives_float32_logits(plain):
 
 def test_parameters_are_named_as_in_t5x():
     shapes = {name: jax.eval_shape(build(config).init, jax.random.key(0)) for name, config in CONFIGS.items()}
-    found = {name: {path: leaf.shape for path, leaf in trees.flatten(tree).items()} for name, tree in shapes.items()}
-    assert found["ByT5"] == {
+    leaf_shapes = {
+        name: {path: leaf.shape for path, leaf in trees.flatten(tree).items()} for name, tree in shapes.items()
+    }
+    assert leaf_shapes["ByT5"] == {
         "token_embedder/embedding": (80, 24),
         "encoder/relpos_bias/rel_embedding": (3, 32),
         "encoder/encoder_norm/scale": (24,),
@@ -248,8 +250,8 @@ def test_parameters_are_named_as_in_t5x():
         "decoder/layers/mlp/wi_1/kernel": (1, 24, 40),
         "decoder/layers/mlp/wo/kernel": (1, 40, 24),
     }
-    assert found["T5 1.0"]["encoder/layers/mlp/wi/kernel"] == (2, 32, 48)
-    assert "decoder/logits_dense/kernel" not in found["T5 1.0"]
+    assert leaf_shapes["T5 1.0"]["encoder/layers/mlp/wi/kernel"] == (2, 32, 48)
+    assert "decoder/logits_dense/kernel" not in leaf_shapes["T5 1.0"]
 
 
 def test_a_row_by_hand():

@@ -1,4 +1,4 @@
-"""An encoder-decoder through the folders that know no model family: data, stages, evaluation, sentinels."""
+"""An encoder-decoder in the modules that work with any family: data, stages, evaluation; and sentinels."""
 
 import dataclasses
 import functools
@@ -15,11 +15,13 @@ from promot_jax.data.vocabularies.sentencepiece import ByteVocabulary
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation import evaluator as evaluator_module
-from promot_jax.evaluation.evaluator import Evaluator, Request
+from promot_jax.evaluation import sampler as sampler_module
+from promot_jax.evaluation.evaluator import Evaluator
+from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
-from promot_jax.methods.stages import STAGE1, STAGE2
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import T5Config, build
+from promot_jax.params import soft_prompts
 from promot_jax.params.dtypes import cast_weights
 from promot_jax.params.soft_prompts import PromptInit
 from promot_jax.training.loop import train
@@ -40,15 +42,22 @@ def _base():
 
 
 def evaluator(base, **changes):
-    settings = dataclasses.replace(SETTINGS, **changes)
-    return Evaluator(base, settings, Partitioner(), task="tiny_review", icl="tiny_icl")
+    return Evaluator(sampler(base, **changes), task="tiny_review", icl="tiny_icl")
+
+
+def sampler(base, **changes):
+    return Sampler(base, dataclasses.replace(SETTINGS, **changes), Partitioner())
+
+
+def encoder(judge, prompt, task):
+    return judge.encoder.with_prompts(soft_prompts.layout(prompt, CONFIG.vocab_size), task)
 
 
 def train_stage(folder, base, stage, params, pack, steps=2):
     judge = evaluator(base)
     stream = batches.TrainBatches(
         examples.stream("tiny_review", "train", seed=0),
-        judge.binding(params["prompt"], "tiny_review"),
+        encoder(sampler(base), params["prompt"], "tiny_review"),
         base.model.layout,
         batch_size=2,
         feature_lengths=LENGTHS,
@@ -101,9 +110,9 @@ def test_both_stages_train_their_own_subtree_and_no_other(base, tmp_path):
 
 def test_inputs_are_encoded_and_targets_stand_by_themselves(base):
     table = {"a": np.zeros((3, 16), np.float32)}
-    binding = evaluator(base, sentinel=True).binding(table, "a")  # of training: no sentinel
+    trained = encoder(sampler(base, sentinel=True), table, "a")  # of training: no sentinel
     example = examples.Example("a", "id", "xy", "z", (), "", 0)
-    tokens = binding.tokens(example)
+    tokens = trained.tokens(example)
     assert tokens.inputs == [384, 385, 386, *base.vocabulary.encode("xy"), 1]
     assert tokens.targets == [*base.vocabulary.encode("z"), 1]
 
@@ -119,15 +128,16 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
         asked.extend(row[:length].tolist() for row, length in zip(*map(np.asarray, inputs.values()), strict=True))
         return out
 
-    monkeypatch.setattr(evaluator_module, "generate", answer)
-    judge = evaluator(base, sentinel=True, decoding=Decoding(max_tokens=20))
+    monkeypatch.setattr(sampler_module, "generate", answer)
+    asking = sampler(base, sentinel=True, decoding=Decoding(max_tokens=20))
+    judge = Evaluator(asking, task="tiny_review", icl="tiny_icl")
     params = {"model": base.params}
-    assert judge.ask(params, [Request("a b")]) == [said]
+    assert asking.ask(params, [Request("a b")]) == [said]
     assert asked[0] == [*vocabulary.encode("a b"), 258, 1]
     scored = judge.target(params, "test", 10)
     assert {(row.raw, row.output) for row in scored.rows} == {(said, "good")}
     assert 0 < scored.entry.score < 100
-    plain = evaluator(base, decoding=Decoding(max_tokens=20))
+    plain = sampler(base, decoding=Decoding(max_tokens=20))
     assert plain.ask(params, [Request("a b")]) == ["goodfilm"]
 
 
@@ -143,7 +153,7 @@ def test_a_task_that_was_trained_is_asked_as_it_was_trained(base, monkeypatch):
         ask(*arguments)
         return {end == 258 for end in ends}
 
-    monkeypatch.setattr(evaluator_module, "generate", answer)
+    monkeypatch.setattr(sampler_module, "generate", answer)
     judge = evaluator(base, sentinel=True)
     prompt = Partitioner().place({"prompt": {"tiny_review": np.zeros((2, 16), np.float32)}})
     untouched = {"model": base.params, **prompt}
@@ -151,9 +161,7 @@ def test_a_task_that_was_trained_is_asked_as_it_was_trained(base, monkeypatch):
     assert asked(judge.target, untouched, "test", 2) == {True}  # nothing in front of it
     assert asked(judge.target, untouched, "test", 2, "tiny_review") == {False}
     assert asked(judge.target, tuned, "test", 2) == {False}
-    loaded = Evaluator(
-        dataclasses.replace(base, base="of its run"), judge._settings, Partitioner(), task="tiny_review", icl="tiny_icl"
-    )
+    loaded = evaluator(dataclasses.replace(base, base="of its run"), sentinel=True)
     assert asked(loaded.target, untouched, "test", 2) == {False}
     for params in (untouched, tuned):
         assert asked(judge.icl, params, 1, "test", 2) == asked(loaded.icl, params, 1, "test", 2) == {True}
@@ -165,7 +173,7 @@ def test_a_tokenizer_without_sentinels_is_refused(base, tiny_folder):
     other = pretrained.load(str(tiny_folder / "tiny.gguf"), Partitioner())
     mixed = dataclasses.replace(base, vocabulary=other.vocabulary)
     with pytest.raises(UserError, match=r"no <extra_id_0>; set Evaluation\.sentinel = False"):
-        evaluator(mixed, sentinel=True)
+        sampler(mixed, sentinel=True)
 
 
 def test_in_bfloat16_biases_stay_float32(base):

@@ -47,8 +47,8 @@ def _pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
     base = transformers.LlamaForCausalLM(config)
     base.save_pretrained(folder)
-    wanted = peft.LoraConfig(r=SHAPE.rank, lora_alpha=SHAPE.alpha, target_modules=list(MODULES), lora_dropout=0.0)
-    theirs = peft.get_peft_model(base, wanted).eval()
+    settings = peft.LoraConfig(r=SHAPE.rank, lora_alpha=SHAPE.alpha, target_modules=list(MODULES), lora_dropout=0.0)
+    theirs = peft.get_peft_model(base, settings).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -56,13 +56,13 @@ def _pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
     loaded = load.read(folder, Partitioner())
     ours = Ours(build(DecoderConfig(**loaded.config)), loaded.placed.params)
-    found = {name: tensor.detach().numpy() for name, tensor in theirs.named_parameters() if "lora_" in name}
+    leaves = {name: tensor.detach().numpy() for name, tensor in theirs.named_parameters() if "lora_" in name}
     flat = {}
     for short, module in MODULES.items():
         for part in ("A", "B"):
-            names = [name for name in found if f".{short}.lora_{part}." in name]  # layers in order
+            names = [name for name in leaves if f".{short}.lora_{part}." in name]  # layers in order
             assert len(names) == base.config.num_hidden_layers
-            flat[f"decoder/layers/{module}/lora_{part.lower()}"] = np.stack([found[name].T for name in names])
+            flat[f"decoder/layers/{module}/lora_{part.lower()}"] = np.stack([leaves[name].T for name in names])
     return theirs, ours, trees.unflatten(flat)
 
 

@@ -1,4 +1,4 @@
-"""Soft prompts: virtual ids, initialisers, files, and a stripped model that is the plain one."""
+"""Soft prompts: virtual ids, initialisers, files, and stripping."""
 
 import contextlib
 import functools
@@ -53,10 +53,14 @@ def test_virtual_ids_point_at_the_rows_of_their_task():
     prompt = {task: jnp.asarray(noise.normal(size=(n, EMBED))) for task, n in {"b": 2, "c": 4, "a": 3}.items()}
     ids, table = soft_prompts.layout(prompt, VOCAB), soft_prompts.table(prompt)
 
-    assert {task: [own[0], own[-1]] for task, own in ids.items()} == {"a": [50, 52], "b": [53, 54], "c": [55, 58]}
-    assert all(own.dtype == np.int32 for own in ids.values())
-    for task, own in ids.items():
-        assert np.array_equal(table[own - VOCAB], prompt[task])
+    assert {task: [rows_of_task[0], rows_of_task[-1]] for task, rows_of_task in ids.items()} == {
+        "a": [50, 52],
+        "b": [53, 54],
+        "c": [55, 58],
+    }
+    assert all(rows_of_task.dtype == np.int32 for rows_of_task in ids.values())
+    for task, rows_of_task in ids.items():
+        assert np.array_equal(table[rows_of_task - VOCAB], prompt[task])
 
 
 def test_no_prompt_has_no_ids_and_no_table():

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from random_results import NASTY, TASKS, alignment, made, prune, random_document, random_results, random_run
 
 from promot_jax import files
-from promot_jax.methods import stages
-from promot_jax.methods.labels import LABELS, label
+from promot_jax.methods import METHODS, label
 from promot_jax.report import figures, markdown, tables, terminal
 from promot_jax.report import html as markup
 from promot_jax.report.page import page
@@ -80,7 +79,7 @@ def test_gradient_alignments_are_drawn(tmp_path):
     assert len(set(drawn)) == len(drawn) == 4  # with a prompt and without
     assert all((tmp_path / "report/figures" / f"{name}.svg").is_file() for name in drawn)
     assert (
-        "seed 0, behind its prompt" in made
+        "seed 0, with its soft prompt" in made
         and "50 % (finetune on sentiment, seed 0), 50 % (stage2 on sentiment, seed 0)" in made
     )
 
@@ -101,8 +100,8 @@ def test_averages_over_different_tasks_are_not_shown_side_by_side():
 
 
 def test_every_method_has_a_label():
-    assert LABELS.keys() == stages.METHODS.keys()
-    assert len(set(LABELS.values())) == len(LABELS)
+    labels = [method.label for method in METHODS.values()]
+    assert all(labels) and len(set(labels)) == len(labels)
     assert label("multitask_promot_1shot") == "multi-task ProMoT + 1-shot"
     assert label("finetune_16shot") == "fine-tuning + 16-shot"
     assert label("some_other") == "some other"

@@ -8,16 +8,14 @@ import pytest
 from promot_jax.errors import UserError
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.experiments.settings import Experiment
-from promot_jax.methods import stages
-from promot_jax.sweep.grid import Grid, with_settings
+from promot_jax.sweep.grid import Grid
 from promot_jax.training.optimizer import Optimizer
-from promot_jax.training.settings import Training
-from promot_jax.training.tuning import Tuning
+from promot_jax.training.settings import Training, Tuning
 
 LENGTHS = {"inputs": 32, "targets": 3}
 EXPERIMENT = Experiment("model", "review", "module", LENGTHS, "icl", evaluation=Evaluation(shots=(1,)))
 TUNING = Tuning(Training(4, 2, 2, Optimizer(learning_rate=0.02)), Training(4, 2, 2, Optimizer(learning_rate=1e-4)))
-RATES = {"prompt": (0.1, 0.2), "model": (1e-3, 1e-2)}
+RATES = {"prompt_learning_rate": (0.1, 0.2), "learning_rate": (1e-3, 1e-2)}
 
 
 def grid(workdir: Path, methods: tuple[str, ...], **changes: Any) -> Grid:
@@ -40,37 +38,51 @@ def test_a_method_has_the_rates_of_its_stages() -> None:
     found = folders(grid(Path("w"), ("pretrained", "prompt_tuning", "finetune", "promot"), varied=RATES, tasks=tasks))
     assert found[:9] == [
         "rte/pretrained/seed_0",
-        "rte/prompt_tuning/prompt_lr_0.1/seed_0",
-        "rte/prompt_tuning/prompt_lr_0.2/seed_0",
-        "rte/finetune/lr_0.001/seed_0",
-        "rte/finetune/lr_0.01/seed_0",
-        "rte/promot/prompt_lr_0.1_lr_0.001/seed_0",
-        "rte/promot/prompt_lr_0.1_lr_0.01/seed_0",
-        "rte/promot/prompt_lr_0.2_lr_0.001/seed_0",
-        "rte/promot/prompt_lr_0.2_lr_0.01/seed_0",
+        "rte/prompt_tuning/prompt_learning_rate_0.1/seed_0",
+        "rte/prompt_tuning/prompt_learning_rate_0.2/seed_0",
+        "rte/finetune/learning_rate_0.001/seed_0",
+        "rte/finetune/learning_rate_0.01/seed_0",
+        "rte/promot/prompt_learning_rate_0.1_learning_rate_0.001/seed_0",
+        "rte/promot/prompt_learning_rate_0.1_learning_rate_0.01/seed_0",
+        "rte/promot/prompt_learning_rate_0.2_learning_rate_0.001/seed_0",
+        "rte/promot/prompt_learning_rate_0.2_learning_rate_0.01/seed_0",
     ]
     assert found[9:] == [folder.replace("rte", "snli", 1) for folder in found[:9]]
-    only_model = folders(grid(Path("w"), ("prompt_tuning", "promot"), varied={"model": (1e-3,)}))
-    assert only_model == ["prompt_tuning/seed_0", "promot/lr_0.001/seed_0"]
+    only_model = folders(grid(Path("w"), ("prompt_tuning", "promot"), varied={"learning_rate": (1e-3,)}))
+    assert only_model == ["prompt_tuning/seed_0", "promot/learning_rate_0.001/seed_0"]
 
 
-def test_a_rival_has_the_strengths_that_are_its_own() -> None:
-    varied = {"l2sp": (1, 0.1), "freeze": (1, 2), "model": (1e-3,)}
+def test_a_baseline_has_the_hyperparameters_that_are_its_own() -> None:
+    varied = {"l2sp_weight": (1, 0.1), "freeze": (1, 2), "learning_rate": (1e-3,)}
     one = grid(Path("w"), ("finetune", "l2sp", "freeze", "prompt_tuning"), varied=varied)
     assert folders(one) == [
-        "finetune/lr_0.001/seed_0",
-        "l2sp/l2sp_1.0_lr_0.001/seed_0",
-        "l2sp/l2sp_0.1_lr_0.001/seed_0",
-        "freeze/freeze_1_lr_0.001/seed_0",
-        "freeze/freeze_2_lr_0.001/seed_0",
+        "finetune/learning_rate_0.001/seed_0",
+        "l2sp/l2sp_weight_1.0_learning_rate_0.001/seed_0",
+        "l2sp/l2sp_weight_0.1_learning_rate_0.001/seed_0",
+        "freeze/freeze_1_learning_rate_0.001/seed_0",
+        "freeze/freeze_2_learning_rate_0.001/seed_0",
         "prompt_tuning/seed_0",
     ]
     _, strong, weak, low, high, _ = one.cells()
-    assert [one.tuning_of(cell).of(stages.L2SP).l2sp for cell in (strong, weak)] == [1.0, 0.1]
-    assert str(weak) == "l2sp, review, l2sp 0.1, model 0.001, seed 0"
-    patterns = [one.tuning_of(cell).of(stages.FREEZE).freeze for cell in (low, high)]
+    assert [one.tuning_of(cell).method("l2sp").l2sp_weight for cell in (strong, weak)] == [1.0, 0.1]
+    assert str(weak) == "l2sp, review, l2sp_weight 0.1, learning_rate 0.001, seed 0"
+    patterns = [one.tuning_of(cell).method("freeze").stages[0].freeze for cell in (low, high)]
     assert patterns[1] == (*patterns[0], "model/(encoder|decoder)/layers_1/.*")
     assert len(patterns[0]) == 2 and patterns[0][1] == "model/(encoder|decoder)/layers_0/.*"
+
+
+def test_a_cell_of_before_stays_in_its_folder(tmp_path: Path) -> None:
+    """Folders of before: `lr_`, `l2sp_`; a cell that has none gets one with today's name."""
+    varied = {"l2sp_weight": (0.1, 1.0), "learning_rate": (1e-3,)}
+    (tmp_path / "l2sp/l2sp_0.1_lr_0.001/seed_0").mkdir(parents=True)
+    (tmp_path / "promot/prompt_lr_0.1/seed_0").mkdir(parents=True)
+    assert folders(grid(tmp_path, ("l2sp",), varied=varied)) == [
+        "l2sp/l2sp_0.1_lr_0.001/seed_0",
+        "l2sp/l2sp_weight_1.0_learning_rate_0.001/seed_0",
+    ]
+    assert folders(grid(tmp_path, ("promot",), varied={"prompt_learning_rate": (0.1,)})) == [
+        "promot/prompt_lr_0.1/seed_0"
+    ]
 
 
 def test_settings_of_a_cell() -> None:
@@ -80,7 +92,7 @@ def test_settings_of_a_cell() -> None:
     assert (experiment.task, experiment.seed, experiment.evaluation.exemplar_seed) == ("rte_1shot", 5, 5)
     assert experiment.feature_lengths == {"inputs": 22, "targets": 2}  # room for the exemplar
     assert (tuning.prompt.optimizer.learning_rate, tuning.model.optimizer.learning_rate) == (0.2, 1e-2)
-    assert with_settings(tuning, {"prompt": 0.02, "model": 1e-4}) == TUNING
+    assert tuning.varied({"prompt_learning_rate": 0.02, "learning_rate": 1e-4}) == TUNING
     plain = grid(Path("w"), ("finetune",))
     (cell,) = plain.cells()
     assert plain.experiment_of(cell) == EXPERIMENT and plain.tuning_of(cell) == TUNING
@@ -95,12 +107,12 @@ def test_settings_of_a_cell() -> None:
         ({"methods": ()}, "at least one method"),
         ({"seeds": (1, 1)}, "each only once"),
         ({"seeds": (-1,)}, "not negative"),
-        ({"varied": {"modell": (1e-3,)}}, "did you mean 'model'"),
-        ({"varied": {"model": ()}}, "at least one value of 'model'"),
-        ({"varied": {"model": (1e-3, 1e-3)}}, "each only once"),
-        ({"varied": {"model": (0.0,)}}, "positive"),
-        ({"varied": {"model": ("1",)}}, "positive"),
-        ({"varied": {"freeze": (1.5,)}}, "whole numbers of layers"),
+        ({"varied": {"learning_rat": (1e-3,)}}, "did you mean 'learning_rate'"),
+        ({"varied": {"learning_rate": ()}}, "at least one value of 'learning_rate'"),
+        ({"varied": {"learning_rate": (1e-3, 1e-3)}}, "each only once"),
+        ({"varied": {"learning_rate": (0.0,)}}, "positive"),
+        ({"varied": {"learning_rate": ("1",)}}, "positive"),
+        ({"varied": {"freeze": (1.5,)}}, "whole numbers"),
         ({"varied": {"lora": (4,)}}, "No setting 'lora' can be varied"),
         ({"margin": -1.0}, "MARGIN is not negative"),
         ({"report": "../other"}, "REPORT becomes a folder in the comparison's own, which '../other' cannot be"),

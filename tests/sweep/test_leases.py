@@ -1,4 +1,4 @@
-"""Leases of folders: one owner at a time, whichever process dies."""
+"""Leases on folders: one owner at a time, whatever dies."""
 
 import json
 import os
@@ -16,29 +16,29 @@ from promot_jax.errors import UserError
 from promot_jax.sweep import leases
 
 
-def foreign(folder: Path, number: int = 0, age: float = 0.0, **said: object) -> Path:
-    """A claim by another machine, touched `age` seconds ago."""
+def foreign(folder: Path, number: int = 0, age: float = 0.0, **lease: object) -> Path:
+    """A lease of another machine, touched `age` seconds ago."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"claim.{number}"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "process": "x", "started": "", **said}))
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "process": "x", "started": "", **lease}))
     os.utime(path, (time.time() - age,) * 2)
     return path
 
 
-def test_a_claim_is_held_once_and_given_back(tmp_path: Path) -> None:
+def test_a_lease_is_held_once_and_released(tmp_path: Path) -> None:
     with leases.claim(tmp_path / "cell", 60) as first, leases.claim(tmp_path / "cell", 60) as second:
         assert (first, second) == (True, False)
         assert leases.owner(tmp_path / "cell", 60) == f"{socket.gethostname()}, process {os.getpid()}"
     assert not list((tmp_path / "cell").iterdir()) and leases.owner(tmp_path / "cell", 60) == ""
 
 
-def test_a_claim_is_given_back_when_the_work_fails(tmp_path: Path) -> None:
+def test_a_lease_is_released_when_the_work_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), leases.claim(tmp_path, 60):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_living_claim_of_another_machine_is_respected(tmp_path: Path) -> None:
+def test_a_living_lease_of_another_machine_is_respected(tmp_path: Path) -> None:
     path = foreign(tmp_path, age=50)
     assert leases.owner(tmp_path, 60) == "elsewhere, process 1"
     with leases.claim(tmp_path, 60) as held:
@@ -47,7 +47,7 @@ def test_a_living_claim_of_another_machine_is_respected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_a_claim_without_a_sign_of_life_is_taken_over(tmp_path: Path, empty: bool) -> None:
+def test_a_lease_without_a_sign_of_life_is_taken_over(tmp_path: Path, empty: bool) -> None:
     path = foreign(tmp_path, age=70)
     if empty:  # its owner died while it wrote
         path.write_text("")
@@ -62,20 +62,20 @@ def test_a_process_of_this_machine_that_is_gone_is_no_owner(tmp_path: Path) -> N
     gone = processes.start([sys.executable, "-c", ""])
     gone.wait()
     with leases.claim(tmp_path / "a", 60):
-        said = json.loads((tmp_path / "a" / "claim.0").read_text())
-    foreign(tmp_path / "a", **said | {"process": "x", "pid": gone.pid})
-    foreign(tmp_path / "b", **said | {"process": "x", "pid": os.getpid()})  # a predecessor
-    foreign(tmp_path / "c", **said | {"process": "x", "pid": os.getppid()})
+        lease = json.loads((tmp_path / "a" / "claim.0").read_text())
+    foreign(tmp_path / "a", **lease | {"process": "x", "pid": gone.pid})
+    foreign(tmp_path / "b", **lease | {"process": "x", "pid": os.getpid()})  # a predecessor
+    foreign(tmp_path / "c", **lease | {"process": "x", "pid": os.getppid()})
     # In another container of the same name, or before the machine was started anew, the number says nothing.
-    foreign(tmp_path / "d", **said | {"process": "x", "pid": gone.pid, "pid_namespace": "pid:[1]"})
-    foreign(tmp_path / "e", **said | {"process": "x", "pid": os.getpid(), "boot": "another"})
+    foreign(tmp_path / "d", **lease | {"process": "x", "pid": gone.pid, "pid_namespace": "pid:[1]"})
+    foreign(tmp_path / "e", **lease | {"process": "x", "pid": os.getpid(), "boot": "another"})
     assert [bool(leases.owner(tmp_path / name, 60)) for name in "abcde"] == [False, False, True, True, True]
-    foreign(tmp_path / "d", age=70, **said | {"process": "x", "pid": gone.pid, "pid_namespace": "pid:[1]"})
+    foreign(tmp_path / "d", age=70, **lease | {"process": "x", "pid": gone.pid, "pid_namespace": "pid:[1]"})
     assert leases.owner(tmp_path / "d", 60) == ""
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"host": "a", "pid": "1"}', '{"host": "a", "pid": 1e3', "\x00"])
-def test_a_claim_that_says_nothing_counts_until_it_is_stale(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_lease_counts_until_it_is_stale(tmp_path: Path, text: str) -> None:
     path = foreign(tmp_path)
     path.write_text(text)
     assert leases.owner(tmp_path, 60) == "a process that has just begun"
@@ -85,7 +85,7 @@ def test_a_claim_that_says_nothing_counts_until_it_is_stale(tmp_path: Path, text
     assert not list(tmp_path.iterdir())
 
 
-def test_a_claim_is_kept_alive(tmp_path: Path) -> None:
+def test_a_lease_is_kept_alive(tmp_path: Path) -> None:
     with leases.claim(tmp_path, 0.2):
         before = (tmp_path / "claim.0").stat().st_mtime
         os.utime(tmp_path / "claim.0", (before - 100,) * 2)
@@ -116,12 +116,12 @@ def test_an_owner_that_was_taken_for_dead_is_interrupted(tmp_path: Path, others:
     assert all(path.stat().st_mtime > time.time() + 50 for path in left)  # nor was it touched
 
 
-def test_a_folder_claimed_anew_meanwhile_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_leased_anew_meanwhile_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign(tmp_path, age=70)
     create = os.open
 
     def slow(path: str | Path, *arguments: int) -> int:
-        if Path(path).name == "claim.1":  # another process took the dead claim over, ended, and a third one came
+        if Path(path).name == "claim.1":  # another process took the expired lease over, ended, and a third one came
             foreign(tmp_path)
         return create(path, *arguments)
 
@@ -134,9 +134,9 @@ def test_a_folder_claimed_anew_meanwhile_is_not_taken_over(tmp_path: Path, monke
 COMPETE = """
 import sys, time
 from pathlib import Path
-from promot_jax import claims
+from promot_jax.sweep import leases
 time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
-with claims.claim(Path(sys.argv[1]), 60) as held:
+with leases.claim(Path(sys.argv[1]), 60) as held:
     print(int(held), flush=True)
     sys.stdin.read()
 """

@@ -29,7 +29,6 @@ from promot_jax.errors import HostError, PreemptedError, TrainingError, UserErro
 from promot_jax.experiments import stage as runs
 from promot_jax.experiments.settings import Experiment
 from promot_jax.jobs import compare as jobs
-from promot_jax.methods import stages
 from promot_jax.results import schema as results
 from promot_jax.results.records import replace
 from promot_jax.results.scores import Draw, Icl, Score, StepEvaluation, Target
@@ -37,7 +36,7 @@ from promot_jax.sweep import collect as outcomes
 from promot_jax.sweep import scheduler as compare
 from promot_jax.sweep.grid import Grid
 from promot_jax.sweep.shared_stages import share_stage
-from promot_jax.training.tuning import Tuning
+from promot_jax.training.settings import Tuning
 
 # ---- running, with methods that take no time -------------------------------------------------------------------------
 
@@ -63,20 +62,21 @@ class Fake:
         if place in self.broken:
             raise self.broken[place]
         curve: list[StepEvaluation] = []
-        for stage in stages.method(method):
-            training = tuning.of(stage)
-            name, rate = stage.name, training.optimizer.learning_rate
+        configured = tuning.method(method)
+        weight = getattr(configured, "l2sp_weight", 0.0)
+        for stage in configured.stages:
+            name, rate = stage.name, tuning.of(stage).optimizer.learning_rate
             for part in ("tiny_review", "tiny_size") if stage.per_task else ("",):
                 if not stage_folder.describe(folder / name / part):
                     self.trained.append((Path(place) / name / part).as_posix())
                     stage_folder.record(folder / name / part, stage_record(name, stage.trains))
             # Best at a rate of 0.01 for the model and 0.2 for the prompt; the last step is worse than the best one.
             # L2-SP costs a point of target score per unit, and gives ten of ICL.
-            best = 90.0 - 10 * abs(rate - (0.2 if "prompt" in stage.trains else 0.01)) + session.seed - training.l2sp
-            icl = 50.0 - session.seed + 10 * training.l2sp
+            best = 90.0 - 10 * abs(rate - (0.2 if "prompt" in stage.trains else 0.01)) + session.seed - weight
+            icl = 50.0 - session.seed + 10 * weight
             for step, score in ((0, 99.0), (1, best), (2, best), (4, best - 5)):
                 curve.append(StepEvaluation(step=step, stage=name, target=score, icl=icl - step))
-        steps = {stage.name: 4 for stage in stages.method(method)}
+        steps = {stage.name: 4 for stage in configured.stages}
         draws = [Draw(norm_avg=40.0 + session.seed + draw) for draw in (-1, 0, 1)]
         scored = Icl.of({"a": Score(metric="accuracy", score=40.0 + session.seed, n=2)}, draws=draws)
         target = Target(task=session.task, metric="accuracy", score=80.0 + session.seed, n=2)
@@ -113,23 +113,25 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 def test_equal_stages_are_trained_once(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = grid(tmp_path, ("pretrained", "promot", "prompt_tuning", "promot_1shot"), varied={"model": (1e-3, 1e-2)})
+    one = grid(
+        tmp_path, ("pretrained", "promot", "prompt_tuning", "promot_1shot"), varied={"learning_rate": (1e-3, 1e-2)}
+    )
     fake.run(one)
     assert fake.trained == [
-        "promot/lr_0.001/seed_0/stage1",
-        "promot/lr_0.001/seed_0/stage2",
-        "promot/lr_0.01/seed_0/stage2",  # behind the same prompt
-        "promot_1shot/lr_0.001/seed_0/stage1",  # another task
-        "promot_1shot/lr_0.001/seed_0/stage2",
-        "promot_1shot/lr_0.01/seed_0/stage2",
+        "promot/learning_rate_0.001/seed_0/stage1",
+        "promot/learning_rate_0.001/seed_0/stage2",
+        "promot/learning_rate_0.01/seed_0/stage2",  # behind the same prompt
+        "promot_1shot/learning_rate_0.001/seed_0/stage1",  # another task
+        "promot_1shot/learning_rate_0.001/seed_0/stage2",
+        "promot_1shot/learning_rate_0.01/seed_0/stage2",
     ]
     first, second = (
-        tmp_path / name / "stage1/stage.json" for name in ("promot/lr_0.001/seed_0", "prompt_tuning/seed_0")
+        tmp_path / name / "stage1/stage.json" for name in ("promot/learning_rate_0.001/seed_0", "prompt_tuning/seed_0")
     )
     assert second.read_bytes() == first.read_bytes()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("====")]
     assert lines[0] == "==== 1 of 6: pretrained, review, seed 0 ===="
-    assert lines[2] == "==== 3 of 6: promot, review, model 0.01, seed 0; about 4 min left ===="
+    assert lines[2] == "==== 3 of 6: promot, review, learning_rate 0.01, seed 0; about 4 min left ===="
     fake.run(one)
     assert fake.trained == []
 
@@ -164,38 +166,38 @@ def on_tiny(one: Grid, task: str) -> Grid:
 
 
 def test_prompts_of_several_tasks_are_trained_once(fake: Fake, tmp_path: Path) -> None:
-    one = on_tiny(grid(tmp_path, ("multitask_promot",), varied={"model": (1e-3, 1e-2)}), "tiny_pair")
+    one = on_tiny(grid(tmp_path, ("multitask_promot",), varied={"learning_rate": (1e-3, 1e-2)}), "tiny_pair")
     fake.run(one)
     assert fake.trained == [
-        "multitask_promot/lr_0.001/seed_0/stage1/tiny_review",
-        "multitask_promot/lr_0.001/seed_0/stage1/tiny_size",
-        "multitask_promot/lr_0.001/seed_0/stage2",
-        "multitask_promot/lr_0.01/seed_0/stage2",
+        "multitask_promot/learning_rate_0.001/seed_0/stage1/tiny_review",
+        "multitask_promot/learning_rate_0.001/seed_0/stage1/tiny_size",
+        "multitask_promot/learning_rate_0.001/seed_0/stage2",
+        "multitask_promot/learning_rate_0.01/seed_0/stage2",
     ]
 
 
 @pytest.mark.parametrize("trained", [(), ("tiny_review",), ("tiny_review", "tiny_size")])
 def test_prompts_of_several_tasks_are_waited_for(fake: Fake, tmp_path: Path, trained: tuple[str, ...]) -> None:
-    one = on_tiny(grid(tmp_path, ("multitask_promot",), varied={"model": (1e-3, 1e-2)}), "tiny_pair")
-    elsewhere(tmp_path / "multitask_promot/lr_0.001/seed_0")
+    one = on_tiny(grid(tmp_path, ("multitask_promot",), varied={"learning_rate": (1e-3, 1e-2)}), "tiny_pair")
+    elsewhere(tmp_path / "multitask_promot/learning_rate_0.001/seed_0")
     for task in trained:
-        folder = tmp_path / "multitask_promot/lr_0.001/seed_0/stage1" / task
+        folder = tmp_path / "multitask_promot/learning_rate_0.001/seed_0/stage1" / task
         stage_folder.record(folder, stage_record("stage1"))
     fake.run(one, wait=False)
-    assert fake.trained == (["multitask_promot/lr_0.01/seed_0/stage2"] if len(trained) == 2 else [])
+    assert fake.trained == (["multitask_promot/learning_rate_0.01/seed_0/stage2"] if len(trained) == 2 else [])
 
 
 def test_what_cannot_be_is_said_at_once(fake: Fake, tmp_path: Path) -> None:
     one = on_tiny(grid(tmp_path, ("finetune", "multitask_promot", "replay", "freeze")), "tiny_review")
     with pytest.raises(UserError, match=r"'tiny_review' is a single one.*value for 'replay'.*value for 'freeze'"):
         fake.run(one)
-    tuning = dataclasses.replace(TUNING, replay=Replay("tiny_texts"), freeze=("embed",))
+    tuning = dataclasses.replace(TUNING, settings={"replay": Replay("tiny_texts"), "freeze": ("embed",)})
     with pytest.raises(UserError, match="did you mean 'tiny_text'"):
         fake.run(dataclasses.replace(one, methods=("finetune", "replay"), tuning=tuning))
     assert fake.trained == [] and not list(tmp_path.iterdir())
 
 
-def test_rivals_that_begin_alike_share_it(fake: Fake, tmp_path: Path) -> None:
+def test_baselines_that_begin_alike_share_it(fake: Fake, tmp_path: Path) -> None:
     fake.run(grid(tmp_path, ("finetune", "wise_ft", "l2sp")))
     assert fake.trained == ["finetune/seed_0/finetune", "wise_ft/seed_0/wise_ft", "l2sp/seed_0/l2sp"]
 
@@ -206,7 +208,10 @@ def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path)
     found = read_comparison(tmp_path)
     assert found == outcomes.collect(one, 600.0)["review"]
     chosen = {method: choice.chosen for method, choice in found.selection.items()}
-    assert chosen == {"finetune": {"model": 1e-2}, "promot": {"prompt": 0.1, "model": 1e-2}}  # the gentler of equals
+    assert chosen == {  # the gentler of equals
+        "finetune": {"learning_rate": 1e-2},
+        "promot": {"prompt_learning_rate": 0.1, "learning_rate": 1e-2},
+    }
     tried = found.selection["finetune"].candidates
     assert [one.seeds for one in tried] == [
         {"0": pytest.approx(89.91), "1": pytest.approx(90.91)},
@@ -217,7 +222,7 @@ def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path)
         "pretrained": 2, "finetune": 2, "promot": 2,
     }  # fmt: skip
     others = [(run.method, run.varied, run.seed) for run in found.others]
-    assert others[:2] == [("finetune", {"model": 1e-3}, 0), ("finetune", {"model": 1e-3}, 1)]
+    assert others[:2] == [("finetune", {"learning_rate": 1e-3}, 0), ("finetune", {"learning_rate": 1e-3}, 1)]
     assert len(others) == 2 * (1 + 3) and all(varied != chosen[method] for method, varied, _ in others)
     assert len(found.cells) == 2 * (1 + 2 + 4) and {cell.state for cell in found.cells} == {"finished"}
     spread = found.spread["best"]["finetune"]["1"]
@@ -231,16 +236,18 @@ def test_settings_are_chosen_on_the_validation_split(fake: Fake, tmp_path: Path)
 
 @pytest.mark.parametrize(("margin", "chosen"), [(0.0, 0.5), (0.5, 1.0), (1.5, 2.0), (2.0, 1.0)])
 def test_settings_are_chosen_by_icl_within_the_margin(fake: Fake, tmp_path: Path, margin: float, chosen: float) -> None:
-    one = grid(tmp_path, ("finetune", "l2sp"), seeds=(0, 1), varied={"l2sp": (0.5, 1.0, 2.0, 4.0)}, margin=margin)
-    fake.broken = {"l2sp/l2sp_2.0/seed_1": TrainingError("not finite")} if margin == 2.0 else {}
+    one = grid(
+        tmp_path, ("finetune", "l2sp"), seeds=(0, 1), varied={"l2sp_weight": (0.5, 1.0, 2.0, 4.0)}, margin=margin
+    )
+    fake.broken = {"l2sp/l2sp_weight_2.0/seed_1": TrainingError("not finite")} if margin == 2.0 else {}
     with pytest.raises(TrainingError) if fake.broken else contextlib.nullcontext():
         fake.run(one)
     found = read_comparison(tmp_path)
-    assert found.selection.keys() == {"l2sp"} and found.selection["l2sp"].chosen == {"l2sp": chosen}
+    assert found.selection.keys() == {"l2sp"} and found.selection["l2sp"].chosen == {"l2sp_weight": chosen}
     first = found.selection["l2sp"].candidates[0]
     assert (first.validation, first.icl) == (pytest.approx(89.901), 52.5)
     report = (tmp_path / "report.md").read_text("utf-8")
-    assert f"| L2-SP | l2sp {chosen:g} | {90.401 - chosen:.1f} | {47.5 + 10 * chosen:.1f} | 2 | yes |" in report
+    assert f"| L2-SP | l2sp_weight {chosen:g} | {90.401 - chosen:.1f} | {47.5 + 10 * chosen:.1f} | 2 | yes |" in report
     assert (f"at most {margin:g} points below the highest target score" in report) == (margin > 0)
 
 
@@ -296,22 +303,22 @@ def test_analyses_of_the_cells_are_in_every_report_of_them(fake: Fake, tmp_path:
 
 
 def test_a_cell_that_diverges_stops_no_other(fake: Fake, tmp_path: Path) -> None:
-    one = grid(tmp_path, ("finetune", "promot"), varied={"model": (1e-3, 1e-2)})
-    fake.broken = {"finetune/lr_0.01/seed_0": TrainingError("the loss is not finite at step 3")}
-    with pytest.raises(TrainingError, match=r"1 of 4 cells failed.*model 0.01, seed 0: the loss"):
+    one = grid(tmp_path, ("finetune", "promot"), varied={"learning_rate": (1e-3, 1e-2)})
+    fake.broken = {"finetune/learning_rate_0.01/seed_0": TrainingError("the loss is not finite at step 3")}
+    with pytest.raises(TrainingError, match=r"1 of 4 cells failed.*learning_rate 0.01, seed 0: the loss"):
         fake.run(one)
     found = read_comparison(tmp_path)
     states = {cell.folder: cell.state for cell in found.cells}
-    assert states.pop("finetune/lr_0.01/seed_0") == "failed" and set(states.values()) == {"finished"}
-    assert found.selection["finetune"].chosen == {"model": 1e-3}  # although 0.01 would have been better
-    assert found.selection["finetune"].candidates[1] == results.Candidate(varied={"model": 0.01}, seeds={})
+    assert states.pop("finetune/learning_rate_0.01/seed_0") == "failed" and set(states.values()) == {"finished"}
+    assert found.selection["finetune"].chosen == {"learning_rate": 1e-3}  # although 0.01 would have been better
+    assert found.selection["finetune"].candidates[1] == results.Candidate(varied={"learning_rate": 0.01}, seeds={})
     fake.broken.clear()  # the failure lasts: it would end in the same way
     with pytest.raises(TrainingError, match="1 of 4 cells failed"):
         fake.run(one)
     assert fake.trained == []
-    (tmp_path / "finetune/lr_0.01/seed_0/failed.json").unlink()
+    (tmp_path / "finetune/learning_rate_0.01/seed_0/failed.json").unlink()
     fake.run(one)
-    assert fake.trained == ["finetune/lr_0.01/seed_0/finetune"]
+    assert fake.trained == ["finetune/learning_rate_0.01/seed_0/finetune"]
     assert {cell.state for cell in read_comparison(tmp_path).cells} == {"finished"}
 
 
@@ -484,7 +491,7 @@ def test_tasks_and_rates_on_a_model(
     rates = ("0.001", "1e+38")
     assert trained == [
         "tiny_size/prompt_tuning/seed_0/stage1",
-        *(f"tiny_size/promot/lr_{rate}/seed_0/stage2" for rate in rates),
+        *(f"tiny_size/promot/learning_rate_{rate}/seed_0/stage2" for rate in rates),
     ]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("1 of 3 cells failed") and "not finite at step" in line
@@ -497,7 +504,7 @@ def test_tasks_and_rates_on_a_model(
     assert [len(point.draws) for point in promot.curve if point.stage == "stage2"] == [2, 2]
     one, other = promot.icl["1"].draws
     assert one.norm_avg == promot.icl["1"].norm_avg
-    outputs = workdir / "tiny_size/promot/lr_0.001/seed_0/outputs/icl_1shot.jsonl"
+    outputs = workdir / "tiny_size/promot/learning_rate_0.001/seed_0/outputs/icl_1shot.jsonl"
     rows = [json.loads(line) for line in outputs.read_text("utf-8").splitlines()]
     first, second = ([row for row in rows if row["draw"] == draw] for draw in (0, 1))
     assert [row["id"] for row in first] == [row["id"] for row in second]
@@ -522,16 +529,27 @@ def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     chosen: dict[str, Any] = {"learning_rates": rates, "strengths": strengths, "margin": 1.0, "report": "all"}
     jobs.compare(tmp_path, EXPERIMENT, TUNING, ("finetune",), seeds=3, wait=False, stale=5.0, **chosen)
     ((one, wait, stale, serve),) = got
-    wanted = grid(tmp_path, ("finetune",), seeds=[3], varied=rates | strengths, margin=1.0, report="all")
+    wanted = grid(
+        tmp_path,
+        ("finetune",),
+        seeds=[3],
+        varied={"learning_rate": (0.1,), "l2sp_weight": (0.1, 1.0)},
+        margin=1.0,
+        report="all",
+    )
     assert one == dataclasses.replace(wanted, methods=["finetune"])
     assert (wait, stale, serve) == (False, 5.0, None)
-    with pytest.raises(UserError, match="both name model"):
-        jobs.compare(tmp_path, EXPERIMENT, TUNING, ("finetune",), learning_rates=rates, strengths=rates)
+    with pytest.raises(UserError, match="name learning_rate twice"):
+        jobs.compare(
+            tmp_path, EXPERIMENT, TUNING, ("finetune",), learning_rates=rates, varied={"learning_rate": (1.0,)}
+        )
 
 
 def test_a_setting_without_a_score_is_behind_those_that_have_one() -> None:
     def candidate(rate: float, validation: float | None, icl: float | None) -> results.Candidate:
-        return results.Candidate(varied={"model": rate}, validation=validation, icl=icl, seeds={"0": validation})
+        return results.Candidate(
+            varied={"learning_rate": rate}, validation=validation, icl=icl, seeds={"0": validation}
+        )
 
     low, none, tied = candidate(0.1, 0.5, None), candidate(0.2, None, 90.0), candidate(0.3, 0.5 - 1e-12, 1.0)
     assert outcomes._best([none, low], 2.0) == 1 and outcomes._best([none, none], 2.0) == 0

@@ -137,8 +137,12 @@ def test_interface_texts(sources: Path) -> None:
         "Table Widget": ["Table Widget"],
         "Cell moved": ["Cellule déplacée", "Cellules déplacées"],
     }
-    for name, found in (("jupyterlab", texts), ("jupyterlab_git", {}), ("jupyterlab_lsp", {"Cell\nmoved": ["Autre"]})):
-        (sources.parent / f"{name}.json").write_text(json.dumps(found))
+    for name, content in (
+        ("jupyterlab", texts),
+        ("jupyterlab_git", {}),
+        ("jupyterlab_lsp", {"Cell\nmoved": ["Autre"]}),
+    ):
+        (sources.parent / f"{name}.json").write_text(json.dumps(content))
 
     assert [(r["english"], r["french"]) for r in every(demo_data.interface_texts())] == [
         ("Cell moved", "Cellule déplacée"),

@@ -63,13 +63,13 @@ def test_normalisation_goes_through_the_steps_of_squads_script(answer: str) -> N
 
 
 def test_bleu_and_rouge2_by_hand() -> None:
-    target, said = "the cat sat on a mat", "the cat sat on the mat"
+    target, prediction = "the cat sat on a mat", "the cat sat on the mat"
 
     # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples, 1 of 3 fours; of equal length, so no penalty.
-    assert metrics.bleu([target], [said])["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
-    short = 100 * math.exp(1 - 6 / 5)  # all of 5 words right, where 6 were wanted
+    assert metrics.bleu([target], [prediction])["bleu"] == pytest.approx(100 * (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    short = 100 * math.exp(1 - 6 / 5)  # 5 of 5 words right, but the target has 6
     assert metrics.bleu([target], ["the cat sat on a"])["bleu"] == pytest.approx(short)
-    assert metrics.rouge2([target], [said]) == {"rouge2": pytest.approx(60)}  # 3 of 5 pairs, either way
+    assert metrics.rouge2([target], [prediction]) == {"rouge2": pytest.approx(60)}  # 3 of 5 pairs, either way
     assert metrics.rouge2(["Cats sat"], ["cats sit, cats sat."])["rouge2"] == pytest.approx(50)  # 1 of 3, 1 of 1
 
 

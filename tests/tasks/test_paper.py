@@ -23,6 +23,7 @@ from promot_jax.decoding.output_text import first_span
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.evaluation import evaluator
+from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import T5Config, build
 from promot_jax.results.bootstrap import normalized_average
@@ -84,7 +85,7 @@ def test_several_right_answers() -> None:
         for features in (raw, {"answers": example.answers}):  # as SeqIO's evaluator hands them over, and as ours does
             assert task.postprocess_fn(example.targets, example=features, is_target=True) == answers
         (metric,) = task.metric_fns
-        assert [metric([answers], [said]) for said in (f"the {answers[1]}!", "Nobody")] == [
+        assert [metric([answers], [prediction]) for prediction in (f"the {answers[1]}!", "Nobody")] == [
             {"exact_match": 100.0},
             {"exact_match": 0.0},
         ]
@@ -145,8 +146,8 @@ def test_postprocessing(name: str, output: str, answer: str) -> None:
     ],
 )
 def test_span_corruption_outputs(name: str, raw: str, answer: str) -> None:
-    said = text.get(name).postprocess_fn(first_span(raw), example={}, is_target=False)
-    assert said == answer
+    prediction = text.get(name).postprocess_fn(first_span(raw), example={}, is_target=False)
+    assert prediction == answer
 
 
 @pytest.mark.parametrize("suffix", ["", "_0shot", "_1shot", "_4shot", "_9shot"])
@@ -199,7 +200,7 @@ def test_shuffling_and_sharding_change_no_exemplar(name: str) -> None:
 def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     """Scores two tasks of the data at hand, by a model whose answer is a function of the whole prompt."""
 
-    def answer(self: evaluator.Evaluator, params: Any, requests: list[evaluator.Request]) -> list[str]:
+    def answer(self: Sampler, params: Any, requests: list[Request]) -> list[str]:
         codes = [int(text.stable_hash(request.text), 16) for request in requests]
         return [["Who", "Paris", "True", "False"][code % 4] for code in codes]
 
@@ -212,14 +213,14 @@ def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     evaluator._exemplars.cache_clear()
     settings = Evaluation(max_input_length=4096)
     with (
-        mock.patch.object(evaluator.Evaluator, "ask", answer),
+        mock.patch.object(Sampler, "ask", answer),
         mock.patch.object(seqio.Task, "get_dataset", get_dataset),
     ):
-        found = []
+        evaluations = []
         for name in ("rte_4shot", "web_questions_4shot"):
-            judge = evaluator.Evaluator(base, settings, Partitioner(), task=name, icl="")
-            found.append(judge.target({"model": {}}, "test", 12))
-    return [one.entry for one in found], [one.rows for one in found]
+            judge = evaluator.Evaluator(Sampler(base, settings, Partitioner()), task=name, icl="")
+            evaluations.append(judge.target({"model": {}}, "test", 12))
+    return [evaluation.entry for evaluation in evaluations], [evaluation.rows for evaluation in evaluations]
 
 
 def test_the_pool_of_exemplars_does_not_depend_on_shards(
@@ -243,17 +244,17 @@ def test_shuffling_and_sharding_change_no_score(tmp_path: Path, data: Path) -> N
         for task, splits in (("rte", ("train", "validation", "test")), ("web_questions", ("train", "test"))):
             rows = [paper_rows.varied(row, i) for i in range(20) for row, _, _ in CASES[task][2]]
             paper_rows.prepare(CASES[task][0], dict.fromkeys(splits, rows), tmp_path / str(shards), shards)
-    found = []
+    results = []
     for folder in (tmp_path / "1", tmp_path / "4"):
         for task in ("rte", "web_questions"):
             text.get(task).source.tfds_dataset.override_data_dir(str(folder))
-        found += [scored(shuffle=False), scored(shuffle=True)]
+        results += [scored(shuffle=False), scored(shuffle=True)]
     for task in ("rte", "web_questions"):
         text.get(task).source.tfds_dataset.override_data_dir(str(data))
 
     assert len(list((tmp_path / "4").rglob("super_glue-train.tfrecord*"))) == 4
-    assert all(one == found[0] for one in found)
-    scores, rows = found[0]
+    assert all(result == results[0] for result in results)
+    scores, rows = results[0]
     assert 0 < scores[0].score < 100 and [row.shots for row in rows[1]] == [4] * 12
 
 

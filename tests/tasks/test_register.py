@@ -152,13 +152,13 @@ def test_an_empty_split_is_empty() -> None:
 def test_postprocessing_follows_from_the_labels() -> None:
     closed = register.register("closed", rows, CAPITAL, [metrics.accuracy], labels=["K0"])
     opened = register.register("opened", rows, CAPITAL, [metrics.exact_match])
-    own = register.register(
+    custom = register.register(
         "own", rows, CAPITAL, [metrics.exact_match], postprocess_fn=lambda output, **_: output[::-1]
     )
 
     assert closed.postprocess_fn(" k0, I think\n", example={}, is_target=False) == "K0"
     assert opened.postprocess_fn(" k0, I think\n", example={}, is_target=False) == "k0, I think"
-    assert own.postprocess_fn("abc", example={}, is_target=False) == "cba"
+    assert custom.postprocess_fn("abc", example={}, is_target=False) == "cba"
     assert seqio.get_mixture_or_task("closed_4shot").postprocess_fn("K0 x", example={}, is_target=False) == "K0"
     assert [fn({"a"}, {"a"}) for fn in closed.metric_fns] == [{"accuracy": 100.0}]
     assert postprocess.STOP == Decoding().stop == "\n"

@@ -13,12 +13,12 @@ import pytest
 from compiled_once import compiled_once
 from forward import target_logits
 
-from promot_jax import trees
+from promot_jax import methods, trees
 from promot_jax.checkpoints.orbax import Checkpoints, Saved
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import TrainingError, UserError
-from promot_jax.methods import stages
-from promot_jax.methods.stages import FINETUNE, STAGE1, STAGE2
+from promot_jax.methods.finetune import FINETUNE
+from promot_jax.methods.promot import STAGE1, STAGE2
 from promot_jax.models import DecoderConfig, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
@@ -26,6 +26,7 @@ from promot_jax.training.loop import Trained, train
 from promot_jax.training.losses import cross_entropy
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
+from promot_jax.training.state import TrainState, shardings
 from promot_jax.training.step import make_step
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -245,17 +246,16 @@ class Update:
     def __init__(self, stage, training, transform=None):
         self.transform = optax.sgd(1.0) if transform is None else transform
         self.trained, self.frozen = trees.partition(PARAMS, lambda path: path.startswith(stage.trains))
-        shardings = jax.tree.map(lambda x: x.sharding, self.state(0))
-        self.step_fn = make_step(build(CONFIG), self.transform, training, shardings)
+        self.step_fn = make_step(build(CONFIG), self.transform, stage, training, shardings(self.state(0)))
 
     def state(self, step):
         trained = jax.tree.map(jnp.copy, self.trained)
-        return {"params": trained, "optimizer": self.transform.init(trained), "step": jnp.int32(step)}
+        return TrainState(trained, self.transform.init(trained), jnp.int32(step))
 
     def __call__(self, batch, step=0, seed=0):
         """Returns `(gradients, metrics)`."""
         state, metrics = self.step_fn(self.state(step), self.frozen, batch, jax.random.key(seed))
-        before, after = host(self.trained), host(state["params"])
+        before, after = host(self.trained), host(state.params)
         return {path: before[path] - after[path] for path in before}, {name: float(x) for name, x in metrics.items()}
 
     def lowered(self, batch):
@@ -493,7 +493,8 @@ def test_settings_that_cannot_be_trained_with(change, message):
 
 
 def test_methods_are_stages_in_order():
-    assert stages.method("promot") == (STAGE1, STAGE2) and stages.method("pretrained") == ()
-    assert stages.method("finetune") == (FINETUNE,) and not FINETUNE.prompt
+    plans = {name: method().stages for name, method in methods.METHODS.items()}
+    assert plans["promot"] == (STAGE1, STAGE2) and plans["pretrained"] == ()
+    assert plans["finetune"] == (FINETUNE,) and not FINETUNE.prompt
     with pytest.raises(UserError, match=r"Unknown method 'promt' \(did you mean 'promot'\?\)"):
-        stages.method("promt")
+        methods.find("promt")

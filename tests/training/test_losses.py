@@ -11,11 +11,14 @@ import optax
 import pytest
 
 from promot_jax import trees
+from promot_jax.methods.base import Objective, Stage
+from promot_jax.methods.kl import Divergence
 from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.batch_layout import Tokens
 from promot_jax.training import losses
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
+from promot_jax.training.state import TrainState
 from promot_jax.training.step import make_step
 
 BATCH, TARGETS, VOCAB, EMBED = 6, 7, 61, 16
@@ -34,7 +37,7 @@ def _case(fast_compilation):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("positions", [0, 1, 3, 6])  # 0: less room than one position of the batch needs
+@pytest.mark.parametrize("positions", [0, 1, 3, 6])  # 0: less than one position of the batch
 def test_chunks_equal_the_whole(case, smoothing, positions, monkeypatch):
     model, params, hidden, targets, weights = case
     monkeypatch.setattr(losses, "CHUNK", positions * BATCH * VOCAB)
@@ -48,8 +51,8 @@ def test_chunks_equal_the_whole(case, smoothing, positions, monkeypatch):
     expected, expected_grads = jax.value_and_grad(whole, (0, 1))(params, hidden)
     loss, grads = jax.jit(jax.value_and_grad(chunked, (0, 1)))(params, hidden)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+    for ours, expected_leaf in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(ours, expected_leaf, rtol=1e-5, atol=1e-5 * np.abs(expected_leaf).max())
 
 
 @pytest.mark.parametrize("positions", [0, 3, 7])
@@ -69,19 +72,19 @@ def test_divergence_in_chunks_is_that_of_the_whole(case, positions, monkeypatch)
     lowered = jax.jit(jax.value_and_grad(chunked, (0, 1)))
     loss, grads = lowered(params, hidden)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+    for ours, expected_leaf in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        np.testing.assert_allclose(ours, expected_leaf, rtol=1e-4, atol=1e-5 * np.abs(expected_leaf).max())
     assert ("while" in lowered.lower(params, hidden).as_text()) == (positions < TARGETS)
 
 
 def test_what_fits_is_not_cut(case, monkeypatch):
     model, params, hidden, targets, weights = case
 
-    def lowered(room):
+    def lowered(chunk):
         def whole(hidden):
             return losses.chunked_cross_entropy(model, params, hidden, targets, weights, 0.1)
 
-        monkeypatch.setattr(losses, "CHUNK", room)
+        monkeypatch.setattr(losses, "CHUNK", chunk)
         return jax.jit(whole).lower(hidden).as_text()
 
     def whole(hidden):
@@ -111,10 +114,11 @@ def update(family, trains, kl=0.0):
     params["prompt"] = {"task": jax.ShapeDtypeStruct((PROMPT, model.config.emb_dim), np.float32)}
     trained, frozen = trees.partition(params, lambda path: path.startswith(trains))
     transform = optax.sgd(1.0)
-    state = {"params": trained, "optimizer": jax.eval_shape(transform.init, trained), "step": jnp.int32(0)}
+    state = TrainState(trained, jax.eval_shape(transform.init, trained), jnp.int32(0))
     rows = model.layout([[Tokens([1, 2], [3] * AIMS)] for _ in range(ROWS)], AIMS + 8, AIMS)
     frozen |= {"start": trained["model"]} if kl else {}
-    step = make_step(model, transform, Training(1, ROWS, 1, Optimizer(), kl=kl), None)
+    stage = Stage("stage", trains=(trains,), objective=Divergence(kl) if kl else Objective())
+    step = make_step(model, transform, stage, Training(1, ROWS, 1, Optimizer()), None)
     return step.lower(state, frozen, rows, jax.random.key(0))
 
 

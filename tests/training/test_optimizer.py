@@ -29,8 +29,8 @@ def noise(shapes, seed, scale=1.0):
     draw = np.random.default_rng(seed)
 
     def leaf(path, shape):
-        own = 10.0 ** np.arange(shape[0]) if "/layers/" in path else 1.0
-        return jnp.asarray((scale * own * draw.normal(size=shape).T).T, jnp.float32)
+        scales = 10.0 ** np.arange(shape[0]) if "/layers/" in path else 1.0
+        return jnp.asarray((scale * scales * draw.normal(size=shape).T).T, jnp.float32)
 
     return trees.unflatten({path: leaf(path, shape) for path, shape in shapes.items()})
 

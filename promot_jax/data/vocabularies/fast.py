@@ -1,6 +1,6 @@
 """T5's tokenizers as `tokenizers.Tokenizer`, which transformers and servers read: SentencePiece unigram models, bytes.
 
-They give the ids that SeqIO gives, and end a text with `</s>` where special tokens are asked for, as T5's do.
+Their ids equal SeqIO's. With special tokens they end a text with `</s>`, as T5's do.
 """
 
 import re
@@ -11,18 +11,13 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from promot_jax.errors import UserError
 
 _SPACE = "\u2581"  # SentencePiece's mark of a word's beginning
-_UNIGRAM, _UNKNOWN, _CONTROL = 1, 2, 3  # kinds of models and of pieces in SentencePiece's own numbering
-_FIRST_BYTE = 3  # ids of ByT5: padding, end, unknown, then 256 bytes
+_UNIGRAM, _UNKNOWN, _CONTROL = 1, 2, 3  # SentencePiece's numbers for kinds of models and of pieces
 
 
 def from_sentencepiece(model: bytes) -> Tokenizer:
-    """Converts a SentencePiece unigram model; `<extra_id_...>` among its pieces become special tokens of that name.
+    """Converts a serialized SentencePiece unigram model; its pieces `<extra_id_...>` become special tokens.
 
-    Args:
-        model: the serialized model, extra ids included.
-
-    Raises:
-        UserError: the model is of another kind, or normalises text in a way that is not converted.
+    Raises UserError if the model is of another kind, or normalises text in a way that is not converted.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # made at import
     normal = proto.normalizer_spec
@@ -38,8 +33,8 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
         if sentinel or piece.type in (_UNKNOWN, _CONTROL):
             # The space before a sentinel is the mark of its own piece.
             special.append(AddedToken(pieces[-1][0], lstrip=bool(sentinel), normalized=False, special=True))
-    unknown = [i for i, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown[0], byte_fallback=proto.trainer_spec.byte_fallback))
+    unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN)
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unknown, byte_fallback=proto.trainer_spec.byte_fallback))
     steps: list[normalizers.Normalizer] = []
     if normal.precompiled_charsmap:
         steps.append(normalizers.Precompiled(normal.precompiled_charsmap))
@@ -54,9 +49,13 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
 
 
 def of_bytes() -> Tokenizer:
-    """ByT5's bytes; its unused ids behind them have no names."""
+    """Makes ByT5's byte tokenizer; the unused ids after the bytes have no names."""
     names = ["<pad>", "</s>", "<unk>"]
-    vocab = {name: i for i, name in enumerate(names)} | {char: _FIRST_BYTE + i for i, char in enumerate(_letters())}
+    # The character that stands for each byte in byte-level vocabularies: itself if it is printable.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    unused = iter(range(0x100, 0x200))
+    letters = [chr(byte if byte in printable else next(unused)) for byte in range(0x100)]
+    vocab = {name: i for i, name in enumerate([*names, *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -64,15 +63,8 @@ def of_bytes() -> Tokenizer:
     return _ended(tokenizer, "</s>")
 
 
-def _letters() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies: itself where it can be seen."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = iter(range(0x100, 0x200))
-    return [chr(byte if byte in seen else next(hidden)) for byte in range(0x100)]
-
-
 def _ended(tokenizer: Tokenizer, eos: str) -> Tokenizer:
-    """With the end of sequence behind every text."""
+    """Makes a tokenizer append the end of sequence."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single=["$A", eos], pair=["$A", eos, "$B", eos], special_tokens=[(eos, tokenizer.token_to_id(eos))]
     )

@@ -1,7 +1,7 @@
 """The tokenizer that a GGUF file describes, as a `tokenizers.Tokenizer`: byte-level BPE, or SentencePiece's BPE.
 
-`TokenizerVocabulary.from_gguf` wraps it. Only control tokens (special) and user-defined ones are added tokens, and
-plain text cannot be merged into a control token.
+`TokenizerVocabulary.from_gguf` wraps it. Only control tokens (special) and user-defined tokens are added tokens, and
+merges of plain text never make a control token.
 """
 
 import dataclasses
@@ -19,33 +19,21 @@ _SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 def _pieces(digits: str) -> Split:
-    """What merges stay within: contractions, words with one sign in front, runs of digits, other signs, breaks."""
-    return Split(
-        Regex(
-            rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-        ),
-        behavior="isolated",
-    )
+    """Splits text into contractions, words with one sign before, runs of digits, other signs, and line breaks."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+    rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    return Split(Regex(f"{words}|{digits}|{rest}"), behavior="isolated")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rule:
-    """How text becomes pieces for BPE, and tokens.
+    """How text is split into pieces, within which BPE merges."""
 
-    Attributes:
-        cuts: applied first.
-        gpt2: whether GPT-2's own expression cuts what they leave.
-        nfc: whether characters are composed before.
-        whole: whether a piece that is a token becomes it, whatever the merges make of it.
-        bos: whether the model expects a beginning of sequence where the file does not say.
-    """
-
-    cuts: tuple[Any, ...] = ()
-    gpt2: bool = True
-    nfc: bool = False
-    whole: bool = False
-    bos: bool = False
+    cuts: tuple[Any, ...] = ()  # splits applied first
+    gpt2: bool = True  # whether GPT-2's own expression then splits further
+    nfc: bool = False  # whether characters are composed (Unicode NFC) before
+    whole: bool = False  # whether a piece that is a token becomes that token, whatever the merges say
+    bos: bool = False  # whether the model expects a beginning of sequence if the file does not say
 
 
 # By the `tokenizer.ggml.pre` of a GGUF file. "smollm" takes every digit (any Unicode number) apart first, so that
@@ -59,18 +47,14 @@ _RULES = {
 
 
 def expects_bos(kind: str | None, pre: str | None) -> bool:
-    """Whether a GGUF file without `add_bos_token`, older than that key, wants a beginning of sequence."""
+    """Whether the model of a GGUF file without the (newer) key `add_bos_token` expects a beginning of sequence."""
     return kind == "llama" or (pre in _RULES and _RULES[pre].bos)
 
 
 def build(field: Callable[..., Any]) -> Tokenizer:
-    """Builds the tokenizer.
+    """Builds the tokenizer; raises UserError if its kind is not read, or its parts do not fit together.
 
-    Args:
-        field: `field(name, type, default)` reads `tokenizer.ggml.<name>`, and raises UserError for another type.
-
-    Raises:
-        UserError: the tokenizer is of a kind that is not read, or its parts do not fit together.
+    `field(name, type, default)` reads `tokenizer.ggml.<name>`, and raises UserError for another type.
     """
     kind = field("model", str)
     if kind not in ("gpt2", "llama"):
@@ -86,19 +70,17 @@ def build(field: Callable[..., Any]) -> Tokenizer:
     vocab = {token: i for i, token in enumerate(tokens)}
     if not tokens or len(vocab) != len(tokens) or len(types) != len(tokens):
         raise UserError(
-            f"The GGUF file has {len(tokens)} tokens, {len(vocab)} distinct, of {len(types)} types; mend it."
+            f"The GGUF file has {len(tokens)} tokens, {len(vocab)} distinct, of {len(types)} types; fix it."
         )
     if kind == "gpt2":
         tokenizer = _byte_level(vocab, types, field("merges", list, []), field("pre", str))
     else:
         scores = field("scores", np.ndarray, np.empty(0, np.float32))
         tokenizer = _sentencepiece(vocab, types, scores, field("add_space_prefix", bool, True))
-    typed = list(zip(tokens, types, strict=True))
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token, what in typed if what in (_UNKNOWN, _CONTROL)]
-    )
-    defined = [token for token, what in typed if what == _USER_DEFINED]
-    if kind == "llama":  # merges make the runs of spaces: an added token would be looked for in the wrong spelling
+    control = [token for token, i in vocab.items() if types[i] in (_UNKNOWN, _CONTROL)]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    defined = [token for token, i in vocab.items() if types[i] == _USER_DEFINED]
+    if kind == "llama":  # merges make the runs of spaces; an added token would be matched in the wrong spelling
         defined = [token for token in defined if token.strip(_SPACE)]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in defined])
     return tokenizer
@@ -131,30 +113,29 @@ def _byte_level(vocab: Mapping[str, int], types: Sequence[int], merges: Sequence
 
 
 def _sentencepiece(vocab: Mapping[str, int], types: Sequence[int], scores: np.ndarray, prefix: bool) -> Tokenizer:
-    """SentencePiece's BPE: the pair that makes the best-scored piece is merged first; unknown characters are bytes.
+    """SentencePiece's BPE: merges the pair that makes the best-scored piece first; unknown characters become bytes.
 
-    A vocabulary has no list of merges. They follow from it: any two pieces that together are a piece, in the order of
-    its score. User-defined runs of spaces are found before anything is merged: they are cut out, and come first.
+    Such a vocabulary has no list of merges. They follow from its scores: any two pieces that together are a piece, in
+    the order of its score. User-defined runs of spaces are split off before merging, and their merges come first.
     """
     if len(scores) != len(types) or scores.dtype.kind != "f" or not np.isfinite(scores).all():
         raise UserError(f"The GGUF file has {len(types)} tokens but {len(scores)} usable scores; convert it again.")
-    there = {token for token, i in vocab.items() if types[i] == _BYTE}
-    if lacking := {f"<0x{byte:02X}>" for byte in range(256)} - there:
-        raise UserError(f"The GGUF file has no tokens for {len(lacking)} of the 256 bytes; convert it again.")
+    byte_tokens = {token for token, i in vocab.items() if types[i] == _BYTE}
+    if missing := {f"<0x{byte:02X}>" for byte in range(256)} - byte_tokens:
+        raise UserError(f"The GGUF file has no tokens for {len(missing)} of the 256 bytes; convert it again.")
     if letters := [token for token, i in vocab.items() if types[i] in (_UNKNOWN, _CONTROL) and len(token) == 1]:
         raise UserError(f"The GGUF file makes control tokens of plain characters: {letters[:4]}.")
 
     runs = [token for token, i in vocab.items() if types[i] == _USER_DEFINED and not token.strip(_SPACE)]
-    ranks = {token: -float(scores[i]) for token, i in vocab.items() if types[i] == _NORMAL} | dict.fromkeys(
-        runs, -np.inf
-    )
-    found = [
-        (order, vocab[token], -cut, token[:cut], token[cut:])
-        for token, order in ranks.items()
+    ranks = {token: -float(scores[i]) for token, i in vocab.items() if types[i] == _NORMAL}
+    ranks |= dict.fromkeys(runs, -np.inf)
+    ranked = [
+        (rank, vocab[token], -cut, token[:cut], token[cut:])
+        for token, rank in ranks.items()
         for cut in range(1, len(token))
         if token[:cut] in ranks and token[cut:] in ranks
     ]
-    merges = [(left, right) for *_, left, right in sorted(found)]
+    merges = [(left, right) for *_, left, right in sorted(ranked)]
     tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=merges, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if prefix else spaces

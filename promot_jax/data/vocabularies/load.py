@@ -1,4 +1,4 @@
-"""Loads the tokenizer that a file or folder holds, or bytes."""
+"""Loads a tokenizer from a file or folder, or ByT5's bytes."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from promot_jax.errors import UserError
 
 
 def load(path: str | os.PathLike[str]) -> Vocabulary:
-    """Reads the tokenizer of a Hugging Face folder, or a tokenizer file.
+    """Reads a tokenizer.
 
     Args:
-        path: a folder with `tokenizer.json`, `spiece.model` or ByT5's `tokenizer_config.json`; a `tokenizer.json`; or a
-            SentencePiece `.model` file, local or `gs://`; or "bytes", ByT5's.
+        path: a folder with `tokenizer.json`, `spiece.model` or ByT5's `tokenizer_config.json`; a `tokenizer.json`; a
+            SentencePiece `.model` file, local or `gs://`; or "bytes" for ByT5's.
 
     Raises:
-        UserError: none of these is there, or it is damaged.
+        UserError: there is no tokenizer, or it is damaged.
     """
     folder = Path(path)
     if str(path) == "bytes":

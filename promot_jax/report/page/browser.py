@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from promot_jax.methods.labels import label
+from promot_jax.methods import label
 from promot_jax.report import figures, tables
 from promot_jax.report.page.sections import Rows
 from promot_jax.results.schema import Comparison, Run

@@ -15,7 +15,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from promot_jax.files import write_text
-from promot_jax.methods.labels import label
+from promot_jax.methods import label
 from promot_jax.report import figures, html, tables
 from promot_jax.report.page import browser, sections
 from promot_jax.report.svg import COLORS, css, legend, plot

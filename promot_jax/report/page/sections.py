@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promot_jax.methods.labels import label
+from promot_jax.methods import label
 from promot_jax.report import figures, tables
 from promot_jax.report.svg import Chart
 from promot_jax.results.schema import CellState, Comparison

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
+from forward import target_logits
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import trees
@@ -171,7 +172,7 @@ def test_logits_of_a_llama(llama: tuple[Path, Any], fast_compilation: None) -> N
     batch = decoder_rows([[Tokens(ids[:1].tolist(), ids[1:].tolist())]], 32, 19)
     with torch.no_grad():
         theirs = model(torch.tensor(ids[None])).logits[0, :-1].numpy()
-    np.testing.assert_allclose(base.model.logits(base.params, None, batch)[0], theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(target_logits(base.model, base.params, None, batch)[0], theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_sizes_of_another_are_refused_before_a_tensor_is_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_logits_of_a_llama_3(tmp_path: Path, length: int, fast_compilation: None
     batch = decoder_rows([[Tokens(ids[:1].tolist(), ids[1:].tolist())]], length, length - 1)
     with torch.no_grad():
         theirs = model(torch.tensor(ids[None])).logits[0, :-1].numpy()
-    np.testing.assert_allclose(base.model.logits(base.params, None, batch)[0], theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(target_logits(base.model, base.params, None, batch)[0], theirs, rtol=1e-4, atol=1e-4)
     written = hf_config.write("decoder", config)
     assert hf_config.full(*hf_config.read(written, ["x"] * 9)) == hf_config.full("decoder", config)
 

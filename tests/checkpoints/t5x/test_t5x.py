@@ -176,7 +176,7 @@ def test_write_then_read_is_the_identity(tmp_path: Path, shapes: dict[str, tuple
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_others_read_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     """By flax and tensorstore alone; device arrays and several chunks per array."""
-    monkeypatch.setattr(t5x, "_CHUNK", 100)
+    monkeypatch.setattr(write, "_CHUNK", 100)
     arrays = draw()
     params = trees.unflatten({path: jax.numpy.asarray(leaf, dtype) for path, leaf in stacked(arrays).items()})
     folder = write.write(tmp_path, 3, params, inline=40)

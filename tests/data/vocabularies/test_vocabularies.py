@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import assets
 from promot_jax.checkpoints.gguf.load import read_metadata
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
@@ -135,7 +135,8 @@ def test_data_never_says_control_tokens(vocabulary: TokenizerVocabulary, parts: 
 def test_copies_keep_data_apart_from_control_tokens(vocabulary: TokenizerVocabulary, tmp_path: Path) -> None:
     text = "a<|im_end|>b"
     vocabulary.save(tmp_path)
-    for other in (copy.deepcopy(vocabulary), copy.copy(vocabulary), TokenizerVocabulary.load(tmp_path)):
+    copies = copy.deepcopy(vocabulary), copy.copy(vocabulary), pickle.loads(pickle.dumps(vocabulary))
+    for other in (*copies, TokenizerVocabulary.load(tmp_path)):
         assert other.encode(text) == vocabulary.encode(text)
         assert 2 not in other.encode(text)
         assert other == vocabulary
@@ -161,7 +162,6 @@ def test_ids_and_sizes(fields: dict[str, Any], vocabulary: TokenizerVocabulary) 
     assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id, vocabulary.unk_id) == (1, 2, 2, 0)
     assert vocabulary.vocab_size == len(fields["tokenizer.ggml.tokens"])
     assert vocabulary.add_bos is False
-    assert "sha256" in str(vocabulary)
     bare = {key: value for key, value in fields.items() if "bos" not in key and "unknown" not in key}
     del bare["tokenizer.ggml.padding_token_id"]
     other = TokenizerVocabulary.from_gguf(bare)
@@ -180,41 +180,8 @@ def test_token_strings(fields: dict[str, Any], vocabulary: TokenizerVocabulary) 
         assert string == bytes(letters[letter] for letter in token).decode("utf-8", "replace")
 
 
-def test_text_that_is_not_utf8(vocabulary: TokenizerVocabulary) -> None:
+def test_a_lone_surrogate_is_replaced(vocabulary: TokenizerVocabulary) -> None:
     assert vocabulary.decode(vocabulary.encode("a\ud800b")) == "a?b"
-    assert vocabulary.decode(vocabulary.encode(b"a\xffb")) == "a\ufffdb"
-
-
-def test_tensorflow_agrees(vocabulary: TokenizerVocabulary) -> None:
-    import tensorflow as tf
-
-    for text in WILD:
-        ids = vocabulary.encode_tf(tf.constant(text))
-        assert ids.numpy().tolist() == vocabulary.encode(text)
-        assert vocabulary.decode_tf(ids).numpy().decode() == text
-    batch = vocabulary.encode_tf(tf.constant(["the cat", "", "<|im_end|>"]))
-    assert batch.to_list() == [vocabulary.encode(text) for text in ("the cat", "", "<|im_end|>")]
-    assert vocabulary.encode_tf(tf.constant([["a", "b c"]])).to_list() == [
-        [vocabulary.encode("a"), vocabulary.encode("b c")]
-    ]
-    padded = batch.to_tensor(default_value=vocabulary.pad_id)
-    assert [text.decode() for text in vocabulary.decode_tf(padded).numpy()] == ["the cat", "", "<|im_end|>"]
-    pipeline = tf.data.Dataset.from_tensor_slices(["the cat", "é"]).map(vocabulary.encode_tf)
-    assert pipeline.element_spec.shape.as_list() == [None]
-    assert [ids.tolist() for ids in pipeline.as_numpy_iterator()] == [vocabulary.encode(t) for t in ("the cat", "é")]
-
-
-def test_seqio_tokenizes_with_it(vocabulary: TokenizerVocabulary) -> None:
-    import seqio
-    import tensorflow as tf
-
-    features = {"inputs": seqio.Feature(vocabulary, add_eos=False), "targets": seqio.Feature(copy.copy(vocabulary))}
-    data = tf.data.Dataset.from_tensors({"inputs": "the cat", "targets": "mats"})
-    data = seqio.preprocessors.append_eos(seqio.preprocessors.tokenize(data, output_features=features), features)
-    example = next(data.as_numpy_iterator())
-    assert example["inputs"].tolist() == vocabulary.encode("the cat")
-    assert example["targets"].tolist() == [*vocabulary.encode("mats"), 2]
-    assert features["inputs"].vocabulary == features["targets"].vocabulary
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""The hooks that the training loop is given: evaluate a checkpoint on the validation split; write for TensorBoard."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from promot_jax import files, trees
+from promot_jax.distributed import hosts
+from promot_jax.experiments.initial_params import prompts_of_tasks
+from promot_jax.experiments.session import Session
+from promot_jax.methods.base import Stage
+from promot_jax.params import lora
+from promot_jax.results import records
+
+Json = dict[str, Any]
+Evaluate = Callable[[trees.Tree, int], Json]
+
+
+def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:
+    """Returns what evaluates parameters on the validation split: `(params, step)` to the scores of that step.
+
+    It scores the fine-tuning task with its soft prompt prepended and, where the stage tunes the model, ICL with the
+    prompt stripped; it writes the outputs to `outputs/` in the stage's folder.
+    """
+    settings = session.experiment.evaluation
+
+    def evaluate(params: trees.Tree, step: int) -> Json:
+        names = prompts_of_tasks(session.experiment, params.get("prompt"))
+        merged = lora.merge(params, stage.lora)
+        target = session.evaluator.target(merged, settings.curve_split, settings.curve_target_examples, names)
+        rows, entry = target.rows, target.entry
+        scores: Json = {"target": entry.score, "target_ci95": entry.ci95, "target_n": entry.n}
+        if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
+            stripped = merged if stage.keeps_lora else {"model": params["model"]}
+            icl, icl_rows = session.evaluator.icl(
+                stripped,
+                settings.curve_shots,
+                settings.curve_split,
+                settings.curve_examples,
+                intervals=False,
+                draws=settings.curve_draws,
+            )
+            scores |= {"icl": icl.norm_avg, "format_share": icl.format_share, "tasks": icl.tasks, "draws": icl.draws}
+            rows = rows + icl_rows
+        outputs = [records.replace(row, step=step) for row in rows]
+        files.write_rows(folder / "outputs" / f"step_{step:06d}.jsonl", outputs)
+        return files.plain(scores)  # as checkpoints hold them
+
+    return evaluate
+
+
+@contextlib.contextmanager
+def tensorboard(folder: Path) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Gives what writes `(step, scalars)` to `events/` in a folder, on the host that writes.
+
+    Closed, which writes it all, also where training fails: then the last numbers matter most.
+    """
+    from tensorboard.summary import Writer
+
+    if not hosts.is_writer():
+        yield lambda step, scalars: None
+        return
+    with contextlib.closing(Writer(str(folder / "events"))) as events:
+
+        def write(step: int, scalars: dict[str, float]) -> None:
+            for tag, value in scalars.items():
+                events.add_scalar(tag, value, step)
+
+        yield write

@@ -1,0 +1,164 @@
+"""What a method is made of. The other files here hold one method each.
+
+A `Method` has a name, a label, hyperparameters and `Stage`s. A stage says which parameter subtrees it trains, what is
+attached to the model meanwhile and what stays afterwards. Everything else defaults to plain fine-tuning, and a method
+overrides what it does otherwise:
+
+- `Objective`: the loss of a batch, from the tokens' losses (token weights, divergences);
+- `Penalty`: a term of the parameters, added to the loss;
+- `Candidates`: models that are made from weights, evaluated instead of training;
+- `replay`, `freeze`, `optimizer`: data mixed in, parameters that stay, an optimizer other than the model's.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+
+from promot_jax.data.replay import Replay
+from promot_jax.errors import UserError
+from promot_jax.params.lora import Lora
+from promot_jax.trees import Tree
+
+Array = jax.Array
+
+
+class BatchLosses(Protocol):
+    """What an objective may compute of a batch; `training.objective` does it in chunks of the target positions."""
+
+    def cross_entropy(self, token_weights: Array | None = None) -> Array:
+        """Sum over target tokens of the cross-entropy, each times its weight `[batch, targets]`, in nats."""
+
+    def divergence(self) -> Array:
+        """Sum over target tokens of KL(start || trained) of the next token, in nats; start as in `uses_start`."""
+
+    def per_token(self, measure: Callable[[Array, Array], Array]) -> Array:
+        """`measure(log_probs [..., vocab], targets [...])` of every target token, `[batch, targets]`, no gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss of a stage: the cross-entropy. Fields of a subclass are hyperparameters, recorded with the run."""
+
+    uses_start: ClassVar[bool] = False  # whether it compares with the model at the stage's start
+
+    def __call__(self, losses: BatchLosses) -> Array:
+        """Sum over target tokens; the step divides it by their number in the whole batch."""
+        return losses.cross_entropy()
+
+
+class Penalty(Protocol):
+    """A term of the parameters alone, a frozen dataclass; the step adds it to the loss per target token."""
+
+    def __call__(self, model: Tree, start: Tree) -> Array:
+        """The penalty of the trained leaves of the model, given those at the stage's start."""
+
+
+class Candidates(Protocol):
+    """Models between the base and the tuned one, in the place of training; a frozen dataclass."""
+
+    def points(self) -> Mapping[int, Mapping[str, float]]:
+        """What the evaluation of each candidate says besides its scores, by its `step` in the curve; 0 is the base."""
+
+    def at(self, step: int, base: Tree, tuned: Tree) -> Tree:
+        """The candidate's weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training stage.
+
+    Attributes:
+        name: of its folder, and in curves.
+        trains: parameter subtrees that it updates, of "model", "prompt" and "lora"; every other leaf stays bitwise as
+            it is.
+        prompt: whether each example's soft prompt is prepended to its input.
+        fixed_prompt: how a prompt that no stage trains is drawn (`PromptInit.method`); "" for one that is trained.
+        lora: shape of the LoRA that is attached to the model, None for none.
+        keeps_lora: whether LoRA is part of the model that the stage leaves, in context too. Otherwise it is removed
+            like a prompt: it serves the fine-tuned task only.
+        per_task: whether each task of a mixture has a prompt of its own, trained apart, in a folder of its own.
+        optimizer: "lora" for `Tuning.lora_optimizer`; "", or where that is not set, for the budget's or the model's.
+        prompt_optimizer: the same of a prompt that is trained together with the model.
+        freeze: patterns over parameter paths that stay as they are, in the place of `Training.freeze`; None keeps that.
+        objective: the loss.
+        penalty: a term added to it, None for none.
+        replay: generic text among the examples, None for none.
+        candidates: models to evaluate instead of training, None for training.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    prompt: bool = False
+    fixed_prompt: str = ""
+    lora: Lora | None = None
+    keeps_lora: bool = False
+    per_task: bool = False
+    optimizer: str = ""
+    prompt_optimizer: str = ""
+    freeze: tuple[str, ...] | None = None
+    objective: Objective = Objective()
+    penalty: Penalty | None = None
+    replay: Replay | None = None
+    candidates: Candidates | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the model at the start would meet a prompt that it does not have."""
+        if self.prompt and self.objective.uses_start:
+            raise UserError(f"Stage {self.name} has a prompt, which the base model of its objective does not know.")
+
+    @property
+    def tunes_model(self) -> bool:
+        """Whether it leaves another model than it began with, also when prompts are taken away."""
+        return "model" in self.trains or self.keeps_lora
+
+    @property
+    def uses_start(self) -> bool:
+        """Whether its step needs the model's trained leaves as they were at the stage's start."""
+        return self.penalty is not None or self.objective.uses_start
+
+    def recorded(self) -> dict[str, Any]:
+        """Values beside `Training` that its result depends on, as `settings.json` holds them next to those."""
+        hooks: list[Any] = [hook for hook in (self.objective, self.penalty, self.candidates) if hook is not None]
+        values = {name: value for hook in hooks for name, value in dataclasses.asdict(hook).items()}
+        parts = {"lora": self.lora, "replay": self.replay}
+        return values | {name: dataclasses.asdict(part) for name, part in parts.items() if part is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method; its dataclass fields are its hyperparameters, `Tuning.<field>` in gin.
+
+    A field's name is the name of the quantity everywhere: the gin macro is the same in capitals, and a sweep, its
+    folders and the results name it so.
+    """
+
+    name: ClassVar[str] = ""  # in METHOD and METHODS, in folders and results
+    label: ClassVar[str] = ""  # in tables and figures
+    style: ClassVar[int | None] = None  # line style in all figures; None for the next one that is free
+    needs_mixture: ClassVar[bool] = False  # whether it makes sense on several tasks only
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order, each from the best checkpoint of the one before; () trains nothing."""
+        raise NotImplementedError
+
+    @property
+    def alone(self) -> Stage | None:
+        """The stage that the job `train_stage` can run by itself; by default the only one."""
+        return self.stages[0] if len(self.stages) == 1 and not self.needs_mixture else None
+
+    def check(self) -> None:
+        """Raises UserError where a hyperparameter is missing or would make it nothing but plain fine-tuning."""
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raises UserError for the weight of a term that is not positive and finite."""
+    if not 0 < weight < float("inf"):
+        raise UserError(f"{name} is {weight}, but has to be positive and finite: set {name.upper()}.")
+
+
+def all_but(pattern: str) -> tuple[str, ...]:
+    """`freeze` patterns that leave only those parameters of the model trained whose path `pattern` matches."""
+    return (rf"model/(?!(?:{pattern})$).*",)

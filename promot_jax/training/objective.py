@@ -1,0 +1,82 @@
+"""The loss of a stage: the losses of a batch that its objective combines (`methods.base.BatchLosses`), its penalty."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from promot_jax import trees
+from promot_jax.methods.base import Stage
+from promot_jax.models import Model
+from promot_jax.params import lora, soft_prompts
+from promot_jax.training.losses import chunked_cross_entropy, chunked_divergence, chunked_per_token
+from promot_jax.training.settings import Training
+
+Array = jax.Array
+Tree = trees.Tree
+START = "start"  # subtree of the step's constants: the model's trained leaves at the stage's start
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """`BatchLosses` of one forward pass.
+
+    Attributes:
+        model: its `head` makes the logits.
+        params: of the model, LoRA attached.
+        hidden: `[batch, targets, embed]`.
+        batch: `targets` and `weights` `[batch, targets]`, and what `Model.hidden` takes.
+        label_smoothing: of the cross-entropy.
+        start: parameters of the model at the stage's start, None where the objective does not use them.
+    """
+
+    model: Model
+    params: Tree
+    hidden: Array
+    batch: Tree
+    label_smoothing: float
+    start: Tree | None
+
+    def cross_entropy(self, token_weights: Array | None = None) -> Array:
+        """Sum over target tokens of the cross-entropy, each times its weight `[batch, targets]`."""
+        weights = self.batch["weights"] if token_weights is None else self.batch["weights"] * token_weights
+        return chunked_cross_entropy(
+            self.model, self.params, self.hidden, self.batch["targets"], weights, self.label_smoothing
+        )
+
+    def divergence(self) -> Array:
+        """Sum over target tokens of KL(start || trained) of the next token."""
+        assert self.start is not None  # `Objective.uses_start`
+        hidden = self.model.hidden(self.start, None, self.batch)
+        return chunked_divergence(self.model, self.params, self.hidden, self.start, hidden, self.batch["weights"])
+
+    def per_token(self, measure: Callable[[Array, Array], Array]) -> Array:
+        """`measure(log_probs, targets)` of every target token, `[batch, targets]`, without a gradient."""
+        hidden = jax.lax.stop_gradient(self.hidden)
+        return chunked_per_token(self.model, self.params, hidden, self.batch["targets"], measure)
+
+
+def batch_loss(model: Model, stage: Stage, training: Training) -> Callable[[Tree, Tree, Tree, Array], Array]:
+    """Returns `(trained, constants, batch, key) -> loss`, a sum over the batch's target tokens.
+
+    `trained` and `constants` are parameter subtrees; constants hold `START` too where the stage uses it.
+    """
+
+    def loss(trained: Tree, constants: Tree, batch: Tree, key: Array) -> Array:
+        frozen = {name: tree for name, tree in constants.items() if name != START}
+        params = trees.merge(trained, frozen)
+        weights = lora.attach(params["model"], params.get("lora"), stage.lora)
+        table = soft_prompts.table(params.get("prompt"))
+        hidden = model.hidden(weights, table, batch, key if training.dropout_rate else None)
+        start: Any = trees.merge(frozen.get("model", {}), constants[START]) if stage.objective.uses_start else None
+        return stage.objective(Losses(model, weights, hidden, batch, training.label_smoothing, start))
+
+    return loss
+
+
+def penalty_gradient(stage: Stage) -> Callable[[Tree, Tree], tuple[Array, Tree]] | None:
+    """Returns `(trained, start) -> (penalty, gradient by trained)`, None for a stage without a penalty."""
+    if (penalty := stage.penalty) is None:
+        return None
+    return jax.value_and_grad(lambda trained, start: penalty(trained.get("model", {}), start))
