@@ -26,19 +26,12 @@ LONGEST_OF = 1000  # training targets that a task's longest output is estimated 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One example of a task as a model is asked it.
-
-    Attributes:
-        task: name of the task.
-        example: the example.
-        request: what the model is asked.
-        dropped_shots: exemplars that did not fit.
-    """
+    """One example as the model is prompted with it."""
 
     task: str
     example: text.Example
     request: Request
-    dropped_shots: int
+    dropped_shots: int  # exemplars that did not fit
 
 
 S = TypeVar("S", bound=Score)

@@ -89,7 +89,7 @@ def load(path: str | os.PathLike[str], advice: str = _ADVICE) -> Any:
         raise MissingError(f"There is no results file {str(path)!r}: run the job that writes it first.") from None
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(
-            f"{str(path)!r} cannot be read as JSON results: {' '.join(str(error).split())[:200]}; {advice}."
+            f"{str(path)!r} cannot be read as JSON: {' '.join(str(error).split())[:200]}; {advice}."
         ) from None
 
 

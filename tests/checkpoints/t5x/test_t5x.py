@@ -205,7 +205,7 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "rename", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"Cannot write .* No space left"):
         write.write(tmp_path, 1, trees.unflatten(flat))
     assert os.listdir(tmp_path) == []
