@@ -37,8 +37,8 @@ class Revisited:
         folder: of the stage.
         session: the base model and the data, with the run's own settings.
         settings: `settings.json` of the stage.
-        start: `{"model": ..., "prompt": {task: rows}, "lora": ...}` before the first update; without the rooms of what
-            was not attached.
+        start: `{"model": ..., "prompt": {task: rows}, "lora": ...}` before the first update; without the subtrees
+            of what was not attached.
     """
 
     folder: Path

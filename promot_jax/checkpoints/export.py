@@ -1,6 +1,6 @@
 """Models as Hugging Face folders: stripped, or with the soft prompts as added tokens that any server can be given.
 
-A soft prompt's rows go behind the embedding table under ids of their own, `<promot_NAME_0>` and so on for the
+A soft prompt's rows are appended to the embedding table under ids of their own, `<promot_NAME_0>` and so on for the
 tokenizer. They must never be generated: the head gets rows of its own for them, each the mean of all real rows. Their
 logits are then the mean of the real logits, which is never the maximum, so that greedy decoding and beams pass them by;
 sampling is kept off them by `suppress_tokens` in generation_config.json.
@@ -131,7 +131,7 @@ def _host(leaf: Any, layer: int | None, transposed: bool) -> np.ndarray:
 def _add_prompts(
     sources: dict[str, Source], family: str, config: Mapping[str, Any], params: trees.Tree, prompts: Prompts
 ) -> None:
-    """Puts the prompts' rows behind the embedding table, and unties the head."""
+    """Appends the prompts' rows to the embedding table, and unties the head."""
     emb = config["emb_dim"]
     rows = np.concatenate([np.asarray(prompts[name], np.float32) for name in sorted(prompts)])
     if rows.shape[1] != emb:

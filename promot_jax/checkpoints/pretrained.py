@@ -208,7 +208,7 @@ def agree(found: Config, given: Config | None, path: str) -> Config:
 
 def _stage_folder(path: Path) -> Path | None:
     """The folder of a stage that trained a model: the path itself, or that stage in a method's folder."""
-    # Of a method's stages the one that made the model: WiSE-FT's comes behind its fine-tuning.
+    # Of a method's stages the one that made the model: WiSE-FT's comes after its fine-tuning.
     for folder in (path, *(path / name for name in reversed(methods.model_tuning()))):
         stage = describe(folder)
         if stage and ("model" in stage.trains or stage.lora):

@@ -90,11 +90,11 @@ class Evaluator:
         return len(self._vocabulary.encode(value))
 
     def target(self, params: Params, split: str, limit: int, prompt: str | Mapping[str, str] = "") -> Scored[Target]:
-        """Scores the fine-tuning task as it is trained on, behind its prompt if one is named.
+        """Scores the fine-tuning task as it is trained on, with its soft prompt prepended if one is named.
 
         So with no exemplar, or with as many as a k-shot task asks for. A mixture scores its tasks' mean, with the entry
         of each under `tasks`, and its tasks may each name a prompt of their own. Training inputs have no sentinel: only
-        the model that no stage has trained, behind no prompt, is asked with one.
+        the model that no stage has trained, without a soft prompt, gets one.
         """
         names = text.task_names(self._task)
         untrained = self._is_base(params) and not self._tuned

@@ -11,17 +11,17 @@ class Evaluation:
     """What is evaluated, and when.
 
     Attributes:
-        shots: exemplars per prompt in the closing evaluation; every number is a table of its own.
-        examples: per ICL task in the closing evaluation.
-        target_examples: of the fine-tuning task in the closing evaluation.
-        split: of the closing evaluation; no choice is made on it.
+        shots: exemplars per prompt in the final evaluation; every number is a table of its own.
+        examples: per ICL task in the final evaluation.
+        target_examples: of the fine-tuning task in the final evaluation.
+        split: of the final evaluation; no choice is made on it.
         curve_shots: exemplars per prompt at every checkpoint.
         curve_examples: per ICL task at every checkpoint; 0 leaves ICL out of the curve.
         curve_target_examples: of the fine-tuning task at every checkpoint.
         curve_draws: as `exemplar_draws`, at every checkpoint: those at matched target score are reported.
         curve_split: split that checkpoints are compared and chosen on.
         exemplar_seed: chooses the exemplars, with the task and the example.
-        exemplar_draws: of the closing evaluation, each with other exemplars. Scores are those of the first draw; the
+        exemplar_draws: of the final evaluation, each with other exemplars. Scores are those of the first draw; the
             others say how far the exemplars move them.
         samples: outputs per task and number of shots that the results hold, for the report.
         tokens_per_batch: of prompts decoded together, each as often as it has beams.

@@ -1,4 +1,4 @@
-"""The closing evaluation of a run, on the test split, and its `results.json`."""
+"""The final evaluation of a run, on the test split, and its `results.json`."""
 
 import json
 import time
@@ -30,7 +30,7 @@ def close(
     trained: Mapping[str, Path],
     last: Stage | None,
 ) -> Run:
-    """Closing evaluation of a method's run: each task behind its prompt, and ICL on the stripped model.
+    """Final evaluation of a method's run: each task with its soft prompt prepended, ICL on the stripped model.
 
     Args:
         session: model and evaluator.
@@ -121,7 +121,7 @@ def evaluate(
 
 
 def settings_of(experiment: Experiment) -> Json:
-    """The settings of the closing evaluation alone."""
+    """The settings of the final evaluation alone."""
     names = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
     return {name: files.plain(getattr(experiment.evaluation, name)) for name in names}
 

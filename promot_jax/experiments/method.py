@@ -57,7 +57,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
 def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:
     """The run in a folder if it is finished; its settings are kept or compared."""
     done = (folder / "results.json").is_file()
-    if not done:  # the stages watch over their own settings; those of the closing evaluation may still change
+    if not done:  # the stages watch over their own settings; those of the final evaluation may still change
         (folder / "settings.json").unlink(missing_ok=True)
     keep_settings(folder, settings)
     return schema.read_run(folder) if done else None

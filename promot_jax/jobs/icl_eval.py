@@ -21,7 +21,7 @@ def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = Non
     Args:
         workdir: of the evaluation.
         experiment: model, data and prompts. A single prompt stands in front of everything; of several by name each
-            stands in front of its own task of the training mixture, as in the closing evaluation of a run.
+            stands in front of its own task of the training mixture, as in the final evaluation of a run.
         icl_prompt: name of the prompt that the ICL tasks stand behind, "" for none; None for the only one there is.
 
     Raises:

@@ -30,7 +30,7 @@ class Training:
             of their memory, with updates rounded at random (`optim.apply_updates`).
         freeze: patterns over parameter paths that stay as they are (`model/token_embedder/.*`), also of single layers
             of a stack (`model/decoder/layers_[0-5]/.*`).
-        pack: several examples per row, each behind its own prompt.
+        pack: several examples per row, each with its own soft prompt prepended.
         log_period: updates between progress lines.
         keep_period: updates between checkpoints that stay for later analyses, a multiple of `eval_period`; 0 keeps only
             the newest and the best.
