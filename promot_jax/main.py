@@ -11,7 +11,8 @@ same command again, and it goes on from there.
 
 On several hosts the same command runs on each. They are found from TPU VM, GKE, Slurm and Open MPI, or given by flags.
 Host 0 prints and writes the reports; checkpoints are written by all, so `--workdir` lies on storage that all share.
-When a host is gone, the others name it and end with status 76 (1 if it said why it failed) within `--heartbeat_timeout` and a few seconds.
+When a host is gone, the others name it and end with status 76 (1 if it said why it failed) within
+`--heartbeat_timeout` and a few seconds.
 """
 
 import contextlib
