@@ -1,7 +1,7 @@
 """The paper's curves as charts: ICL, format share and target score against step, and target score against ICL.
 
-Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff_metrics`) of the
-paper, and the averages of all methods in one chart.
+Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff_metrics`) of
+the paper, and the averages of all methods in one chart.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -59,7 +59,7 @@ def test_figure_1_target_score_and_exact_match(method, label):
 
 
 def test_figures_5_and_6_a_panel_per_metric():
-    """The paper: on y, figure 5 has the mean accuracy of classification tasks, figure 6 the mean BLEU of translation."""
+    """The paper: on y, figure 5 has mean accuracy on classification tasks, figure 6 mean BLEU on translation."""
     data = random_results()
     chart, plain = drawn(data, "tradeoff_metrics"), drawn(data, "tradeoff")
     metrics = {task.metric for run in data.runs for point in run.curve for task in point.tasks.values()}
