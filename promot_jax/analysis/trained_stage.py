@@ -158,9 +158,10 @@ def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tr
         experiment = dataclasses.replace(session.experiment, prompt_path=path)
         trained = saved_prompts(dataclasses.replace(session, experiment=experiment))
         yield {"model": model, "prompt": {task: next(iter(trained.values()))} if isinstance(path, str) else trained}
-    chosen = session.experiment.prompt_init
-    yield {"model": model, "prompt": fresh_prompt(session, chosen)}
-    yield {"model": model, "prompt": fresh_prompt(session, dataclasses.replace(chosen, method="uniform"))}
+    text = settings["training"].get("prompt_text", "")
+    for stage in methods.stages():
+        if stage.name == settings["stage"] and stage.prompt:
+            yield {"model": model, "prompt": fresh_prompt(session, dataclasses.replace(stage, prompt_text=text))}
 
 
 def _prompts(experiment: Experiment, folder: Path, stage: str) -> list[str | dict[str, str]]:
