@@ -49,8 +49,9 @@ def write(
     folder = Path(folder)
     shares = tables.format_shares(results)
     parts = [f"# {escape(title)}", _header(results), "## Scores", _scores(tables.scores(results))]
-    parts += ["## At matched target score", *_matched(results)]
-    parts += _sections(results)
+    parts += _blocks(results)
+    if missing := tables.unfinished(results):
+        parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
     if shares.rows:
         parts += ["## Format share per task (%)", markdown_table(shares)]
     parts += ["## Figures", *_figures(results, folder)]
@@ -91,7 +92,7 @@ def write_tasks(
     for task, results in by_task.items():
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})", _scores(tables.scores(results))]
-        parts += ["### At matched target score", *_matched(results)]
+        parts += _blocks(results, "###")
     page.write(by_task, folder, title=title, analysed=analysed)
     return write_text(Path(folder) / "report.md", "\n\n".join(parts) + "\n")
 
@@ -153,33 +154,15 @@ def _scores(scores: tables.Table) -> str:
     return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), tables.READING])])
 
 
-def _sections(results: Comparison) -> list[str]:
-    """What only a comparison over settings, seeds or exemplars has, and what is missing from it."""
+def _blocks(results: Comparison, level: str = "##") -> list[str]:
+    """The tables beside the scores; under that at matched target score, all tasks at those checkpoints."""
     parts: list[str] = []
-    if rows := tables.tried_settings(results):
+    for title, rows, reading in tables.blocks(results):
         table = markdown([[escape(cell) for cell in row] for row in rows])
-        parts += [f"## {tables.TRIED}", table, tables.tried_reading(results)]
-    if spreads := tables.spreads(results):
-        parts += [
-            f"## {tables.SPREAD}",
-            markdown([[escape(cell) for cell in row] for row in spreads]),
-            tables.SPREAD_READING,
-        ]
-    if missing := tables.unfinished(results):
-        parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
-    return parts
-
-
-def _matched(results: Comparison) -> list[str]:
-    rows, notes = tables.matched(results)
-    if not rows:
-        return ["No method has a curve of target scores."]
-    parts = [
-        markdown([[escape(name), *numbers] for name, *numbers in rows]),
-        " ".join([*map(escape, notes), tables.MATCHED]),
-    ]
+        parts += [f"{level} {title}", table, escape(reading)]
     if any(run.matched for run in results.runs):
-        parts += ["All tasks, at those checkpoints:", _scores(tables.scores(results, "matched"))]
+        scores = _scores(tables.scores(results, "matched"))
+        parts += [f"{level} Every task at matched target score", "Validation split, at those checkpoints:", scores]
     return parts
 
 

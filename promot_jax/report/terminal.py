@@ -13,7 +13,7 @@ from promot_jax.results.schema import Comparison, Run
 
 
 def table(results: Run | Comparison, *, width: int = 120) -> str:
-    """The paper's table for a terminal, and the comparison at matched target score under it.
+    """The paper's table for a terminal, and under it the comparison at matched target score, settings and spreads.
 
     Args:
         results: a comparison, or a single run.
@@ -22,11 +22,8 @@ def table(results: Run | Comparison, *, width: int = 120) -> str:
     results = as_comparison(results)
     main = tables.scores(results)
     parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
-    for title, rows in ((tables.TRIED, tables.tried_settings(results)), (tables.SPREAD, tables.spreads(results))):
-        parts += [title, aligned(rows)] if rows else []
-    rows, notes = tables.matched(results)
-    if rows:
-        parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(tables.MATCHED, width)])]
+    for title, rows, reading in tables.blocks(results):
+        parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -48,11 +45,9 @@ def text_table(scores: tables.Table, *, width: int = 120) -> str:
 
 def _text_block(scores: tables.Table, methods: Sequence[str]) -> str:
     columns = scores.columns(methods)
-    first = [
-        label(method) if not index or columns[index - 1][0] != method else ""
-        for index, (method, _) in enumerate(columns)
-    ]
-    rows = [["", *first], ["", *(f"{shots}-shot" if shots else "" for _, shots in columns)]]
+    repeated = [""] * (len(columns) // len(methods) - 1)
+    rows = [["", *(cell for method in methods for cell in (label(method), *repeated))]]
+    rows += [["", *(f"{shots}-shot" if shots else "" for _, shots in columns)]]
     for row in scores.rows:
         parts = [scores.parts(row, column) for column in columns]
         rows += [[row.label, *(main for main, _ in parts)], ["", *(interval for _, interval in parts)]]

@@ -116,7 +116,7 @@ def test_models_between_two_are_told_by_alpha(tmp_path):
     steps = {"finetune": 60, "wise_ft": 30}
     runs = [records.replace(random_run("wise_ft", seed), steps=steps, curve=curve) for seed in (0, 1)]
     data, run = comparison([*random_results(seeds=2).runs, *runs]), runs[-1]
-    rows, _ = tables.matched(data)
+    rows = tables.matched(data).rows
     assert next(row for row in rows if row[0] == "WiSE-FT")[1] == "alpha 0.30, alpha 0.30"
     assert "alpha" not in next(row for row in rows if row[0] == "ProMoT")[1]
     text = page.write({"": data}, tmp_path).read_text()

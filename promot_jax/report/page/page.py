@@ -98,7 +98,6 @@ def render(
         samples=browser.samples(tasks),
         runs=browser.runs(tasks),
         reading=tables.READING,
-        matched_reading=tables.MATCHED,
     )
 
 

@@ -40,7 +40,7 @@ def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[s
         index: among the tasks of the page.
         several: whether there are others.
     """
-    scores, (matched, notes) = tables.scores(comparison), tables.matched(comparison)
+    scores = tables.scores(comparison)
     columns = [(row, shots) for row in scores.rows if row.summary for shots in dict.fromkeys(s for _, s in row.cells)]
     return {
         "id": f"task-{index}",
@@ -48,14 +48,9 @@ def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[s
         "title": f"Fine-tuned on {name}" if several and name else "Scores",
         "cells": _cells(comparison.cells),
         "overview": {"methods": scores.methods, "columns": columns},
-        "matched": matched,
-        "matched_notes": notes,
+        "blocks": tables.blocks(comparison),
         "scores": scores,
         "matched_scores": tables.scores(comparison, "matched"),  # no rows where no run has them
-        "settings_and_spread": [
-            (tables.TRIED, tables.tried_reading(comparison), tables.tried_settings(comparison)),
-            (tables.SPREAD, tables.SPREAD_READING, tables.spreads(comparison)),
-        ],
         "format_shares": tables.format_shares(comparison),
         "charts": figures.charts(comparison),
     }
