@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from promot_jax.methods import REFERENCE, label
 from promot_jax.results import bootstrap, matched_target, spread
@@ -170,6 +170,22 @@ def format_shares(results: Comparison) -> Table:
 
     rows = [Row(name, cells) for (_, name), cells in _rows(views, values).items() if cells]
     return Table(list(views), _runs_and_shots(views)[1], rows)
+
+
+def facts(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """What was run, by name; a text lists the different values, "-" for none."""
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    commits = [(run.commit or "").partition("-") for run in runs]
+    values: dict[str, list[Any]] = {
+        "Model": [run.model for run in runs],
+        "Fine-tuned on": [run.target.task for run in runs if run.target],
+        "Methods": [label(method) for comparison in comparisons for method in comparison.methods],
+        "Seeds": sorted({run.seed for run in runs}),
+        "Commit": [digits[:12] + dash + rest for digits, dash, rest in commits],
+        "Versions": [f"{name} {version}" for run in runs for name, version in run.versions.items() if version],
+    }
+    known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
+    return {name: ", ".join(of) or ABSENT for name, of in known.items()}
 
 
 class Block(NamedTuple):

@@ -1,34 +1,13 @@
 """What the page shows of each fine-tuned task, as the templates `page.html` and `task.html` take it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from promot_jax.methods import label
 from promot_jax.report import figures, tables
 from promot_jax.report.svg import Chart
 from promot_jax.results.schema import CellState, Comparison
 
 Rows = Sequence[Sequence[Any]]  # of a table, the header first
-
-
-def facts(tasks: Mapping[str, Comparison]) -> dict[str, str]:
-    """What was run, by name."""
-    runs = [run for comparison in tasks.values() for run in comparison.runs]
-    values: dict[str, list[Any]] = {
-        "Model": [run.model for run in runs],
-        "Fine-tuned on": [run.target.task for run in runs if run.target] or list(tasks),
-        "Methods": [label(method) for comparison in tasks.values() for method in comparison.methods],
-        "Seeds": sorted({run.seed for run in runs}),
-        "Commit": [_short(run.commit) for run in runs if run.commit],
-    }
-    known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
-    return {name: ", ".join(of) or tables.ABSENT for name, of in known.items()}
-
-
-def _short(commit: str) -> str:
-    """A commit's first twelve digits, with what may follow them (`-dirty`)."""
-    digits, dash, rest = commit.partition("-")
-    return digits[:12] + dash + rest
 
 
 def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[str, Any]:
