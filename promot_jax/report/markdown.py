@@ -60,19 +60,9 @@ def write(results: Run | Comparison, folder: str | os.PathLike[str], analysed: S
 def write_tasks(
     by_task: Mapping[str, Comparison], folder: Path, reports: Mapping[str, Path], analysed: Sequence[Path] = ()
 ) -> Path:
-    """Writes the `report.md` and `report.html` of several fine-tuning tasks together.
+    """Writes the `report.md` and `report.html` of several fine-tuning tasks together, as `write`.
 
-    Args:
-        by_task: a comparison per task.
-        folder: created if need be.
-        reports: the `report.md` of each task (`write`), in `folder` or below it.
-        analysed: further folders whose gradient alignments `report.html` shows.
-
-    Returns:
-        Path of `report.md`.
-
-    Raises:
-        UserError: a gradient alignment is not in its layout.
+    `reports` are the `report.md` of each task, in `folder` or below it.
     """
     parts = [f"# {page.TITLE}"]
     for task, results in by_task.items():

@@ -33,20 +33,13 @@ SPREAD = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One score over seeds.
+    """One score over seeds."""
 
-    Attributes:
-        value: mean over the seeds that have it.
-        low, high: range over seeds; for one seed its bootstrap interval, None where that is not known.
-        change: difference to pretrained, None for pretrained itself or where pretrained has no such score.
-        seeds: how many seeds the mean is over.
-    """
-
-    value: float
-    low: float | None
+    value: float  # mean over the seeds that have it
+    low: float | None  # range over seeds; for one seed its bootstrap interval, None where that is not known
     high: float | None
-    change: float | None
-    seeds: int
+    change: float | None  # difference to pretrained, None for pretrained itself or where pretrained has no such score
+    seeds: int  # how many the mean is over
 
     def main(self) -> str:
         """`55.0 (+3.1)`."""
@@ -123,13 +116,8 @@ _TARGET, _PART, _ICL, _AVERAGE = range(4)  # kinds of rows, in order
 def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     """The paper's main table: target score, each ICL task, normalised average, format share.
 
-    Args:
-        results: a comparison.
-        checkpoint: of each run, the best one or that at matched target score; runs and methods without the latter are
-            left out.
-
-    Returns:
-        A table with a cell for everything that at least one seed has.
+    `checkpoint` is, of each run, the best one or that at matched target score; runs and methods without the latter are
+    left out.
     """
     views = _views(results, checkpoint)
     runs, shots = _runs_and_shots(views)

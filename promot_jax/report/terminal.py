@@ -7,17 +7,14 @@ from pathlib import Path
 from promot_jax.distributed import hosts
 from promot_jax.methods import label
 from promot_jax.report import tables
-from promot_jax.results.comparison import as_comparison
-from promot_jax.results.comparison import comparison as join_runs
+from promot_jax.results.comparison import as_comparison, comparison
 from promot_jax.results.schema import Comparison, Run
 
 
 def table(results: Run | Comparison, *, width: int = 120) -> str:
     """The paper's table for a terminal, and under it the comparison at matched target score, settings and spreads.
 
-    Args:
-        results: a comparison, or a single run.
-        width: in characters; methods that do not fit side by side follow below.
+    Methods that do not fit into `width` characters side by side follow below.
     """
     results = as_comparison(results)
     main = tables.scores(results)
@@ -67,7 +64,7 @@ def aligned(rows: Sequence[Sequence[str]], *, header: int = 1) -> str:
 
 def print_table(finished: Sequence[Run]) -> None:
     """Prints the paper's table of finished runs."""
-    print("\n" + table(join_runs(finished)), flush=True)
+    print("\n" + table(comparison(finished)), flush=True)
 
 
 def write_and_print(workdir: Path, finished: Sequence[Run]) -> None:
@@ -77,4 +74,4 @@ def write_and_print(workdir: Path, finished: Sequence[Run]) -> None:
     if not hosts.is_writer():
         return
     print_table(finished)
-    print(f"\nReport: {markdown.write(join_runs(finished), workdir)}", flush=True)
+    print(f"\nReport: {markdown.write(comparison(finished), workdir)}", flush=True)

@@ -33,9 +33,6 @@ def write(comparisons: Mapping[str, Run | Comparison], folder: Path, analysed: S
         folder: created if need be; gradient alignments in `analyses/*/results.json` below it are shown too.
         analysed: further folders whose gradient alignments are shown.
 
-    Returns:
-        Path of `report.html`.
-
     Raises:
         UserError: a gradient alignment is not in its layout.
     """
@@ -48,11 +45,7 @@ def analyses(*folders: Path) -> list[Path]:
 
 
 def alignments(*folders: Path) -> list[GradientAlignment]:
-    """What the job `gradient_alignment` left in `analyses/*/` below a comparison's folder, or several.
-
-    Raises:
-        UserError: a file there is something else.
-    """
+    """What the job `gradient_alignment` left there; raises `UserError` for a file that is something else."""
     advice = "it does not hold a gradient alignment: move it away"
     return [records.read(path, GradientAlignment, advice) for path in analyses(*folders)]
 

@@ -11,14 +11,7 @@ Rows = Sequence[Sequence[Any]]  # of a table, the header first
 
 
 def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[str, Any]:
-    """All tables and figures of one fine-tuned task.
-
-    Args:
-        name: of the task.
-        comparison: of its runs (`results.as_comparison`).
-        index: among the tasks of the page.
-        several: whether there are others.
-    """
+    """All tables and figures of one fine-tuned task, the `index`-th of the page."""
     scores = tables.scores(comparison)
     columns = [(row, shots) for row in scores.rows if row.summary for shots in dict.fromkeys(s for _, s in row.cells)]
     return {
