@@ -60,7 +60,8 @@ REFERENCES = {"dft": dft, "eaft": eaft, "talr": talr, "stm": stm, "asft": asft}
 @pytest.mark.parametrize("attached", [False, True], ids=["alone", "in stage 2 of ProMoT"])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_loss_is_the_papers(name: str, attached: bool) -> None:
-    method = METHODS[f"promot_{name}" if attached else name](**({"stm_perplexity": PERPLEXITY} if name == "stm" else {}))
+    settings = {"stm_perplexity": PERPLEXITY} if name == "stm" else {}
+    method = METHODS[f"promot_{name}" if attached else name](**settings)
     *first, stage = method.stages
     assert stage.trains == ("model",) and stage.prompt == attached and first == [STAGE1] * attached
 
