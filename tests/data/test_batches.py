@@ -138,7 +138,15 @@ def test_inputs_stand_behind_their_own_prompt():
 
 @pytest.mark.parametrize(
     ("inputs", "targets", "text"),
-    [("Label:", "yes", " yes"), ("Label: ", "yes", "yes"), ("Label:\n", "yes", "yes"), ("Label:", "", "")],
+    [
+        ("Label:", "yes", " yes"),
+        ("Label: ", "yes", "yes"),
+        ("Label:\n", "yes", "yes"),
+        ("Label:", "", ""),
+        ("Label:", " yes", " yes"),
+        ("Label: ", " yes", "yes"),
+        ("Label:", "\nyes", "\nyes"),
+    ],
 )
 def test_the_target_continues_the_input(inputs, targets, text):
     tokens = encoder().tokens(example(inputs, targets))
@@ -353,7 +361,7 @@ def sharded(held, shards, opened, pack=False):
 
     def open_shard(shard):
         opened.append(shard)
-        numbered = (example("ab"[: 1 + i % 2], chr(2 + shard) + chr(2 + i), task="") for i in itertools.count())
+        numbered = (example("ab"[: 1 + i % 2], chr(40 + shard) + chr(40 + i), task="") for i in itertools.count())
         return train_batches(numbered, batch_size=len(held) // shards, targets=6, pack=pack)
 
     return ShardedBatches(open_shard, shards, np.array(held))
@@ -367,7 +375,7 @@ def test_the_number_of_hosts_changes_no_batch(shards, pack):
     assert opened == [*range(shards)]
     for row in range(8):
         for number, batch in enumerate(alone):
-            shard, place = batch["targets"][row][1:3] - 2  # behind the space
+            shard, place = batch["targets"][row][1:3] - 40  # after the space
             assert shard == row * shards // 8
             if not pack:
                 assert place == number * 8 // shards + row % (8 // shards)
