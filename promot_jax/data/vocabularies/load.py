@@ -35,3 +35,19 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
     if isinstance(config, dict) and config.get("tokenizer_class") == sentencepiece.BYTE_CLASS:
         return sentencepiece.ByteVocabulary()
     raise UserError(f"{folder} holds no tokenizer (tokenizer.json or spiece.model); copy it there.")
+
+
+def within(vocabulary: Vocabulary, rows: int, origin: str) -> Vocabulary:
+    """A tokenizer without its tokens past the `rows` of the embedding table of a model `origin`; see its method.
+
+    Raises:
+        UserError: text can become one of them.
+    """
+    if vocabulary.vocab_size <= rows:
+        return vocabulary
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.within(rows, origin)
+    raise UserError(
+        f"{origin} has a tokenizer of {vocabulary.vocab_size} tokens and {rows} embedding rows; take both from the "
+        "same model."
+    )

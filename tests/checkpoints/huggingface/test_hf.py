@@ -203,12 +203,37 @@ def test_logits_of_a_llama_3(tmp_path: Path, length: int, fast_compilation: None
     assert hf_config.full(*hf_config.read(written, ["x"] * 9)) == hf_config.full("decoder", config)
 
 
-def test_a_tokenizer_of_more_tokens_than_rows(copy: Path) -> None:
+def test_a_tokenizer_of_more_tokens_than_rows(copy: Path, tmp_path: Path) -> None:
+    """Control tokens need no row, as Gemma 3 1B's image token and an added <pad>; transformers reads text the same."""
+    from transformers import AutoTokenizer
+
+    from promot_jax.checkpoints import export
+
     data = json.loads((copy / "tokenizer.json").read_text())
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    plain = [*data["added_tokens"]]
     added = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    data["added_tokens"] += [{"id": 259 + i, "content": f"<{i}>"} | added for i in range(14)]
-    (copy / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="tokenizer of 273 tokens and 272 embedding rows"):
+
+    def write(special: bool, **roles: str) -> None:
+        tokens = [{"id": 259 + i, "content": f"<{i}>"} | added | {"special": special} for i in range(14)]
+        (copy / "tokenizer.json").write_text(json.dumps(data | {"added_tokens": plain + tokens}))
+        (copy / "tokenizer_config.json").write_text(json.dumps(config | roles))
+
+    write(True, pad_token="<13>")
+    base = pretrained.load(str(copy), Partitioner())
+    assert base.vocabulary.vocab_size == 272 and base.vocabulary.pad_id == base.vocabulary.eos_id == 0
+    theirs = AutoTokenizer.from_pretrained(copy)
+    assert len(theirs) == 273
+    assert base.vocabulary.encode("some text") == theirs("some text", add_special_tokens=False).input_ids
+    assert max(base.vocabulary.encode("<13> <12>")) < 272 and base.vocabulary.decode([67, 272, 67]) == "aa"
+    export.write(tmp_path / "exported", base, {"task": np.ones((2, 32), np.float32)})
+    names = AutoTokenizer.from_pretrained(tmp_path / "exported").convert_ids_to_tokens([271, 272, 273])
+    assert names == ["<12>", "<promot_task_0>", "<promot_task_1>"]
+    write(True, eos_token="<13>")
+    with pytest.raises(UserError, match="eos id 272 lies outside of a vocabulary of 272 tokens"):
+        pretrained.load(str(copy), Partitioner())
+    write(False)
+    with pytest.raises(UserError, match="273 tokens and 272 embedding rows, none for '<13>'"):
         pretrained.load(str(copy), Partitioner())
     (copy / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"holds no tokenizer \(tokenizer\.json or spiece\.model\)"):
