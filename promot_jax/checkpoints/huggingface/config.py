@@ -54,7 +54,7 @@ _T5: Json = {
     "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_decoder_layers": None,
     "num_heads": 8, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "dense_act_fn": None, "is_gated_act": None,
-    "tie_word_embeddings": True, "scale_decoder_outputs": None,
+    "tie_word_embeddings": True, "scale_decoder_outputs": ...,  # as the embeddings are tied
 }  # fmt: skip
 USED: dict[str, Json] = {
     "llama": _LLAMA,
@@ -274,7 +274,7 @@ def _read_t5(kind: str, reader: _Reader, tensors: Collection[str]) -> Json:
     # transformers say "tied" of every model, and by `scale_decoder_outputs` which of them rescales.
     tied, own_head = reader.flag("tie_word_embeddings"), "lm_head.weight" in tensors
     scaled = tied and kind == "t5"
-    if values["scale_decoder_outputs"] is not None and kind == "t5":
+    if values["scale_decoder_outputs"] is not ... and kind == "t5":
         scaled = reader.flag("scale_decoder_outputs")
     if scaled and not tied:
         raise UserError(f"{reader.origin} rescales the input of a head of its own, which our models do not compute.")

@@ -268,7 +268,6 @@ def test_shards(llama: tuple[Path, Any], tmp_path: Path) -> None:
         refused("plain file name|names .* files", x=climbing)
     refused("no weight_map", x=3)
     refused("lacks nowhere", x="nowhere.safetensors")
-    refused("disagree about tensor 'x'", x=one.name)
     (tmp_path / "link.safetensors").symlink_to(tmp_path.parent / "outside.safetensors")
     refused("leads to", x="link.safetensors")
     (tmp_path / "circle.safetensors").symlink_to("circle.safetensors")
@@ -285,6 +284,49 @@ def test_shards(llama: tuple[Path, Any], tmp_path: Path) -> None:
         load.read(tmp_path, PLACES)
     one.unlink()
     with pytest.raises(UserError, match=f"lacks {one.name}"):
+        load.read(tmp_path, PLACES)
+
+
+def test_a_whole_file_wins_over_an_index(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    """As in transformers, whose `save_pretrained` leaves an older index and its shards behind."""
+    from transformers import AutoModelForCausalLM
+
+    folder, model = llama
+    other = hf_models.build("llama", tie_word_embeddings=True)
+    with torch.no_grad():
+        other.model.norm.weight.add_(1)
+    other.save_pretrained(tmp_path, max_shard_size="30KB")
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).model.norm.weight
+    assert (theirs == model.model.norm.weight).all() and (theirs != other.model.norm.weight).all()
+    assert fingerprint(flat(tmp_path)[0].placed.params) == fingerprint(flat(folder)[0].placed.params)
+    (tmp_path / load.INDEX).write_text("{")  # and is not read
+    assert fingerprint(flat(tmp_path)[0].placed.params) == fingerprint(flat(folder)[0].placed.params)
+
+
+def test_an_index_and_shards_that_name_different_tensors(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    """transformers loads each of these without a missing tensor: the model is complete."""
+    from transformers import AutoModelForCausalLM
+
+    folder, model = llama
+    want = fingerprint(flat(folder)[0].placed.params)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    index = json.loads((tmp_path / load.INDEX).read_text())
+    shard = index["weight_map"]["model.embed_tokens.weight"]
+    state = safetensors.torch.load_file(tmp_path / shard)
+    stale = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    stale |= {"lm_head.weight": state["model.embed_tokens.weight"].clone()}
+    for named, held in ((stale, {}), ({}, stale), ({"model.rotary_emb.inv_freq": 0}, stale)):
+        index["weight_map"] = {name: file for name, file in index["weight_map"].items() if name not in stale}
+        index["weight_map"] |= dict.fromkeys(named, shard)
+        (tmp_path / load.INDEX).write_text(json.dumps(index))
+        safetensors.torch.save_file(state | held, tmp_path / shard, metadata={"format": "pt"})
+        assert not AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)[1]["missing_keys"]
+        assert fingerprint(flat(tmp_path)[0].placed.params) == want
+    del state["model.embed_tokens.weight"]  # the index alone has it
+    safetensors.torch.save_file(state, tmp_path / shard)
+    with pytest.raises(UserError, match=r"missing: model\.embed_tokens\.weight"):
         load.read(tmp_path, PLACES)
 
 
