@@ -125,7 +125,7 @@ def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], o
     """A Hugging Face folder, with its tokenizer unless another is given."""
     from promot_jax.data.vocabularies.load import load as load_vocabulary
 
-    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model"):
         if os.path.lexists(folder / name):
             hf.inside(folder, name)
     tokenizer = load_vocabulary(options.vocabulary or folder)

@@ -12,9 +12,32 @@ import seqio
 import tensorflow as tf
 from sentencepiece import SentencePieceProcessor
 
-from promot_jax.data.vocabularies.fast import from_sentencepiece, of_bytes
+from promot_jax.data.vocabularies.fast import bpe_fields, from_sentencepiece, of_bytes
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
+
+
+def load(path: str | os.PathLike[str]) -> "SentencePieceVocabulary | TokenizerVocabulary":
+    """Reads a `.model` file, local or `gs://`: T5's kind (unigram), or that of Llama and Gemma (BPE, with a BOS).
+
+    Raises:
+        UserError: the file is missing, no SentencePiece model, or its parts do not fit together.
+    """
+    fields = bpe_fields(_read(os.fspath(path)).serialized_model_proto())
+    return TokenizerVocabulary.from_gguf(fields) if fields else SentencePieceVocabulary(path)
+
+
+def _read(path: str) -> SentencePieceProcessor:
+    processor = SentencePieceProcessor()
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            processor.LoadFromSerializedProto(file.read())
+    except tf.errors.OpError as error:
+        raise UserError(f"Cannot read the SentencePiece model {path!r}: {error.message}.") from error
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path!r} is not a SentencePiece model; copy it again.") from error
+    return processor
+
 
 EXTRA_IDS = 100  # of T5 and mT5
 BYTE_CLASS = "ByT5Tokenizer"  # transformers' name
@@ -41,14 +64,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
         Raises UserError if the file is missing, not a SentencePiece model, or has no end of sequence.
         """
         path = os.fspath(path)
-        processor = SentencePieceProcessor()
-        try:
-            with tf.io.gfile.GFile(path, "rb") as file:
-                processor.LoadFromSerializedProto(file.read())
-        except tf.errors.OpError as error:
-            raise UserError(f"Cannot read the SentencePiece model {path!r}: {error.message}.") from error
-        except (RuntimeError, TypeError) as error:
-            raise UserError(f"{path!r} is not a SentencePiece model; copy it again.") from error
+        processor = _read(path)
         if processor.eos_id() < 0:
             raise UserError(f"The SentencePiece model {path!r} names no end of sequence; T5's do.")
         self.sentinels: dict[str, int] = {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from promot_jax.data.vocabularies import gguf
 from promot_jax.errors import UserError
@@ -188,6 +188,12 @@ class TokenizerVocabulary:
         add_bos = config.get("add_bos_token")
         if add_bos is None:  # in newer folders the post-processor alone shows it
             add_bos = bos_id is not None and tokenizer.encode("").ids[:1] == [bos_id]
+        # Some files do not mark these as special: data would make them, and answers keep them.
+        known = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
+        ends = [token for i, token in known.items() if i in (eos_id, bos_id) or token in gguf.CONTROL_NAMES]
+        if ends:
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in ends])
+            text = tokenizer.to_str()
         return cls(
             text, eos_id=eos_id, bos_id=bos_id, pad_id=token_id("pad"), unk_id=token_id("unk"), add_bos=bool(add_bos)
         )

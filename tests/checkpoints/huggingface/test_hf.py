@@ -236,7 +236,7 @@ def test_a_tokenizer_of_more_tokens_than_rows(copy: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="273 tokens and 272 embedding rows, none for '<13>'"):
         pretrained.load(str(copy), Partitioner())
     (copy / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"holds no tokenizer \(tokenizer\.json or spiece\.model\)"):
+    with pytest.raises(UserError, match=r"holds no tokenizer \(tokenizer\.json, spiece\.model or tokenizer\.model\)"):
         pretrained.load(str(copy), Partitioner())
 
 

@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax.data.encoding import Encoder
 from promot_jax.data.examples import Example
+from promot_jax.data.vocabularies.load import load
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
 
@@ -72,6 +73,23 @@ def _gemma() -> tuple[Any, dict[str, Any], TokenizerVocabulary]:
 def _llama() -> tuple[Any, TokenizerVocabulary]:
     oracle, fields = train(prefix=True)
     return oracle, TokenizerVocabulary.from_gguf(fields)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocabulary", "folder"])
+def test_a_sentencepiece_file_of_this_kind(tmp_path: Path, prefix: bool, name: str) -> None:
+    """A Llama's `tokenizer.model` is told from T5's by its content: SentencePiece's ids, a BOS, no sentinels."""
+    oracle, fields = train(prefix)
+    path = tmp_path / name
+    file = path / "tokenizer.model" if name == "folder" else path
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(oracle.serialized_model_proto())
+    vocabulary = load(path)
+    assert vocabulary == TokenizerVocabulary.from_gguf(fields)
+    assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos, vocabulary.sentinels) == (2, 1, True, {})
+    assert vocabulary.vocab_size == oracle.get_piece_size()
+    for text in [*WILD, *sample(100), "a <extra_id_0> b"]:
+        assert vocabulary.encode(text) == oracle.encode(text), repr(text)
 
 
 def sample(count: int) -> list[str]:

@@ -122,6 +122,18 @@ def test_what_is_no_model_is_refused(tmp_path, t5):
             SentencePieceVocabulary(damaged)
 
 
+def test_a_model_without_its_suffix(tmp_path, t5):
+    """Read by its content: SentencePiece's own pieces."""
+    copied = tmp_path / "cc_all.32000"
+    copied.write_bytes(t5.read_bytes())
+    vocabulary = load.load(copied)
+    assert isinstance(vocabulary, SentencePieceVocabulary) and len(vocabulary.sentinels) == 100
+    assert vocabulary.encode("the film was good") == SentencePieceVocabulary(t5).encode("the film was good")
+    copied.write_bytes(b"\xff" * 99)
+    with pytest.raises(UserError, match="is not a SentencePiece model"):
+        load.load(copied)
+
+
 def test_bytes():
     vocabulary = ByteVocabulary()
     assert vocabulary.vocab_size == 384
