@@ -65,12 +65,9 @@ class Encoder:
         if not inputs:
             raise UserError(f"Example {example.id!r} of task {example.task!r} has an empty input; leave it out.")
         if not self.continues:
-            return Tokens(inputs, [*self.encode(example.targets), self.eos_id])
+            return Tokens(inputs, [*self.encode(example.targets.removeprefix(" ")), self.eos_id])
         text = joined(example.inputs, example.targets)[len(example.inputs) :]
-        targets = self._after(example.inputs, ids, text)
-        for before in ("\n", ""):
-            targets = self._after(before, self.encode(before), text) if targets is None else targets
-        return Tokens(inputs, [*(targets or ()), self.eos_id])
+        return Tokens(inputs, [*self._after(example.inputs, ids, text), self.eos_id])
 
     def _framed(self, ids: Sequence[int], task: str) -> list[int]:
         virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
@@ -79,10 +76,13 @@ class Encoder:
         end += [] if self.continues else [self.eos_id]
         return [*([] if virtual is None else virtual.tolist()), *start, *ids, *end]
 
-    def _after(self, before: str, ids: Sequence[int], text: str) -> list[int] | None:
-        """Ids of a text after another, whose own `ids` are given; None if a token crosses from one to the other."""
-        both = list(self.encode(before + text))
-        return both[len(ids) :] if both[: len(ids)] == list(ids) else None
+    def _after(self, before: str, ids: Sequence[int], text: str) -> Sequence[int]:
+        """Ids of a text after another, whose own `ids` are given."""
+        for start, start_ids in ((before, ids), ("\n", self.encode("\n"))):
+            both = self.encode(start + text)
+            if list(both[: len(start_ids)]) == list(start_ids):
+                return both[len(start_ids) :]
+        return self.encode(text)
 
 
 def joined(inputs: str, targets: str) -> str:

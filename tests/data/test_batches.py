@@ -158,6 +158,7 @@ def test_inputs_that_are_encoded_end_with_eos_and_targets_stand_alone():
     encoding = dataclasses.replace(encoder(), continues=False)
 
     assert encoding.tokens(example("xy", "z")) == Tokens([200, 201, 202, *encode("xy"), EOS], [*encode("z"), EOS])
+    assert encoding.tokens(example("xy", " z")) == encoding.tokens(example("xy", "z"))
     assert encoding.tokens(example("", "", "none")) == Tokens([EOS], [EOS])  # there is always something to encode
     assert dataclasses.replace(encoding, sentinel_id=77).inputs("xy") == [*encode("xy"), 77, EOS]
     assert dataclasses.replace(encoder(bos=BOS), sentinel_id=77).inputs("xy") == [BOS, *encode("xy"), 77]

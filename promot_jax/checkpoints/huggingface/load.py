@@ -75,7 +75,7 @@ def read(
     Args:
         folder: with config.json and model.safetensors, or its index and shards.
         partitioner: where the parameters go.
-        without: leaves that are not kept (`places.load`).
+        without: leaves that are not kept (`placement.load`).
         accept: is given the family and the config before any tensor is read, and may raise.
 
     Raises:

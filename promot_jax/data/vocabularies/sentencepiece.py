@@ -48,14 +48,9 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
 
     The text "<extra_id_0>" becomes that id in data too, as everywhere in SeqIO; "</s>" stays text. The normaliser of T5
     and mT5 turns any white space into one space, so an output has no line breaks and ends with EOS.
-
-    Attributes:
-        add_bos: False, the T5 family has no beginning of sequence.
-        bos_id: None.
-        sentinels: `{"<extra_id_0>": id, ...}`.
     """
 
-    add_bos = False
+    add_bos = False  # the T5 family has no beginning of sequence
     bos_id: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -76,7 +71,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
                 break
             self.sentinels[name] = ids.pop()
         added = 0 if self.sentinels else EXTRA_IDS
-        self.sentinels = self.sentinels or {f"<extra_id_{i}>": size + added - 1 - i for i in range(added)}
+        self.sentinels |= {f"<extra_id_{i}>": size + added - 1 - i for i in range(added)}
         super().__init__(path, extra_ids=added)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -115,13 +110,9 @@ class ByteVocabulary(seqio.ByteVocabulary):
 
     ByT5 was trained without extra ids: its sentinels are the last byte ids, counted down from 258 (Xue et al., 2022,
     section 3.1). Named here are those of bytes that no UTF-8 text contains.
-
-    Attributes:
-        add_bos: False, the T5 family has no beginning of sequence.
-        sentinels: `{"<extra_id_0>": 258, ...}`.
     """
 
-    add_bos = False
+    add_bos = False  # the T5 family has no beginning of sequence
 
     def __init__(self) -> None:
         """Makes a vocabulary of 384 ids, the rows of published embedding tables."""
