@@ -109,12 +109,10 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
     else:
         file = local if is_remote(path) else assets.resolve(path)
         sizes, placed, tokenizer, leaves = _read_gguf(file, partitioner, without, options)
+    from promot_jax.data.vocabularies.load import within
+
     sizes = agree(sizes, options.config, path)
-    if tokenizer.vocab_size > sizes.vocab_size:  # ids beyond the table are soft prompts
-        raise UserError(
-            f"{path} has a tokenizer of {tokenizer.vocab_size} tokens and {sizes.vocab_size} embedding rows; "
-            "take both from the same model."
-        )
+    tokenizer = within(tokenizer, sizes.vocab_size, path)  # ids from there on are soft prompts
     config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=0.0)  # in training it is the stage's
     base = placed.fingerprint
     return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves)
@@ -127,7 +125,7 @@ def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], o
     """A Hugging Face folder, with its tokenizer unless another is given."""
     from promot_jax.data.vocabularies.load import load as load_vocabulary
 
-    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model"):
         if os.path.lexists(folder / name):
             hf.inside(folder, name)
     tokenizer = load_vocabulary(options.vocabulary or folder)

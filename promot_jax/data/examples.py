@@ -49,7 +49,7 @@ class Example:
     task: str  # registered name (so "capital_4shot" in a 4-shot mixture)
     id: str  # unique within the task, independent of the order or sharding of the data
     inputs: str  # the query, template filled in, without exemplars
-    targets: str  # the answer, without a leading space
+    targets: str  # the answer; one leading space is the one that separates it from its input
     labels: tuple[str, ...]  # the label set; empty for an open task
     prefix: str  # post-processing cuts an output from the second occurrence of this on; "" cuts nothing
     shots: int  # number of exemplars to prepend
