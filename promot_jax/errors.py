@@ -1,7 +1,9 @@
 """Errors that end a run: one sentence that names what is wrong, where, and what to do."""
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -18,6 +20,16 @@ class HostError(TrainingError):
 
 class PreemptedError(Exception):
     """A run that stops because its machine is about to be preempted. `main` exits with status 75."""
+
+
+RUN_ERRORS = (UserError, TrainingError, PreemptedError)  # what code around a user's function lets pass
+
+
+def described(error: Exception) -> str:
+    """Returns an error of a user's code in one line: its kind, its message, and the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
