@@ -157,6 +157,10 @@ def test_a_stage_leaves_its_results(name: str, method: str, request: pytest.Fixt
     curves = scalars(workdir / "events")
     assert [step for step, _ in curves["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert curves["eval/target"] == [(point.step, pytest.approx(point.target)) for point in found.curve]
+    losses = curves["eval/validation_loss"]
+    assert losses == [(point.step, pytest.approx(point.validation_loss)) for point in found.curve]
+    assert losses[-1][1] < losses[0][1] and losses[-1][1] != curves["train/mean_loss"][-1][1]
+    assert "eval/loss" not in curves  # it was that of training
 
 
 def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
