@@ -28,7 +28,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from promot_jax.errors import RUN_ERRORS, UserError, described, nearest
+from promot_jax.errors import RUN_ERRORS, UserError, described, nearest, users_code
 
 # Exemplars come from the first rows of the training split in storage order, so that a split of millions of rows is
 # never read whole.
@@ -64,13 +64,8 @@ class Example:
 def import_tasks(modules: Sequence[str]) -> None:
     """Imports modules that register tasks; raises UserError naming a module that cannot be imported."""
     for module in modules:
-        try:
+        with users_code(f"Importing task module {module!r}", advice="; look at its name, its path and that line"):
             importlib.import_module(module)
-        except RUN_ERRORS:
-            raise
-        except Exception as error:  # of any kind: it is the user's own module
-            reason = f"task module {module!r} cannot be imported ({described(error)})"
-            raise UserError(f"{reason}: check its name, its path and that line") from error
 
 
 def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:

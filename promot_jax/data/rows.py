@@ -13,7 +13,7 @@ from promot_jax.data import examples
 import seqio
 import tensorflow as tf
 
-from promot_jax.errors import RUN_ERRORS, UserError, described
+from promot_jax.errors import UserError, users_code
 
 Row = Mapping[str, str | bytes | float]
 BOM = "\ufeff"  # byte order mark; editors and spreadsheets write it at the start of a file
@@ -38,19 +38,13 @@ class RowsSource(seqio.DataSource):
     def _rows(self, split: str) -> list[Row]:
         read = "train" if split == examples.EXEMPLARS else split
         where = f"split {read!r} of task {self._task!r}"
-        try:
+        with users_code(f"Reading {where}", advice="; give rows for each of `splits`"):
             rows = self._given(read)
             if not isinstance(rows, Iterable) or isinstance(rows, Mapping | str | bytes):
                 raise UserError(f"The rows of {where} are a {type(rows).__name__}; give a list of mappings.")
             rows = list(rows)
-            if not rows:
-                raise UserError(
-                    f"Task {self._task!r} has no row in its split {read!r}; leave the split out of `splits`."
-                )
-        except RUN_ERRORS:
-            raise
-        except Exception as error:  # of any kind: it is the user's own function
-            raise UserError(f"The rows of {where} cannot be read ({described(error)}).") from error
+        if not rows:
+            raise UserError(f"Task {self._task!r} has no row in its split {read!r}; leave the split out of `splits`.")
         return rows[: examples.POOL_ROWS] if split == examples.EXEMPLARS else rows
 
     @property
@@ -78,7 +72,8 @@ class RowsSource(seqio.DataSource):
         del unused
         rows = _texts(self._rows(split), split, self._task)
         columns = {field: [row[field] for row in rows] for field in rows[0]}
-        columns.setdefault("id", [examples.stable_hash(*row.values()) for row in rows])
+        if "id" not in columns:
+            columns["id"] = [examples.stable_hash(*row.values()) for row in rows]
         tensors = {field: tf.constant(values, tf.string, [len(rows)]) for field, values in columns.items()}
         data = tf.data.Dataset.from_tensor_slices(tensors)
         if shard_info:

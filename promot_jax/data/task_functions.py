@@ -10,7 +10,7 @@ import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
 import seqio
 
 from promot_jax.data.examples import Example
-from promot_jax.errors import RUN_ERRORS, UserError, described
+from promot_jax.errors import UserError, users_code
 
 
 def judge(task: seqio.Task, example: Example, output: str) -> tuple[Any, Any, float | None]:
@@ -21,17 +21,10 @@ def judge(task: seqio.Task, example: Example, output: str) -> tuple[Any, Any, fl
     """
     features = {**example.features, **dataclasses.asdict(example)}
     each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
-    try:
+    with users_code(f"Judging the output {output[:80]!r} for example {example.id!r} of task {task.name!r}"):
         target = task.postprocess_fn(example.targets, example=features, is_target=True)
         answer = task.postprocess_fn(output, example=features, is_target=False)
         return target, answer, None if each is None else each(target, answer)
-    except RUN_ERRORS:
-        raise
-    except Exception as error:  # of any kind: these are the user's functions
-        raise UserError(
-            f"Post-processor or metric of task {task.name!r} fails for example {example.id!r} and the output "
-            f"{output[:80]!r} ({described(error)})."
-        ) from error
 
 
 def scores(task: seqio.Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
@@ -48,14 +41,10 @@ def scores(task: seqio.Task, targets: Sequence[Any], answers: Sequence[Any]) -> 
     found: dict[str, float] = {}
     for metric_fn in task.metric_fns:
         name = getattr(metric_fn, "name", getattr(metric_fn, "__name__", repr(metric_fn)))
-        try:
+        with users_code(f"Metric {name!r} of task {task.name!r}"):
             # SeqIO's own metrics wrap their numbers.
             values = {key: getattr(value, "value", value) for key, value in metric_fn(targets, answers).items()}
             found |= {str(key): float(value) for key, value in values.items()}
-        except RUN_ERRORS:
-            raise
-        except Exception as error:  # of any kind: it is the user's function
-            raise UserError(f"Metric {name!r} of task {task.name!r} fails ({described(error)}).") from error
     if not found:
         raise UserError(f"Task {task.name!r} has no metric; register it with metric_fns.")
     metric, score = next(iter(found.items()))

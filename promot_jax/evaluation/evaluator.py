@@ -12,7 +12,7 @@ from promot_jax.data import examples as text
 from promot_jax.data.exemplars import choose, compose
 from promot_jax.data.task_functions import judge, scores
 from promot_jax.decoding.output_text import SENTINELS
-from promot_jax.errors import UserError
+from promot_jax.errors import UserError, users_code
 from promot_jax.evaluation.format_share import format_share
 from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.results import bootstrap
@@ -230,7 +230,8 @@ class Evaluator:
         metrics = scores(task, targets, answered)
         metric = next(iter(metrics))
         sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
-        ci95 = bootstrap.interval(sample) if intervals else None
+        with users_code(f"Metric {metric!r} of task {name!r}, computed anew for part of the examples,"):
+            ci95 = bootstrap.interval(sample) if intervals else None
         share = format_share([str(answer) for answer in answered], self._labels)
         entry = Score(
             metric=metric, score=metrics[metric], ci95=ci95, n=len(rows), format_share=share, metrics={**metrics}

@@ -113,7 +113,7 @@ def test_a_split_that_the_users_table_lacks() -> None:
     table = {split: rows(split) for split in ("train", "test")}
     task(table.__getitem__)
 
-    with pytest.raises(UserError, match=r"split 'validation' of task 'reviewed' cannot be read \(KeyError"):
+    with pytest.raises(UserError, match=r"Reading split 'validation' of task 'reviewed' fails \(KeyError"):
         check()
 
 
@@ -198,5 +198,14 @@ def test_metrics_are_tried_before_a_model_is_loaded(metric: Any, says: str) -> N
 def test_a_post_processor_that_fails_without_an_answer() -> None:
     task(rows, labels=(), postprocess_fn=lambda output, **_: output.split()[0])
 
-    with pytest.raises(UserError, match=r"fails for example 'train0' and the output '' \(IndexError"):
+    with pytest.raises(
+        UserError, match=r"Judging the output '' for example 'train0' of task 'reviewed' fails \(IndexError"
+    ):
         check()
+
+
+def test_ids_of_rows_that_have_one_are_not_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    task(rows)
+    monkeypatch.setattr("promot_jax.data.rows.examples.stable_hash", lambda *parts: pytest.fail("hashed"))
+
+    assert len(list(examples.stored(examples.get("reviewed"), "test"))) == 4
