@@ -16,8 +16,12 @@ class HostError(TrainingError):
     """A run that cannot continue because another of its hosts is missing; the run itself may be sound."""
 
 
+class TakenOverError(TrainingError):
+    """A run that has to let go of its folder, which another process has taken over. `main` exits with status 75."""
+
+
 class PreemptedError(Exception):
-    """A run that stops because its machine is about to be preempted. `main` exits with status 75."""
+    """A run that stops because it was told to, saved: `main` exits with status 75, after Ctrl-C with 130."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

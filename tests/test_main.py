@@ -13,6 +13,7 @@ import pytest
 from promot_jax import main
 from promot_jax.config import gin_files
 from promot_jax.errors import TrainingError, UserError
+from promot_jax.sweep import leases
 
 ROOT = Path(__file__).parents[1]
 CALLS: list[dict[str, Any]] = []
@@ -259,6 +260,20 @@ def test_failures_have_their_status(folder: Path, capsys: pytest.CaptureFixture[
     assert "resumes" in error(capsys, flag, "--gin.FAIL=interrupt", status=130)
     with pytest.raises(ZeroDivisionError, match=r"^a bug$"):  # a bug keeps its traceback, and gin adds nothing to it
         main.main([flag, "--gin.FAIL=bug"])
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with leases.alone(tmp_path):
+        assert "in use by" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path}")
+    assert main.main(["--gin_file=base.gin", f"--workdir={tmp_path}"]) == 0
+    assert not list(tmp_path.glob("lease*")) and "lease" not in capsys.readouterr().out
+
+
+def test_a_workdir_that_reads_as_a_pattern_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's `glob` names the characters; Orbax finds no checkpoint below such a folder."""
+    for name in ("run[1]", "run?", "a*/run"):
+        assert "give another --workdir" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / name}")
+    assert not CALLS and not list(tmp_path.glob("run*"))
 
 
 def test_unusable_workdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
