@@ -198,6 +198,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         hosts.fail(error, message, status)
         print(message, file=sys.stderr, flush=True)
         return status
+    except OSError as error:
+        if error.errno is None:  # not the system's
+            hosts.fail(error, traceback.format_exc(), 1)
+            raise
+        message = _of_the_system(error)
+        hosts.fail(error, message, 2)
+        print(message, file=sys.stderr, flush=True)
+        return 2
     except KeyboardInterrupt as error:
         message = "Interrupted. The same command resumes the run."
         hosts.fail(error, message, INTERRUPTED)
@@ -206,6 +214,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         hosts.fail(error, traceback.format_exc(), 1)
         raise
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at exit, and print a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What is said of a full disk, a folder that was deleted meanwhile, or an output that nobody reads."""
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        return "Nobody reads the output any more. The same command resumes the run; give it a file to write to."
+    where = f" {str(error.filename)!r}" if error.filename is not None else ""
+    return (
+        f"Cannot read or write{where}: {error.strerror}. What was saved before is whole; once that is mended, the same "
+        "command resumes the run."
+    )
 
 
 if __name__ == "__main__":

@@ -193,16 +193,24 @@ class Checkpoints(Saved):
         """
         hosts.barrier("a save")  # names a host that is stuck, before Orbax waits for it
         origin = dataclasses.asdict(_Origin.of(step, self._run, state))
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state, save_args=jax.tree.map(lambda _: _IN_CHUNKS, state)),
-                # Written later, while the caller's curve grows.
-                progress=ocp.args.JsonSave(copy.deepcopy(progress) | {"origin": origin}),
-            ),
-            metrics={"score": score},
-            force=True,
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state, save_args=jax.tree.map(lambda _: _IN_CHUNKS, state)),
+            # Written later, while the caller's curve grows.
+            progress=ocp.args.JsonSave(copy.deepcopy(progress) | {"origin": origin}),
         )
+        with self._writing():
+            self._manager.save(step, args=arguments, metrics={"score": score}, force=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns every error of a save, which may be that of one before, into a UserError."""
+        try:
+            yield
+        except Exception as error:  # of any type that Orbax and tensorstore raise for a full disk or a missing folder
+            raise UserError(
+                f"Cannot save a checkpoint in {self.folder} ({reason(error)}); make room there, or put the folder "
+                "back: the same command resumes the run."
+            ) from error
 
     def restore(self, step: int, like: State) -> tuple[State, State]:
         """Reads state and progress of a checkpoint, in the shapes, dtypes and shardings of `like`.
@@ -236,11 +244,13 @@ class Checkpoints(Saved):
     def wait(self) -> None:
         """Blocks until the last save is on disk."""
         hosts.barrier("the end of a save")
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases the folder."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def remove(self) -> None:
         """Deletes the folder."""

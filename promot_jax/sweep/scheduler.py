@@ -160,7 +160,7 @@ class _Process:
         """Runs a cell; what it fails with is written down, and the other cells go on."""
         try:
             self._run(cell)
-        except (UserError, PreemptedError, HostError, TakenOverError):
+        except (UserError, PreemptedError, HostError, TakenOverError, OSError):
             raise
         except Exception as error:
             lasting = isinstance(error, TrainingError)  # it would end in the same way again
