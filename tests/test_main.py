@@ -1,6 +1,7 @@
 """The entry point: gin files and flags in, one job called, or one error message and a status out."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -52,6 +53,12 @@ def train(workdir: Path, stage: Stage, other: Stage | None = None, task: str = "
         raise KeyboardInterrupt
     if fail == "bug":
         raise ZeroDivisionError("a bug")
+    if fail == "disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(workdir / "results.json"))
+    if fail == "pipe":
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    if fail == "library":
+        raise TimeoutError("not the system's")
     (workdir / "results.json").write_text("{}")
 
 
@@ -276,6 +283,16 @@ def test_a_workdir_that_reads_as_a_pattern_is_refused(tmp_path: Path, capsys: py
     assert not CALLS and not list(tmp_path.glob("run*"))
 
 
+def test_faults_of_the_system_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words are those of errno(3)."""
+    flag = with_line(folder, "train.fail = %FAIL")
+    said = error(capsys, flag, "--gin.FAIL=disk")
+    assert "'runs/mine/results.json': No space left on device. What was saved before is whole" in said
+    assert "Nobody reads the output any more. The same command resumes" in error(capsys, flag, "--gin.FAIL=pipe")
+    with pytest.raises(TimeoutError):
+        main.main([flag, "--gin.FAIL=library"])
+
+
 def test_unusable_workdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert "workdir" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / 'file'}")
@@ -354,3 +371,19 @@ def test_names_exist_and_are_light() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("output", ["closed", "full"])
+def test_process_whose_output_goes_nowhere(tmp_path: Path, output: str) -> None:
+    """As `| head -1` leaves it, or a full disk: no traceback, not even that of Python's own flush at exit."""
+    reader, closed = os.pipe()
+    os.close(reader)
+    with open(closed if output == "closed" else "/dev/full", "w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "promot_jax.main", "--help"],
+            stdout=out, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, text=True,
+        )  # fmt: skip
+        assert done.returncode in (0, 2) and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
+        assert done.returncode == 0 or "command resumes the run" in done.stderr
+    if output == "full":
+        os.close(closed)

@@ -11,8 +11,10 @@ import copy
 import dataclasses
 import functools
 import json
+import logging
 import operator
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +32,8 @@ from promot_jax.errors import UserError
 from promot_jax.params.checksum import checksum
 
 State = dict[str, Any]
+# Whatever Orbax logs as an error, with the traceback of each of its threads, it raises too.
+logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname)
 
 # Orbax takes any folder `9/` for a step; a finished checkpoint has this file.
 _FINISHED = "_CHECKPOINT_METADATA"
@@ -207,9 +211,11 @@ class Checkpoints(Saved):
         try:
             yield
         except Exception as error:  # of any type that Orbax and tensorstore raise for a full disk or a missing folder
+            found = error.strerror if isinstance(error, OSError) else re.search(r"([^:]+) \[os_error_code", str(error))
+            why = found[1].strip() if isinstance(found, re.Match) else found or reason(error)
             raise UserError(
-                f"Cannot save a checkpoint in {self.folder} ({reason(error)}); make room there, or put the folder "
-                "back: the same command resumes the run."
+                f"Cannot save a checkpoint in {self.folder} ({why}); make room there, or put the folder back: the same "
+                "command resumes the run."
             ) from error
 
     def restore(self, step: int, like: State) -> tuple[State, State]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import shutil
 
 import jax
@@ -324,3 +325,36 @@ def test_a_part_that_is_missing_or_cut_is_one_sentence(opened, tmp_path, part, h
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match=r"The checkpoint .*/4 (is damaged|is gone|does not fit this run)"):
         opened().restore(4, make_state())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other writes
+@pytest.mark.parametrize("fault", ["a quota", "a file in the way"])
+def test_a_save_that_fails_is_one_sentence_and_the_last_one_stays(opened, tmp_path, fault, caplog, capfd):
+    """The reasons are those of the system: errno(3)."""
+    state = make_state(1) | {"params": {"prompt": {"task": jax.random.normal(jax.random.key(0), (512, 256))}}}
+    checkpoints = opened()
+    checkpoints.save(1, state, PROGRESS, 10.0)
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if fault == "a quota":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    else:
+        (tmp_path / "checkpoints").rename(tmp_path / "moved")
+        (tmp_path / "checkpoints").write_text("")
+    reason = "File too large" if fault == "a quota" else "Not a directory|File exists"
+    try:
+        with pytest.raises(UserError, match=rf"^Cannot save a checkpoint in .*checkpoints \(({reason})\); make room"):
+            save_and_wait(checkpoints, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capfd.readouterr().err and not [r for r in caplog.records if r.levelname == "ERROR"]
+    if fault == "a file in the way":
+        (tmp_path / "checkpoints").unlink()
+        (tmp_path / "moved").rename(tmp_path / "checkpoints")
+    assert opened().latest() == 1
+    opened().restore(1, state)
+
+
+def save_and_wait(checkpoints, state):
+    checkpoints.save(2, state, PROGRESS, 10.0)
+    checkpoints.wait()
