@@ -1,18 +1,17 @@
 """The paper's curves as charts: ICL, format share and target score against step, and target score against ICL.
 
-Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff`) of the paper,
-and the averages of all methods in one chart.
+Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff_metrics`) of
+the paper, and the averages of all methods in one chart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from pathlib import Path
 
 from promot_jax import methods
-from promot_jax.files import write_text
 from promot_jax.report import tables
-from promot_jax.report.svg import Chart, Line, Panel, Point, document
+from promot_jax.report.svg import Chart, Line, Panel, Point
 from promot_jax.results import bootstrap
 from promot_jax.results.matched_target import model_tuning
 from promot_jax.results.schema import Comparison, GradientAlignment, Run
@@ -24,15 +23,6 @@ TARGET_SCORE, ICL_AVERAGE, FORMAT_SHARE = map(attrgetter, ("target", "icl", "for
 REFERENCE, SHARE, ICL, TARGET = -1, 4, 5, 6  # where lines are scores rather than methods
 MODEL_STEP = "Step (updates of the model)"
 PROMPT_STEP = "Step of stage 1"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk: its SVG file, and its title and description as in `svg.Chart`."""
-
-    path: Path
-    title: str
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -62,14 +52,9 @@ class Series:
 
 def charts(results: Comparison) -> list[Chart]:
     """Draws every figure for which a comparison has evaluations."""
-    drawn = (draw(results) for draw in (_tradeoff, _forgetting, _icl, _format_share, _format_share_tasks, _target))
+    figures = (_tradeoff, _tradeoff_metrics, _forgetting, _icl, _format_share, _format_share_tasks, _target)
+    drawn = (draw(results) for draw in figures)
     return [chart for chart in drawn if chart is not None]
-
-
-def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
-    """Writes charts as `<name>.svg` into a folder."""
-    paths = [write_text(folder / f"{chart.name}.svg", document(chart)) for chart in drawn]
-    return [Picture(path, chart.title, chart.alt) for path, chart in zip(paths, drawn, strict=True)]
 
 
 def series(
@@ -77,11 +62,8 @@ def series(
 ) -> list[Series]:
     """Reads one number of each evaluation, per method that has it.
 
-    Args:
-        results: a comparison.
-        value: the number of an evaluation.
-        stages: whose evaluations count; None for those that tune the model.
-        mixtures: whether those of models between two (with an `alpha`) count, whose step is no number of updates.
+    Evaluations of `stages` count (None for those that tune the model), and with `mixtures` those of models between two
+    (with an `alpha`), whose step is no number of updates.
     """
     counting = methods.model_tuning() if stages is None else stages
     found = []
@@ -114,12 +96,10 @@ def _target(results: Comparison) -> Chart | None:
     tuning = methods.model_tuning()
     stages = {PROMPT_STEP: sorted(named - {*tuning}), MODEL_STEP: tuning}
     curves = {axis: series(results, TARGET_SCORE, stages=names) for axis, names in stages.items()}
-    panels = [
-        Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items() if members
-    ]
-    told = " ".join(f"{axis}: {_described(members)}" for axis, members in curves.items() if members)
-    title = f"Target score{_target_name(results)} against step"
-    return Chart("target", title, f"Line chart. {told}", tuple(panels)) if panels else None
+    curves = {axis: members for axis, members in curves.items() if members}
+    panels = [Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items()]
+    told = [f"{axis}: {_described(members)}" for axis, members in curves.items()]
+    return _chart("target", f"Target score{_target_name(results)} against step", told, panels)
 
 
 def _forgetting(results: Comparison) -> Chart | None:
@@ -127,8 +107,9 @@ def _forgetting(results: Comparison) -> Chart | None:
 
     The paper's tasks scored by exact match are question answering. Without such tasks the ICL average is drawn.
     """
-    exact = any(_exact_match(point) is not None for run in results.runs for point in run.curve)
-    value: Value = _exact_match if exact else ICL_AVERAGE
+    exact_match = partial(_of_metric, "exact_match")
+    exact = any(exact_match(point) is not None for run in results.runs for point in run.curve)
+    value: Value = exact_match if exact else ICL_AVERAGE
     name = "ICL tasks scored by exact match" if exact else "ICL normalised average"
     targets = {one.method: one for one in series(results, TARGET_SCORE)}
     panels, told = [], []
@@ -141,13 +122,12 @@ def _forgetting(results: Comparison) -> Chart | None:
             ]
             panels.append(Panel(MODEL_STEP, "Target score", tuple(lines), label, "ICL score"))
             told.append(f"{label}: target {targets[icl.method].ends()}, ICL {icl.ends()}.")
-    title = "Target score and exact match in context" if exact else "Target score and ICL"
-    return Chart("forgetting", title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+    return _chart("forgetting", f"Target score and {'exact match in context' if exact else 'ICL'}", told, panels)
 
 
-def _exact_match(point: StepEvaluation) -> float | None:
-    """Mean score of the ICL tasks that are scored by exact match."""
-    scores = [task.score for task in point.tasks.values() if task.metric == "exact_match" and task.score is not None]
+def _of_metric(metric: str, point: StepEvaluation) -> float | None:
+    """Mean score of the ICL tasks that have a metric."""
+    scores = [task.score for task in point.tasks.values() if task.metric == metric and task.score is not None]
     return sum(scores) / len(scores) if scores else None
 
 
@@ -168,20 +148,42 @@ def _format_share_tasks(results: Comparison) -> Chart | None:
         Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), methods.label(method))
         for method, lines in by_method.items()
     ]
-    alt = " ".join(f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items())
-    return (
-        Chart("format_share_tasks", "Format share of each ICL task", f"Line charts. {alt}", tuple(panels))
-        if panels
-        else None
-    )
+    described = [f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items()]
+    return _chart("format_share_tasks", "Format share of each ICL task", described, panels)
+
+
+TRADEOFF_KEY = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."
 
 
 def _tradeoff(results: Comparison) -> Chart | None:
-    """Figures 5 and 6: a point per checkpoint, mean over seeds; single seeds as dots."""
+    """A point per checkpoint, mean over seeds; single seeds as dots."""
+    lines, told = _tradeoff_lines(results, ICL_AVERAGE)
+    x, y = f"Target score{_target_name(results)}, validation", f"ICL normalised average{_shots(results)}"
+    alt = f"Scatter plot with paths. {told} {TRADEOFF_KEY}"
+    title = "Trade-off: target score against ICL, one point per checkpoint"
+    return Chart("tradeoff", title, alt, (Panel(x, y, lines),)) if lines else None
+
+
+def _tradeoff_metrics(results: Comparison) -> Chart | None:
+    """Figures 5 and 6: as `_tradeoff`, a panel for each metric of the ICL tasks, if they have several."""
+    scores = [task for run in results.runs for point in run.curve for task in point.tasks.values()]
+    x, panels, alt = f"Target score{_target_name(results)}, validation", [], ""
+    for metric in dict.fromkeys(task.metric for task in scores if task.score is not None):
+        lines, told = _tradeoff_lines(results, partial(_of_metric, metric))
+        if lines:
+            panels.append(Panel(x, f"Mean {metric}{_shots(results)}", lines, metric))
+            alt += f"{metric}: {told} "
+    title = "Trade-off by metric: target score against the mean of the ICL tasks with that metric"
+    alt = f"Scatter plots with paths. {alt}{TRADEOFF_KEY}"
+    return Chart("tradeoff_metrics", title, alt, tuple(panels)) if len(panels) > 1 else None
+
+
+def _tradeoff_lines(results: Comparison, value: Value) -> tuple[tuple[Line, ...], str]:
+    """Each method's path from checkpoint to checkpoint in target score and `value`, and its ends in words."""
     targets = {one.method: one for one in series(results, TARGET_SCORE, mixtures=True)}
     lines: list[Line] = []
     told: list[str] = []
-    for icl in series(results, ICL_AVERAGE, mixtures=True):
+    for icl in series(results, value, mixtures=True):
         if icl.method not in targets:
             continue
         target, label, style = targets[icl.method], methods.label(icl.method), _style(icl.method, results)
@@ -200,11 +202,7 @@ def _tradeoff(results: Comparison) -> Chart | None:
         lines.append(Line(label, style, tuple(points), hollow=shared[0] == 0))
         told.append(" to ".join(f"{points[end].tip.partition(': ')[2]} at {places[shared[end]]}" for end in (0, -1)))
         told[-1] = f"{label} from {told[-1]}."
-    x, y = f"Target score{_target_name(results)}, validation", f"ICL normalised average{_shots(results)}"
-    key = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."
-    alt = f"Scatter plot with paths. {' '.join(told)} {key}"
-    title = "Trade-off: target score against ICL, one point per checkpoint"
-    return Chart("tradeoff", title, alt, (Panel(x, y, tuple(lines)),)) if lines else None
+    return tuple(lines), " ".join(told)
 
 
 def gradient_alignment(alignment: GradientAlignment) -> list[Chart]:
@@ -267,10 +265,14 @@ def of_run(run: Run) -> Chart | None:
         if lines:
             mixtures = any(point.alpha is not None for point in curve)
             panels.append(Panel("Alpha (%)" if mixtures else "Step", "0 to 100", tuple(lines), stage))
-    return Chart("curves", "Curves", f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+    return _chart("curves", "Curves", told, panels)
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _chart(name: str, title: str, told: Sequence[str], panels: Sequence[Panel]) -> Chart | None:
+    return Chart(name, title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
 
 
 def _against_step(
@@ -286,7 +288,7 @@ def _against_step(
         ends = (min(p.x for line in lines for p in line.points), max(p.x for line in lines for p in line.points))
         points = tuple(Point(x, level, f"pretrained: {level:.1f}") for x in ends)
         lines.insert(0, Line(methods.label(methods.REFERENCE), REFERENCE, points, "ruled"))
-    return Chart(name, title, f"Line chart. {_described(curves)}", (Panel(MODEL_STEP, axis, tuple(lines)),))
+    return _chart(name, title, [_described(curves)], [Panel(MODEL_STEP, axis, tuple(lines))])
 
 
 def _lines(curves: Sequence[Series], results: Comparison) -> tuple[Line, ...]:
