@@ -19,8 +19,12 @@ class HostError(TrainingError):
     """A run that cannot continue because another of its hosts is missing; the run itself may be sound."""
 
 
+class TakenOverError(TrainingError):
+    """A run that has to let go of its folder, which another process has taken over. `main` exits with status 75."""
+
+
 class PreemptedError(Exception):
-    """A run that stops because its machine is about to be preempted. `main` exits with status 75."""
+    """A run that stops because it was told to, saved: `main` exits with status 75, after Ctrl-C with 130."""
 
 
 RUN_ERRORS = (UserError, TrainingError, PreemptedError)  # what code around a user's function lets pass
