@@ -61,7 +61,7 @@ def read(path: Path, parents: tuple[Path, ...] = ()) -> Iterator[Statement]:
         raise UserError(f"{path} includes itself.")
     name = str(path.relative_to(folder()) if path.is_relative_to(folder()) else path)
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} cannot be read as a gin file: {error}.") from error
     for statement in parse(text, name):
@@ -111,3 +111,5 @@ def parse(text: str, name: str) -> Iterator[Statement]:
         )
         message = re.sub(r".*Failed to parse token (.*)", r"cannot read \1, a string needs quotes", message, flags=re.S)
         raise UserError(f"{name} line {line}: {message.strip().rstrip('.')}.") from error
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:  # keys that are lists, brackets without end
+        raise UserError(f"{name}: a value cannot be read ({error or type(error).__name__}).") from error
