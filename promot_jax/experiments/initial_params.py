@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -17,18 +17,9 @@ from promot_jax.params import soft_prompts
 from promot_jax.params.lora import Lora
 from promot_jax.params.soft_prompts import PromptInit
 
-# TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
-if TYPE_CHECKING:
-    pass
-
 
 def start(session: Session, plan: Sequence[Stage]) -> trees.Tree:
-    """What the first stage of a method starts from: the base model, and the prompt and LoRA that its stages attach.
-
-    Args:
-        session: model and data.
-        plan: the stages.
-    """
+    """What the first stage of a method starts from: the base model, and the prompt and LoRA that its stages attach."""
     params: trees.Tree = {"model": session.base.params}
     if any(stage.prompt for stage in plan):
         chosen = session.experiment.prompt_init
@@ -78,13 +69,10 @@ def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
         UserError: nothing there, or a prompt of another model.
     """
     given = experiment.prompt_path
-    if isinstance(given, str):
-        array, info = soft_prompts.load(given, base.accepts, experiment.force_prompt)
-        loaded = {info.task: array}
-    else:
-        loaded = {
-            name: soft_prompts.load(path, base.accepts, experiment.force_prompt)[0] for name, path in given.items()
-        }
+    loaded = {}
+    for name, path in {"": given}.items() if isinstance(given, str) else given.items():
+        array, info = soft_prompts.load(path, base.accepts, experiment.force_prompt)
+        loaded[name or info.task] = array
     width = base.model.config.emb_dim
     for name, array in loaded.items():
         if array.shape[1] != width:

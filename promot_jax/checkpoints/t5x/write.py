@@ -44,7 +44,9 @@ def write(folder: str | os.PathLike[str], step: int, params: Mapping[str, Any], 
                 for path, leaf in trees.flatten(params).items()
                 for name, array in _layers(path, leaf)
             }
-            state = {"step": np.asarray(step, np.int32), "param_states": {}}
+            # As T5X writes a model without an optimizer (`InferenceState.state_dict`): no `param_states`, not even an
+            # empty dict, which T5X would restore as a leaf.
+            state = {"step": np.asarray(step, np.int32)}
             content = {"version": 3, "optimizer": {"target": trees.unflatten(target), "state": state}}
             (scratch / "checkpoint").write_bytes(serialization.msgpack_serialize(content, in_place=True))
     except OSError as error:

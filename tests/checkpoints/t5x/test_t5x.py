@@ -196,6 +196,42 @@ def test_others_read_what_was_written(tmp_path: Path, monkeypatch: pytest.Monkey
     np.testing.assert_equal(back, {path: np.asarray(leaf, "float32") for path, leaf in trees.flatten(params).items()})
 
 
+def test_t5x_s_own_reader_restores_every_leaf(tmp_path: Path) -> None:
+    """By the steps of `load_t5x_checkpoint` (t5x/checkpoints.py) and of `InferenceState` (t5x/train_state.py).
+
+    T5X flattens the file with its empty nodes kept, makes a spec of each dict that is left and an array, by `shape` and
+    `dtype`, of everything else: an empty dict ends there with "'dict' object has no attribute 'dtype'".
+    """
+    arrays = draw()
+    folder = write.write(tmp_path, 3, trees.unflatten(stacked(arrays)), inline=40)
+    content = flax.serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    assert content.keys() == {"version", "optimizer"}
+
+    def is_spec(_: Any, value: Any) -> bool:  # state_utils.tensorstore_leaf
+        return {"driver", "kvstore", "metadata"} <= value.keys()
+
+    flat = flax.traverse_util.flatten_dict(
+        content["optimizer"],
+        keep_empty_nodes=True,
+        is_leaf=lambda path, value: bool(value) and is_spec(path, value),
+        sep="/",
+    )
+    specs = {path: tensorstore.Spec(leaf) if isinstance(leaf, dict) else leaf for path, leaf in flat.items()}
+    # `fake_param_info`: a leaf without parts wherever the checkpoint has one.
+    infos = flax.traverse_util.unflatten_dict(dict.fromkeys(specs, 0), sep="/")
+
+    def shape_and_dtype(_: Any, leaf: Any) -> tuple[tuple[int, ...], str]:  # of a LazyAwaitableArray
+        if isinstance(leaf, tensorstore.Spec):
+            return tuple(leaf.to_json()["metadata"]["shape"]), leaf.dtype.name
+        return tuple(leaf.shape), leaf.dtype.name
+
+    leaves = jax.tree.map(shape_and_dtype, infos, flax.traverse_util.unflatten_dict(specs, sep="/"))
+    restored = flax.traverse_util.flatten_dict(leaves, sep="/")
+    # Those of `InferenceState.state_dict`, and none besides.
+    assert restored.keys() == {"state/step", *(f"target/{name}" for name in arrays)}
+    assert all(restored[f"target/{name}"] == (array.shape, "float32") for name, array in arrays.items())
+
+
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = stacked(draw())
     with pytest.raises(UserError, match="is int32"):
