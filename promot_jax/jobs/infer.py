@@ -29,14 +29,14 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     Raises:
         UserError: no such file, a malformed line, or an unknown prompt.
     """
-    from promot_jax.evaluation.sampler import Request
-
     started = time.monotonic()
     if isinstance(inputs, str):
         asked = hosts.decide(partial(_inputs, inputs), "the inputs")
     else:
         asked = [(text, None) for text in inputs]
     session = open_session(experiment)
+    from promot_jax.evaluation.sampler import Request  # imports TensorFlow, after the names have been checked
+
     params: trees.Tree = {"model": session.base.params}
     if experiment.prompt_path:
         params["prompt"] = saved_prompts(session)
