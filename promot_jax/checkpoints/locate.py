@@ -22,6 +22,12 @@ def is_remote(path: str) -> bool:
     return path.startswith(("hf://", "gs://"))
 
 
+def spelled(path: str) -> str:
+    """`hf://org/name` for `org/name` where nothing of that name, nor a folder `org`, is here; else the path itself."""
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path, re.ASCII) and len(path) < 200
+    return f"hf://{path}" if is_name and not Path(path.partition("/")[0]).exists() else path
+
+
 def locate(path: str) -> Path:
     """Fetches a remote checkpoint once; returns a local folder or GGUF file, or a T5X checkpoint's path in its bucket.
 

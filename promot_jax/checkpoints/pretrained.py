@@ -10,7 +10,7 @@ import jax
 
 from promot_jax import assets, methods, trees
 from promot_jax.checkpoints.huggingface import load as hf
-from promot_jax.checkpoints.locate import is_remote, locate
+from promot_jax.checkpoints.locate import is_remote, locate, spelled
 from promot_jax.checkpoints.orbax import Saved
 from promot_jax.checkpoints.placement import Placed, place
 from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint
@@ -95,6 +95,7 @@ class _Options:
 
 def _load(path: str, partitioner: Partitioner, options: _Options, without: Collection[str]) -> Pretrained:
     """As `load`, with a `jax.ShapeDtypeStruct` for the leaves `without`: they are read for the fingerprints only."""
+    path = spelled(path)
     local = locate(path) if is_remote(path) else Path(path)
     try:
         local.exists()

@@ -13,6 +13,7 @@ from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
+from promot_jax.experiments import early_checks
 from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Method
 from promot_jax.params import soft_prompts
@@ -57,9 +58,9 @@ def open_session(experiment: Experiment, others: Sequence[Experiment] = (), *, r
         UserError: an unknown task, mixture or checkpoint, or rows that cannot be used (`data.validation`). All but the
             checkpoint is checked before the model is read.
     """
+    check_data(experiment)
     from promot_jax.data import examples, validation
 
-    check_data(experiment)
     folders = [experiment.cache_dirs] if isinstance(experiment.cache_dirs, str) else experiment.cache_dirs
     tasks = [task for other in (experiment, *others) for task in tasks_of(other)]
     examples.use_caches(folders, tasks)
@@ -88,7 +89,8 @@ def tasks_of(experiment: Experiment) -> list[str]:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Imports the tasks; raises UserError for names, splits and rates that would fail only after hours of training."""
+    """Imports the tasks; raises UserError for names, splits, shots and rates that would fail only after hours."""
+    early_checks.check_names(experiment)
     from promot_jax.data import examples
 
     examples.import_tasks([experiment.modules] if isinstance(experiment.modules, str) else experiment.modules)

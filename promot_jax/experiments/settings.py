@@ -46,6 +46,8 @@ class Experiment:
             raise UserError(
                 f"SEED is not negative and PROMPT_LENGTH at least 1, not {self.seed}, {self.prompt_length}."
             )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f'Experiment.dtype is "float32" or "bfloat16", not {self.dtype!r}.')
         if self.data_shards < 1:
             raise UserError(f"DATA_SHARDS is at least 1, not {self.data_shards}.")
         lengths = self.feature_lengths

@@ -29,8 +29,6 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     Raises:
         UserError: no such file, a malformed line, or an unknown prompt.
     """
-    from promot_jax.evaluation.sampler import Request
-
     started = time.monotonic()
     if isinstance(inputs, str):
         asked = hosts.decide(partial(_inputs, inputs), "the inputs")
@@ -40,6 +38,8 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         if text != text.encode("utf-8", "ignore").decode():
             raise UserError(f"Input {number} has half a character: a surrogate alone.")
     session = open_session(experiment, reads_data=False)
+    from promot_jax.evaluation.sampler import Request  # imports TensorFlow, after the names have been checked
+
     params: trees.Tree = {"model": session.base.params}
     if experiment.prompt_path:
         params["prompt"] = saved_prompts(session)

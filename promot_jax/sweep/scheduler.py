@@ -38,8 +38,10 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         TrainingError: cells failed. The others have been run and reported.
         PreemptedError: while a cell runs, or between looks at those of other processes.
     """
-    if stale <= 0:
-        raise UserError(f"compare.stale is {stale}; it has to be a positive number of seconds.")
+    if not 0 < stale <= 1e9:  # the lease's thread waits for a tenth of it, and a wait has a limit
+        raise UserError(f"STALE is {stale}; it has to be a number of seconds above 0, at most 1e9.")
+    if serve is not None and not 0 <= serve < 2**16:
+        raise UserError(f"SERVE is {serve}, which is no port: give one from 1 to 65535, or 0 for any.")
     cells = list(grid.cells())
     experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
     for experiment in experiments:
