@@ -13,7 +13,7 @@ from promot_jax.checkpoints.huggingface import load as hf
 from promot_jax.checkpoints.locate import is_remote, locate
 from promot_jax.checkpoints.orbax import Saved
 from promot_jax.checkpoints.placement import Placed, place
-from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint
+from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint, is_prompt, refuse_tensorflow
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.models import CONFIGS, Config, Model, build
@@ -100,6 +100,7 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
         local.exists()
     except OSError as error:  # a name that is too long, say
         raise UserError(f"Cannot read {path[:200]!r}: {error.strerror or error}.") from error
+    refuse_tensorflow(local)
     if hf.is_folder(local):
         sizes, placed, tokenizer, leaves = _read_hf(local, partitioner, without, options)
     elif is_checkpoint(local):
@@ -153,6 +154,8 @@ def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], 
     tokenizer = load_vocabulary(vocabulary)
     like = jax.eval_shape(build(config).init, jax.random.key(0))
     checkpoint = Checkpoint(folder, {name: leaf.shape for name, leaf in trees.flatten(like).items()})
+    if any(map(is_prompt, checkpoint.unused)):
+        print(f"{folder} holds a soft prompt, too; PROMPT_PATH may name the same path to use it.", flush=True)
     return config, place(checkpoint.shapes, checkpoint.read, partitioner, without), tokenizer, checkpoint.leaves
 
 

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import jax
 
 from promot_jax import trees
 from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.checkpoints.t5x import load as t5x
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
@@ -16,10 +18,6 @@ from promot_jax.methods.base import Stage
 from promot_jax.params import soft_prompts
 from promot_jax.params.lora import Lora
 from promot_jax.params.soft_prompts import PromptInit
-
-# TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
-if TYPE_CHECKING:
-    pass
 
 
 def start(session: Session, plan: Sequence[Stage]) -> trees.Tree:
@@ -78,13 +76,18 @@ def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
         UserError: nothing there, or a prompt of another model.
     """
     given = experiment.prompt_path
-    if isinstance(given, str):
-        array, info = soft_prompts.load(given, base.accepts, experiment.force_prompt)
-        loaded = {info.task: array}
-    else:
-        loaded = {
-            name: soft_prompts.load(path, base.accepts, experiment.force_prompt)[0] for name, path in given.items()
-        }
+    forced = experiment.force_prompt
+    loaded: dict[str, Any] = {}
+    for name, path in {"": given}.items() if isinstance(given, str) else given.items():
+        if not name and not isinstance(given, str):
+            raise UserError(f'PROMPT_PATH gives {path!r} the name ""; give it the name of its task.')
+        task = name or experiment.prompt_task or (experiment.task if forced else "")
+        if t5x.is_checkpoint(Path(path)):
+            array = soft_prompts.checked(t5x.read_prompt(Path(path)), path)
+            info = soft_prompts.undescribed(array, path, task)
+        else:
+            array, info = soft_prompts.load(path, base.accepts, forced, task)
+        loaded[name or info.task] = array
     width = base.model.config.emb_dim
     for name, array in loaded.items():
         if array.shape[1] != width:

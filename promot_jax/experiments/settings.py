@@ -25,6 +25,8 @@ class Experiment:
         prompt_init: how it starts.
         prompt_path: trained prompts where a job takes them (`PROMPT_PATH`): a file or stage 1's folder, or several by
             name, `{"sentiment": "runs/a", ...}`; "" for none.
+        prompt_task: the name of a prompt that has no description (`PROMPT_TASK`): a released array, or one in a T5X
+            checkpoint. It is then used although its base model is not verified.
         force_prompt: take a prompt that was trained on another base model.
         seed: of data order, initialisation and dropout.
         dtype: of activations and products, "float32" or "bfloat16".
@@ -47,6 +49,7 @@ class Experiment:
     prompt_length: int = 16
     prompt_init: PromptInit = PromptInit()
     prompt_path: str | Mapping[str, str] = ""
+    prompt_task: str = ""
     force_prompt: bool = False
     seed: int = 0
     dtype: str = "float32"

@@ -10,7 +10,7 @@ import functools
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -38,6 +38,20 @@ _READERS = min(8, os.cpu_count() or 1)  # layers unpacked at a time
 def is_checkpoint(path: Path) -> bool:
     """Whether there is a T5X checkpoint: the file itself, its folder, or a folder of them."""
     return _file(path) is not None
+
+
+def refuse_tensorflow(path: Path) -> None:
+    """Raises UserError for a checkpoint that TensorFlow wrote, as those of Mesh TensorFlow's T5 are.
+
+    It is a file `checkpoint` of text, or files `model.ckpt-N.index`, `.meta` and `.data-*`, of which N may be meant.
+    """
+    state, part = path / "checkpoint", re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))
+    said = path.is_dir() and state.is_file() and local(state).read_bytes()[:21] == b"model_checkpoint_path"
+    if said or os.path.isfile(f"{part}.index") or (path.is_dir() and any(path.glob("model.ckpt-*.index"))):
+        raise UserError(
+            f"{path} is a TensorFlow checkpoint (Mesh TensorFlow's T5), a format that is not read; give the model's "
+            "T5X or Hugging Face form, or convert it with T5X's convert_tf_checkpoint."
+        )
 
 
 def _file(path: Path) -> Path | None:
@@ -154,21 +168,7 @@ class Checkpoint:
             if place.kind in ("scanned", "shared"):
                 self._axes = axes
 
-        if isinstance(leaf, np.ndarray):
-            check(leaf.shape)
-            if leaf.dtype.name not in FLOATS:
-                raise UserError(
-                    f"{what} holds {leaf.dtype.name!r}, not floating point numbers; give another checkpoint."
-                )
-            return leaf
-        if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
-            return open_zarr(self.folder, leaf.removeprefix(_PLACEHOLDER), {}, check)
-        match leaf:
-            case {"driver": "zarr", "kvstore": {"driver": "file" | "gfile" | "gcs"} as store, "metadata": dict()}:
-                path = store.get("path", leaf.get("path"))  # the latter in files of older versions
-                if isinstance(path, str):
-                    return open_zarr(self.folder, path, leaf, check)
-        raise UserError(f"{what} is neither an array nor the place of one; fetch or write the checkpoint again.")
+        return _open(self.folder, what, leaf, check)
 
     def _may_stay_unused(self, name: str) -> None:
         """Leaving out a layer, or the head, would make another model of it."""
@@ -178,6 +178,55 @@ class Checkpoint:
                 f"{self.folder} has a parameter {name!r}, for which the model has no place: its config is of another "
                 "size; choose that of the checkpoint."
             )
+
+
+def read_prompt(path: Path) -> np.ndarray:
+    """Reads the soft prompt in a checkpoint, float32 `[length, embed]`: its one parameter of the name `prompt`.
+
+    prompt-tuning keeps it as `encoder/prompt/prompt/prompt`.
+
+    Raises:
+        UserError: there is no checkpoint, it holds no such parameter or several, or it is damaged.
+    """
+    file = _file(path)
+    if file is None:
+        raise UserError(f"{str(path)!r} holds no T5X checkpoint (a file named 'checkpoint'); give its folder.")
+    target, _ = _target(read_msgpack(local(file)), file)
+    prompts = [name for name in target if is_prompt(name)]
+    if len(prompts) != 1:
+        raise UserError(f"{path} holds {len(prompts)} parameters called 'prompt'; give a checkpoint with one.")
+    what = f"The parameter {prompts[0]!r} of {path}"
+
+    def check(stored: Shape) -> None:
+        if len(stored) != 2:
+            raise UserError(f"{what} has shape {stored}; a soft prompt has [length, embed].")
+
+    source = _open(file.parent, what, target[prompts[0]], check)
+    rows = np.empty(source.shape, np.float32)
+    _copy(source, rows, tuple(slice(0, size) for size in rows.shape))
+    return rows
+
+
+def is_prompt(name: str) -> bool:
+    """Whether a parameter is a soft prompt by its name."""
+    return name.rpartition("/")[2] == "prompt"
+
+
+def _open(folder: Path, what: str, leaf: Any, check: Callable[[Shape], None]) -> Source:
+    """The values of a leaf of the msgpack file, or the zarr array that it names; `check` may refuse their shape."""
+    if isinstance(leaf, np.ndarray):
+        check(leaf.shape)
+        if leaf.dtype.name not in FLOATS:
+            raise UserError(f"{what} holds {leaf.dtype.name!r}, not floating point numbers; give another checkpoint.")
+        return leaf
+    if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
+        return open_zarr(folder, leaf.removeprefix(_PLACEHOLDER), {}, check)
+    match leaf:
+        case {"driver": "zarr", "kvstore": {"driver": "file" | "gfile" | "gcs"} as store, "metadata": dict()}:
+            path = store.get("path", leaf.get("path"))  # the latter in files of older versions
+            if isinstance(path, str):
+                return open_zarr(folder, path, leaf, check)
+    raise UserError(f"{what} is neither an array nor the place of one; fetch or write the checkpoint again.")
 
 
 def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
