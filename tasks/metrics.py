@@ -24,15 +24,10 @@ _BLEU = BLEU(effective_order=True)  # avoids a warning about sentence scores; on
 
 @dataclass(frozen=True)
 class MeanMetric:
-    """The mean of a score per example.
+    """The mean of a score per example."""
 
-    Attributes:
-      name: the key of the score.
-      per_example: (target, prediction) -> score on [0, 100].
-    """
-
-    name: str
-    per_example: Callable[[Target, str], float]
+    name: str  # the key of the score
+    per_example: Callable[[Target, str], float]  # (target, prediction) -> score on [0, 100]
 
     def __call__(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
         """Returns the mean score. Raises ValueError if there are no examples, or the lengths differ."""
@@ -42,17 +37,12 @@ class MeanMetric:
 
 @dataclass(frozen=True)
 class CorpusMetric:
-    """A score of all examples together, computed from the sums of each example's statistics.
+    """A score of all examples together, computed from the sums of each example's statistics."""
 
-    Attributes:
-      name: the key of the score.
-      statistics: (target, prediction) -> numbers of one example; their count is fixed.
-      of_sums: sums of the statistics over examples -> score on [0, 100].
-    """
-
-    name: str
+    name: str  # the key of the score
+    # (target, prediction) -> numbers of one example; their count is fixed.
     statistics: Callable[[Target, str], Sequence[float]]
-    of_sums: Callable[[np.ndarray], float]
+    of_sums: Callable[[np.ndarray], float]  # sums of the statistics over examples -> score on [0, 100]
 
     def __call__(self, targets: Sequence[Target], predictions: Sequence[str]) -> dict[str, float]:
         """Returns the score. Raises ValueError if there are no examples, or the lengths differ."""

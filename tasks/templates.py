@@ -5,19 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Template:
-    """The format strings of input and target, filled from the fields of a row.
+    """The format strings of input and target, filled from the fields of a row."""
 
-    Attributes:
-      inputs: the query. It ends where the answer begins ("...answer:"), without a trailing space.
-      targets: the answer, without a leading space.
-      prefix: the caption at the start of a query, or "". Post-processing cuts an output at its second occurrence.
-      suffix: the end of a query that stays whole if the text before it is shortened to fit a prompt
-        (`Evaluation.max_input_length`); "" if a query must not be shortened.
-    """
-
-    inputs: str
-    targets: str
+    inputs: str  # the query. It ends where the answer begins ("...answer:"), without a trailing space.
+    targets: str  # the answer, without a leading space
+    # The caption at the start of a query, or "". Post-processing cuts an output at its second occurrence.
     prefix: str = ""
+    # The end of a query that stays whole if the text before it is shortened to fit a prompt
+    # (`Evaluation.max_input_length`); "" if a query must not be shortened.
     suffix: str = ""
 
 

@@ -62,7 +62,10 @@ def test_each_file_has_the_papers_settings(name: str) -> None:
     assert arguments["job"] == "compare"
     experiment, tuning = arguments["experiment"], arguments["tuning"]
     assert (tuning.model.batch_size, tuning.model.optimizer.learning_rate) == (64, 1e-3)
-    assert tuning.model.steps == (20000 if "tradeoff" in name else 1000) and tuning.prompt.steps == 5000
+    early = name in ("figure1_icl_loss", "figure2_format_share")  # drawn for steps 0 to 500 by 50
+    assert (
+        tuning.model.steps == (500 if early else 20000 if "tradeoff" in name else 1000) and tuning.prompt.steps == 5000
+    )
     decoder = name == "decoder_enfr"
     assert (experiment.prompt_length, tuning.prompt.optimizer.learning_rate) == ((50, 0.3) if decoder else (100, 0.2))
     assert experiment.evaluation.decoding.beams == 4 and experiment.evaluation.sentinel != decoder
@@ -70,7 +73,7 @@ def test_each_file_has_the_papers_settings(name: str) -> None:
     for training in (tuning.prompt, tuning.model):
         assert (training.optimizer.name, training.batch_size, training.pack) == ("adafactor", 64, False)
         assert (training.dropout_rate, training.label_smoothing) == (0.1, 0.1)
-    assert (tuning.prompt.eval_period, tuning.model.eval_period) == (1000, 100)
+    assert (tuning.prompt.eval_period, tuning.model.eval_period) == (1000, 50 if early else 100)
     assert (experiment.prompt_init.method, experiment.prompt_init.scale) == ("uniform", 0.5)
     assert experiment.evaluation.shots == ((1,) if name == "table1_samples" else (1, 4))
     assert experiment.evaluation.max_input_length == 1024  # of articles; other inputs are shorter
@@ -79,6 +82,59 @@ def test_each_file_has_the_papers_settings(name: str) -> None:
         assert experiment.evaluation.decoding.max_tokens >= lengths["targets"]  # the paper cuts no translation
     for method in arguments["methods"]:
         assert methods.parse(method)[0] in methods.METHODS
+
+
+# The reference of all numbers below is the paper (arXiv 2211.00635): its tables 2 to 6 and 9 to 15, its figures 3 to 7.
+# Averages of eight tasks at 1 shot; of table 2, 6, 9 and 15 single scores; of figures cosines.
+PRINTED = {
+    "supervised": "91.34 92.06 92.78 39.28 41.80 41.30 88.53 88.91 89.62 73.60 77.2 81.6",
+    "rte": "47.65 17.52 15.43 20.10 22.26 18.75 16.56 21.24 22.33",
+    "enfr": "17.52 9.15 18.87 19.91 18.75 11.67 20.64 21.99",
+    "multitask": "17.52 20.06 25.88 22.62 26.17",
+    "ablations": "90.97 92.06 93.86 0.75 0.03 0.83 17.82",
+    "table9_1shot": "92.78 93.86 39.41 41.19",
+    "table10_snli_openbookqa": "17.52 16.20 19.83 0.00 17.40 1.32",
+    "table11_multitask_4shot": "18.75 20.81 26.31",
+    "t5_xxl_rte": "19.75 14.07 22.23 91.7 93.5 93.14",
+    "mt5_xl_enfr": "13.59 8.61 14.40 32.47 35.84 36.46",
+    "decoder_enfr": "26.09 17.80 22.37 13.62 33.04 32.02",
+    "lora": "39.09 39.97 41.19 4.98 5.19 13.63",
+    "figure3_gradients": "0.98 0.10 0.96 0.08 0.99 0.05 0.20",
+    "figure7_gradients": ".98 .85 .87 .76 .10 .96 .67 .58 .56 .08",
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_headers_carry_the_papers_numbers(name: str) -> None:
+    header = (FOLDER / f"{name}.gin").read_text("utf-8").partition("include")[0]
+    assert set(PRINTED[name].split()) <= set(re.findall(r"\d*\.\d+", header))
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "trained"),
+    [
+        ("figure5_tradeoff", ["wmt14_enfr"], ["finetune", "promot"]),
+        ("figure6_tradeoff", ["wmt14_enfr"], ["finetune", "promot"]),
+        ("table9_1shot", ["rte", "wmt14_enfr"], ["prompt_tuning_1shot", "promot_1shot"]),
+        ("table10_snli_openbookqa", ["snli", "openbookqa"], ["pretrained", "finetune", "promot"]),
+    ],
+)
+def test_tables_and_figures_compare_what_the_paper_compares(name: str, tasks: list[str], trained: list[str]) -> None:
+    arguments = bound(name)
+    assert list(arguments["methods"]) == trained
+    assert list(arguments["tasks"] or [arguments["experiment"].task]) == tasks
+
+
+def test_figures_3_and_7_are_of_steps_0_to_400() -> None:
+    assert bound("figure7_gradients")["steps"] == (0, 100, 200, 300, 400) and bound("figure3_gradients")["steps"] == (
+        0,
+        400,
+    )
+
+
+def test_one_run_measures_both() -> None:
+    for one, other in (("figure5_tradeoff", "figure6_tradeoff"), ("multitask", "table11_multitask_4shot")):
+        assert bound(one) == bound(other)
 
 
 def test_a_checkpoint_has_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:

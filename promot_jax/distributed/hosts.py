@@ -139,17 +139,10 @@ def is_writer() -> bool:
 
 
 def gather(value: T, what: str) -> list[T]:
-    """Exchanges a value, and so waits for all hosts.
-
-    Args:
-        value: JSON, of this host.
-        what: names the point in messages.
-
-    Returns:
-        The values by host.
+    """Exchanges a JSON value, and so waits for all hosts; returns the values by host.
 
     Raises:
-        HostError: a host did not come in time; it is named.
+        HostError: a host did not come in time; it is named, and the point by `what`.
     """
     if _run is None:
         return [value]
@@ -167,11 +160,7 @@ def decide(function: Callable[[], T], what: str) -> T:
     """Calls a function on host 0 alone and hands its result, or its UserError, to all hosts.
 
     For what reads shared storage and decides how a run goes on: hosts that look at different times may see different
-    things, and must not take different ways.
-
-    Args:
-        function: returns JSON.
-        what: names the decision in messages.
+    things, and must not take different ways. The result is JSON.
     """
     if _run is None:
         return function()
@@ -303,12 +292,8 @@ def leave() -> None:
 def fail(error: BaseException, text: str, status: int) -> None:
     """Ends this process where its run has several hosts, and has the others end too; does nothing otherwise.
 
-    Python's own way out would wait for them in JAX's shutdown, and they for this host in a collective.
-
-    Args:
-        error: why.
-        text: what to say of it, on stderr here and in the message of the others.
-        status: to exit with.
+    Python's own way out would wait for them in JAX's shutdown, and they for this host in a collective. The text is said
+    on stderr here, and its last line in the message of the others.
     """
     if _run is None:
         return

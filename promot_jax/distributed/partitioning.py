@@ -62,28 +62,18 @@ _SUBTREES = ("model", "prompt", "lora")  # first keys of parameter trees; a tree
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-    """Places parameters and batches on a mesh.
+    """Places parameters and batches on a mesh."""
 
-    Attributes:
-        data: number of parts of the batch; -1 uses the remaining devices.
-        fsdp: number of parts of parameters along `embed`; it splits the batch too.
-        model: number of parts of heads, MLP and vocabulary.
-        slices: groups of devices with a slower network between them (TPU slices over DCN, hosts of GPUs). 0 uses the
-            slices that the devices report; if they report none, a number makes every process a slice.
-        slice_axis: the mesh axis that spans the slices, "data" or "fsdp"; the other axes stay within a slice.
-        path_rules: rows before `PATH_TO_LOGICAL`; each must match a parameter.
-        axis_rules: rows before `LOGICAL_TO_MESH`, to one mesh axis, several, or None.
-        devices: of the mesh; empty for all devices of this run. Those of a topology need not exist (`precompile`).
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    model: int = 1
+    data: int = -1  # parts of the batch; -1 uses the remaining devices
+    fsdp: int = 1  # parts of parameters along `embed`; it splits the batch too
+    model: int = 1  # parts of heads, MLP and vocabulary
+    # Groups of devices with a slower network between them (TPU slices over DCN, hosts of GPUs). 0 uses the slices that
+    # the devices report; if they report none, a number makes every process a slice.
     slices: int = 0
-    slice_axis: str = "data"
-    path_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    axis_rules: tuple[tuple[str, MeshAxes], ...] = ()
-    devices: tuple[Any, ...] = ()
+    slice_axis: str = "data"  # the mesh axis that spans the slices, or "fsdp"; the other axes stay within a slice
+    path_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()  # before `PATH_TO_LOGICAL`; each must match a parameter
+    axis_rules: tuple[tuple[str, MeshAxes], ...] = ()  # before `LOGICAL_TO_MESH`: to one mesh axis, several, or None
+    devices: tuple[Any, ...] = ()  # empty for all of this run; those of a topology need not exist (`precompile`)
 
     def __post_init__(self) -> None:
         """Turns lists, which gin may give, into tuples; raises UserError for a malformed row or value."""

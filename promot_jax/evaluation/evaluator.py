@@ -39,17 +39,11 @@ S = TypeVar("S", bound=Score)
 
 @dataclasses.dataclass(frozen=True)
 class Scored(Generic[S]):
-    """One task's outputs and scores.
+    """One task's outputs and scores."""
 
-    Attributes:
-        entry: the score.
-        rows: one output per example.
-        sample: what the bootstrap resamples.
-    """
-
-    entry: S
-    rows: list[Output]
-    sample: bootstrap.Sample
+    entry: S  # the score
+    rows: list[Output]  # one output per example
+    sample: bootstrap.Sample  # what the bootstrap resamples
 
 
 class Evaluator:

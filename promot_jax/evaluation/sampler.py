@@ -24,19 +24,12 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """An input that a model generates an output for.
+    """An input that a model generates an output for."""
 
-    Attributes:
-        text: the whole input.
-        prompt: name of the soft prompt to prepend; "" for none.
-        limit: longest output in tokens, at most `Decoding.max_tokens`; 0 for that.
-        sentinel: whether the input ends with a sentinel where `Evaluation.sentinel` asks for them.
-    """
-
-    text: str
-    prompt: str = ""
-    limit: int = 0
-    sentinel: bool = True
+    text: str  # the whole input
+    prompt: str = ""  # name of the soft prompt to prepend; "" for none
+    limit: int = 0  # longest output in tokens, at most `Decoding.max_tokens`; 0 for that
+    sentinel: bool = True  # whether the input ends with a sentinel where `Evaluation.sentinel` asks for them
 
 
 class Sampler:

@@ -8,45 +8,28 @@ from promot_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and when.
+    """What is evaluated, and when."""
 
-    Attributes:
-        shots: exemplars per prompt in the final evaluation; every number is a table of its own.
-        examples: per ICL task in the final evaluation.
-        target_examples: of the fine-tuning task in the final evaluation.
-        split: of the final evaluation; no choice is made on it.
-        curve_shots: exemplars per prompt at every checkpoint.
-        curve_examples: per ICL task at every checkpoint; 0 leaves ICL out of the curve.
-        curve_target_examples: of the fine-tuning task at every checkpoint.
-        curve_draws: as `exemplar_draws`, at every checkpoint: those at matched target score are reported.
-        curve_split: split that checkpoints are compared and chosen on.
-        exemplar_seed: chooses the exemplars, with the task and the example.
-        exemplar_draws: of the final evaluation, each with other exemplars. Scores are those of the first draw; the
-            others say how far the exemplars move them.
-        samples: outputs per task and number of shots that the results hold, for the report.
-        tokens_per_batch: of prompts decoded together, each as often as it has beams.
-        max_input_length: tokens of a prompt; whole exemplars are dropped until it fits.
-        decoding: how outputs are chosen.
-        sentinel: for a T5 or mT5 that knows span corruption only: inputs end with `<extra_id_0>`, and the answer is
-            what the output says between it and `<extra_id_1>`. Training inputs stay as they are, and so does the
-            fine-tuning task where a prompt or the model has been trained; in context the sentinel stays.
-    """
-
-    shots: tuple[int, ...] = (1, 4)
-    examples: int = 100
-    target_examples: int = 500
-    split: str = "test"
-    curve_shots: int = 1
-    curve_examples: int = 30
-    curve_target_examples: int = 200
-    curve_draws: int = 1
-    curve_split: str = "validation"
-    exemplar_seed: int = 0
+    shots: tuple[int, ...] = (1, 4)  # exemplars per prompt in the final evaluation; every number is a table of its own
+    examples: int = 100  # per ICL task in the final evaluation
+    target_examples: int = 500  # of the fine-tuning task in the final evaluation
+    split: str = "test"  # of the final evaluation; no choice is made on it
+    curve_shots: int = 1  # exemplars per prompt at every checkpoint
+    curve_examples: int = 30  # per ICL task at every checkpoint; 0 leaves ICL out of the curve
+    curve_target_examples: int = 200  # of the fine-tuning task at every checkpoint
+    curve_draws: int = 1  # as `exemplar_draws`, at every checkpoint: those at matched target score are reported
+    curve_split: str = "validation"  # split that checkpoints are compared and chosen on
+    exemplar_seed: int = 0  # chooses the exemplars, with the task and the example
+    # Of the final evaluation, each with other exemplars. Scores are those of the first draw; the others say how far the
+    # exemplars move them.
     exemplar_draws: int = 1
-    samples: int = 5
-    tokens_per_batch: int = 4096
-    max_input_length: int = 1024
-    decoding: Decoding = Decoding()
+    samples: int = 5  # outputs per task and number of shots that the results hold, for the report
+    tokens_per_batch: int = 4096  # of prompts decoded together, each as often as it has beams
+    max_input_length: int = 1024  # tokens of a prompt; whole exemplars are dropped until it fits
+    decoding: Decoding = Decoding()  # how outputs are chosen
+    # For a T5 or mT5 that knows span corruption only: inputs end with `<extra_id_0>`, and the answer is what the output
+    # says between it and `<extra_id_1>`. Training inputs stay as they are, and so does the fine-tuning task where a
+    # prompt or the model has been trained; in context the sentinel stays.
     sentinel: bool = False
 
     def __post_init__(self) -> None:

@@ -23,12 +23,7 @@ Json = dict[str, Any]
 
 
 def close(
-    session: Session,
-    folder: Path,
-    method: str,
-    params: trees.Tree,
-    trained: Mapping[str, Path],
-    last: Stage | None,
+    session: Session, folder: Path, method: str, params: trees.Tree, trained: Mapping[str, Path], last: Stage | None
 ) -> Run:
     """Final evaluation of a method's run: each task with its soft prompt prepended, ICL on the stripped model.
 
@@ -48,14 +43,7 @@ def close(
     plain = whole if last and last.keeps_lora else {"model": params["model"]}
     names = prompts_of_tasks(session.experiment, params.get("prompt")) if session.experiment.task else {}
     return evaluate(
-        session,
-        folder,
-        method,
-        whole,
-        target_prompt=names,
-        icl_prompt="",
-        stages=finished,
-        icl_params=plain,
+        session, folder, method, whole, target_prompt=names, icl_prompt="", stages=finished, icl_params=plain
     )
 
 

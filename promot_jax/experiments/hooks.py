@@ -33,14 +33,8 @@ def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:
         scores: Json = {"target": entry.score, "target_ci95": entry.ci95, "target_n": entry.n}
         if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
             stripped = merged if stage.keeps_lora else {"model": params["model"]}
-            icl, icl_rows = session.evaluator.icl(
-                stripped,
-                settings.curve_shots,
-                settings.curve_split,
-                settings.curve_examples,
-                intervals=False,
-                draws=settings.curve_draws,
-            )
+            limits = (settings.curve_shots, settings.curve_split, settings.curve_examples)
+            icl, icl_rows = session.evaluator.icl(stripped, *limits, intervals=False, draws=settings.curve_draws)
             scores |= {"icl": icl.norm_avg, "format_share": icl.format_share, "tasks": icl.tasks, "draws": icl.draws}
             rows = rows + icl_rows
         outputs = [records.replace(row, step=step) for row in rows]

@@ -21,12 +21,7 @@ from promot_jax.params.soft_prompts import PromptInit
 
 
 def start(session: Session, plan: Sequence[Stage]) -> trees.Tree:
-    """What the first stage of a method starts from: the base model, and the prompt and LoRA that its stages attach.
-
-    Args:
-        session: model and data.
-        plan: the stages.
-    """
+    """What the first stage of a method starts from: the base model, and the prompt and LoRA that its stages attach."""
     params: trees.Tree = {"model": session.base.params}
     if any(stage.prompt for stage in plan):
         chosen = session.experiment.prompt_init

@@ -19,14 +19,7 @@ from promot_jax.training.settings import Training, Tuning
 def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> Run:
     """Runs the stages of a method, each from the best checkpoint of the one before, strips the prompt and evaluates.
 
-    Args:
-        session: model and evaluator.
-        folder: of the run; a finished run in it is returned as it is.
-        method: its name (`methods.METHODS`).
-        tuning: settings of its stages.
-
-    Returns:
-        The run, as `results.json` holds it.
+    Returns the run as `results.json` holds it; a finished run in the folder as it is.
 
     Raises:
         UserError: a setting that the method needs is missing, or it needs a mixture and has none.

@@ -31,10 +31,9 @@ def shared_settings(experiment: Experiment) -> Json:
     from promot_jax.data import examples
 
     shared = dataclasses.asdict(experiment)
-    # A run may go on on another mesh, and where the tasks are imported from changes nothing.
-    del shared["partitioner"], shared["modules"]
-    # Nor does where a cache lies; but a task that has one is read in another order.
-    del shared["cache_dirs"]
+    # A run may go on on another mesh, and where tasks or caches lie changes nothing; but a task that has a cache is
+    # read in another order.
+    del shared["partitioner"], shared["modules"], shared["cache_dirs"]
     if cached := examples.cached(tasks_of(experiment)):
         shared["cached"] = cached
     return {"experiment": shared}

@@ -26,17 +26,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """An experiment and its loaded model: what the stages and methods of one process share.
-
-    Attributes:
-        experiment: model, data and evaluation.
-        base: the loaded model and its tokenizer.
-        sampler: text in, text out, as the experiment's evaluation decodes.
-    """
+    """An experiment and its loaded model: what the stages and methods of one process share."""
 
     experiment: Experiment
-    base: Pretrained
-    sampler: "Sampler"
+    base: Pretrained  # model and tokenizer
+    sampler: "Sampler"  # text in, text out, as the experiment's evaluation decodes
 
     @functools.cached_property
     def evaluator(self) -> "Evaluator":

@@ -12,53 +12,35 @@ from promot_jax.params.soft_prompts import PromptInit
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The model and the data of a run.
+    """The model and the data of a run; the macro that sets a field stands behind it."""
 
-    Attributes:
-        checkpoint: base model (`INITIAL_CHECKPOINT_PATH`): "asset:NAME", a `.gguf` file, a Hugging Face folder (local,
-            `hf://` or `gs://`), a T5X checkpoint, or a finished run's folder.
-        task: SeqIO task or mixture to train on (`MIXTURE_OR_TASK_NAME`).
-        modules: modules that register tasks (`MIXTURE_OR_TASK_MODULE`).
-        feature_lengths: `inputs` and `targets` in tokens, without the prompt (`TASK_FEATURE_LENGTHS`).
-        icl_mixture: mixture of the in-context learning tasks, without the number of shots (`ICL_MIXTURE`).
-        prompt_length: rows of the soft prompt.
-        prompt_init: how it starts.
-        prompt_path: trained prompts where a job takes them (`PROMPT_PATH`): a file or stage 1's folder, or several by
-            name, `{"sentiment": "runs/a", ...}`; "" for none.
-        prompt_task: the name of a prompt that has no description (`PROMPT_TASK`): a released array, or one in a T5X
-            checkpoint. It is then used although its base model is not verified.
-        force_prompt: take a prompt that was trained on another base model.
-        seed: of data order, initialisation and dropout.
-        dtype: of activations and products, "float32" or "bfloat16".
-        evaluation: what is evaluated, and when.
-        partitioner: the mesh.
-        model: sizes, for checkpoints that carry none; they must agree with one that does. None takes the checkpoint's.
-        vocabulary: path of the tokenizer (`VOCABULARY`), for checkpoints that carry none; "" takes the checkpoint's.
-        data_shards: parts that the training data are read in (`DATA_SHARDS`); a batch takes as many rows from each. Not
-            the number of hosts, which may change from start to start and changes no batch: each host reads the shards
-            of its rows, so that with at least as many shards as hosts none reads more than its part.
-        cache_dirs: folders with SeqIO caches (`SEQIO_CACHE_DIRS`), as `launch/cache_tasks.sh` builds them; tasks that
-            lie in none of them are read from their sources.
-    """
-
-    checkpoint: str
-    task: str
-    modules: str | Sequence[str]
-    feature_lengths: Mapping[str, int]
-    icl_mixture: str
-    prompt_length: int = 16
+    # Base model: "asset:NAME", a `.gguf` file, a Hugging Face folder (local, `hf://` or `gs://`), a T5X checkpoint, or
+    # a finished run's folder.
+    checkpoint: str  # INITIAL_CHECKPOINT_PATH
+    task: str  # SeqIO task or mixture to train on, MIXTURE_OR_TASK_NAME
+    modules: str | Sequence[str]  # that register tasks, MIXTURE_OR_TASK_MODULE
+    feature_lengths: Mapping[str, int]  # `inputs`, `targets` in tokens, without the prompt, TASK_FEATURE_LENGTHS
+    icl_mixture: str  # the in-context learning tasks, without the number of shots, ICL_MIXTURE
+    prompt_length: int = 16  # rows of the soft prompt
     prompt_init: PromptInit = PromptInit()
-    prompt_path: str | Mapping[str, str] = ""
-    prompt_task: str = ""
-    force_prompt: bool = False
-    seed: int = 0
-    dtype: str = "float32"
+    # Trained prompts where a job takes them: a file or stage 1's folder, or several by name,
+    # `{"sentiment": "runs/a", ...}`; "" for none.
+    prompt_path: str | Mapping[str, str] = ""  # PROMPT_PATH
+    # Name of a prompt without description (a released array, or in a T5X checkpoint): used, its base model not verified.
+    prompt_task: str = ""  # PROMPT_TASK
+    force_prompt: bool = False  # take a prompt that was trained on another base model
+    seed: int = 0  # of data order, initialisation and dropout
+    dtype: str = "float32"  # of activations and products; or "bfloat16"
     evaluation: Evaluation = Evaluation()
     partitioner: Partitioner = Partitioner()
-    model: Config | None = None
-    vocabulary: str = ""
-    data_shards: int = 1
-    cache_dirs: str | Sequence[str] = ()
+    model: Config | None = None  # sizes, for checkpoints that carry none; they must agree with one that does
+    vocabulary: str = ""  # path of the tokenizer, for checkpoints that carry none, VOCABULARY
+    # Parts that the training data are read in; a batch takes as many rows from each. Not the number of hosts, which may
+    # change from start to start and changes no batch: each host reads the shards of its rows, so that with at least as
+    # many shards as hosts none reads more than its part.
+    data_shards: int = 1  # DATA_SHARDS
+    # Folders with SeqIO caches, as `launch/cache_tasks.sh` builds them; tasks in none are read from their sources.
+    cache_dirs: str | Sequence[str] = ()  # SEQIO_CACHE_DIRS
 
     def __post_init__(self) -> None:
         """Raises UserError for values that cannot be."""

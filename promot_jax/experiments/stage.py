@@ -36,15 +36,8 @@ Json = dict[str, Any]
 def run_stage(session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree) -> trees.Tree:
     """Trains one stage in its folder, or takes it from there when it is finished.
 
-    Args:
-        session: model, data and evaluation.
-        folder: of the stage.
-        stage: what is trained.
-        training: how.
-        params: `{"model": ..., "prompt": {task: rows}, "lora": ...}` to start from.
-
-    Returns:
-        All parameters, the trained ones from the stage's best checkpoint.
+    It starts from `params`, `{"model": ..., "prompt": {task: rows}, "lora": ...}`, and returns all of them, the trained
+    ones from the stage's best checkpoint.
     """
     attached = {"model": True, "prompt": stage.prompt, "lora": stage.lora}
     params = {subtree: tree for subtree, tree in params.items() if attached[subtree]}

@@ -1,7 +1,4 @@
-"""What a user can run: a stage, a method, methods compared, ICL evaluation, inference, export, gradient alignment.
-
-Jobs are plain functions of plain settings; `main` binds them from gin files.
-"""
+"""Jobs that train: one stage, one method, ProMoT with the pretrained model beside it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -92,14 +89,10 @@ def promot(workdir: Path, experiment: Experiment, tuning: Tuning) -> None:
 
 
 def train_method(workdir: Path, experiment: Experiment, tuning: Tuning, method: str) -> None:
-    """Job: one method end to end: its stages, strip, evaluation, report.
+    """Job: one method end to end: its stages, each in a folder of its own, strip, evaluation, report.
 
-    Args:
-        workdir: of the run; each stage has a folder in it.
-        experiment: model and data.
-        tuning: settings of the stages.
-        method: its name (`methods.METHODS`); with `_1shot` at the end, trained with one exemplar in front of every
-            input, in inputs with room for another input and a target.
+    `method` is its name (`methods.METHODS`); with `_1shot` at the end it is trained with one exemplar in front of every
+    input, in inputs with room for another input and a target.
     """
     name, shots = methods.parse(method)
     methods.find(name)

@@ -67,41 +67,29 @@ class Candidates(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training stage.
+    """One training stage."""
 
-    Attributes:
-        name: of its folder, and in curves.
-        trains: parameter subtrees that it updates, of "model", "prompt" and "lora"; every other leaf stays bitwise as
-            it is.
-        prompt: whether each example's soft prompt is prepended to its input.
-        fixed_prompt: how a prompt that no stage trains is drawn (`PromptInit.method`); "" for one that is trained.
-        lora: shape of the LoRA that is attached to the model, None for none.
-        keeps_lora: whether LoRA is part of the model that the stage leaves, in context too. Otherwise it is removed
-            like a prompt: it serves the fine-tuned task only.
-        per_task: whether each task of a mixture has a prompt of its own, trained apart, in a folder of its own.
-        optimizer: "lora" for `Tuning.lora_optimizer`; "", or where that is not set, for the budget's or the model's.
-        prompt_optimizer: the same of a prompt that is trained together with the model.
-        freeze: patterns over parameter paths that stay as they are, in the place of `Training.freeze`; None keeps that.
-        objective: the loss.
-        penalty: a term added to it, None for none.
-        replay: generic text among the examples, None for none.
-        candidates: models to evaluate instead of training, None for training.
-    """
-
-    name: str
+    name: str  # of its folder, and in curves
+    # Parameter subtrees that it updates, of "model", "prompt" and "lora"; every other leaf stays bitwise as it is.
     trains: tuple[str, ...]
-    prompt: bool = False
+    prompt: bool = False  # whether each example's soft prompt is prepended to its input
+    # How a prompt that no stage trains is drawn (`PromptInit.method`); "" for one that is trained.
     fixed_prompt: str = ""
-    lora: Lora | None = None
+    lora: Lora | None = None  # shape of the LoRA that is attached to the model, None for none
+    # Whether LoRA is part of the model that the stage leaves, in context too. Otherwise it is removed like a prompt: it
+    # serves the fine-tuned task only.
     keeps_lora: bool = False
+    # Whether each task of a mixture has a prompt of its own, trained apart, in a folder of its own.
     per_task: bool = False
+    # "lora" for `Tuning.lora_optimizer`; "", or where that is not set, for the budget's or the model's.
     optimizer: str = ""
-    prompt_optimizer: str = ""
+    prompt_optimizer: str = ""  # the same of a prompt that is trained together with the model
+    # Patterns over parameter paths that stay as they are, in the place of `Training.freeze`; None keeps that.
     freeze: tuple[str, ...] | None = None
-    objective: Objective = Objective()
-    penalty: Penalty | None = None
-    replay: Replay | None = None
-    candidates: Candidates | None = None
+    objective: Objective = Objective()  # the loss
+    penalty: Penalty | None = None  # a term added to it, None for none
+    replay: Replay | None = None  # generic text among the examples, None for none
+    candidates: Candidates | None = None  # models to evaluate instead of training, None for training
 
     def __post_init__(self) -> None:
         """Raises UserError where the model at the start would meet a prompt that it does not have."""

@@ -16,14 +16,11 @@ from promot_jax.params import freezing
 
 @dataclasses.dataclass(frozen=True)
 class Freeze(Method):
-    """One stage: the model, in part.
-
-    Attributes:
-        freeze: number of the lowest layers, or path patterns; in the place of `Training.freeze`.
-    """
+    """One stage: the model, in part."""
 
     name = "freeze"
     label = "frozen layers"
+    # Number of the lowest layers, or path patterns; in the place of `Training.freeze`.
     freeze: int | tuple[str, ...] = ()
 
     @property

@@ -16,14 +16,10 @@ from promot_jax.methods.base import BatchLosses, Method, Objective, Stage, check
 
 @dataclasses.dataclass(frozen=True)
 class Divergence(Objective):
-    """Cross-entropy plus the weighted divergence from the model at the start.
-
-    Attributes:
-        kl_weight: of the divergence.
-    """
+    """Cross-entropy plus the weighted divergence from the model at the start."""
 
     uses_start = True
-    kl_weight: float = 0.1
+    kl_weight: float = 0.1  # of the divergence
 
     def __call__(self, losses: BatchLosses) -> jax.Array:
         """Sum over target tokens."""
@@ -32,15 +28,11 @@ class Divergence(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class Kl(Method):
-    """One stage: the model, with the divergence in its loss.
-
-    Attributes:
-        kl_weight: of the divergence; 0.1 is our choice.
-    """
+    """One stage: the model, with the divergence in its loss."""
 
     name = "kl"
     label = "KL to base"
-    kl_weight: float = 0.1
+    kl_weight: float = 0.1  # of the divergence; 0.1 is our choice
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -16,13 +16,9 @@ from promot_jax.methods.base import Method, Stage, check_weight
 
 @dataclasses.dataclass(frozen=True)
 class SquaredDistance:
-    """Half the squared distance to the start, times a weight.
+    """Half the squared distance to the start, times a weight."""
 
-    Attributes:
-        l2sp_weight: of the penalty.
-    """
-
-    l2sp_weight: float
+    l2sp_weight: float  # of the penalty
 
     def __call__(self, model: trees.Tree, start: trees.Tree) -> jax.Array:
         """A float32 scalar; leaves that are not trained have no distance."""
@@ -33,15 +29,11 @@ class SquaredDistance:
 
 @dataclasses.dataclass(frozen=True)
 class L2sp(Method):
-    """One stage: the model, with the penalty.
-
-    Attributes:
-        l2sp_weight: of the penalty; 0.01 is our choice.
-    """
+    """One stage: the model, with the penalty."""
 
     name = "l2sp"
     label = "L2-SP"
-    l2sp_weight: float = 0.01
+    l2sp_weight: float = 0.01  # of the penalty; 0.01 is our choice
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -14,15 +14,11 @@ from promot_jax.params.lora import Lora
 
 @dataclasses.dataclass(frozen=True)
 class LoraTuning(Method):
-    """One stage: LoRA.
-
-    Attributes:
-        lora: its shape. Rank 4 and alpha 8 are our choice.
-    """
+    """One stage: LoRA."""
 
     name = "lora"
     label = "LoRA"
-    lora: Lora = Lora()
+    lora: Lora = Lora()  # its shape. Rank 4 and alpha 8 are our choice.
 
     @property
     def stages(self) -> tuple[Stage, ...]:

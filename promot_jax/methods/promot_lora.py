@@ -14,16 +14,12 @@ from promot_jax.params.lora import Lora
 
 @dataclasses.dataclass(frozen=True)
 class PromotLora(Method):
-    """Two stages: LoRA, then the model with the frozen LoRA attached.
-
-    Attributes:
-        lora: its shape; the rank is that of `rank` where the method's name says one.
-    """
+    """Two stages: LoRA, then the model with the frozen LoRA attached."""
 
     name = "promot_lora"
     label = "ProMoT with LoRA"
     rank = 0
-    lora: Lora = Lora()
+    lora: Lora = Lora()  # its shape; the rank is that of `rank` where the method's name says one
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -15,15 +15,11 @@ from promot_jax.methods.base import Method, Stage
 
 @dataclasses.dataclass(frozen=True)
 class ReplayTuning(Method):
-    """One stage: the model, on examples and passages.
-
-    Attributes:
-        replay: what is replayed; a share of 1 % is the paper's.
-    """
+    """One stage: the model, on examples and passages."""
 
     name = "replay"
     label = "replay"
-    replay: Replay | None = None
+    replay: Replay | None = None  # what is replayed; a share of 1 % is the paper's
 
     @property
     def stages(self) -> tuple[Stage, ...]:

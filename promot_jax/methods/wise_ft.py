@@ -17,13 +17,9 @@ from promot_jax.methods.base import Method, Stage
 
 @dataclasses.dataclass(frozen=True)
 class Interpolation:
-    """Weights between two models.
+    """Weights between two models."""
 
-    Attributes:
-        alphas: shares of the tuned model, in [0, 1].
-    """
-
-    alphas: tuple[float, ...]
+    alphas: tuple[float, ...]  # shares of the tuned model, in [0, 1]
 
     def points(self) -> Mapping[int, Mapping[str, float]]:
         """`{alpha in percent: {"alpha": alpha}}`, ascending."""
@@ -37,14 +33,11 @@ class Interpolation:
 
 @dataclasses.dataclass(frozen=True)
 class WiseFt(Method):
-    """Two stages: fine-tuning, then the interpolations.
-
-    Attributes:
-        alphas: shares of the tuned model; 0 is the base model, 1 the fine-tuned one.
-    """
+    """Two stages: fine-tuning, then the interpolations."""
 
     name = "wise_ft"
     label = "WiSE-FT"
+    # Shares of the tuned model; 0 is the base model, 1 the fine-tuned one.
     alphas: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
     @property

@@ -20,18 +20,13 @@ class Family(abc.ABC, Generic[Config_co]):
     Parameters are the plain dict `params["model"]`. `prompt` is the table of all soft prompts (`soft_prompts.table`),
     `[prompt rows, embed]`, or None. An example uses a prompt row if its tokens contain the row's virtual id,
     `config.vocab_size` or above; no method needs to know which prompt is attached.
-
-    Attributes:
-        config: sizes and variants.
-        partitioner: shards activations; None leaves them to the compiler.
-        continues: whether targets continue the inputs in one sequence; otherwise inputs are encoded and end with EOS.
-        module_class: makes the Linen module of a config.
     """
 
-    config: Config_co
-    partitioner: Partitioner | None
+    config: Config_co  # sizes and variants
+    partitioner: Partitioner | None  # shards activations; None leaves them to the compiler
+    # Whether targets continue the inputs in one sequence; otherwise inputs are encoded and end with EOS.
     continues: ClassVar[bool]
-    module_class: ClassVar[Any]
+    module_class: ClassVar[Any]  # makes the Linen module of a config
 
     @abc.abstractmethod
     def init(self, key: Array) -> Params:

@@ -26,72 +26,42 @@ _EMPTY = 1 << 30  # position of an empty cache slot: later than any query's
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and variants of a decoder-only model; the defaults are Llama's.
+    """Sizes and variants of a decoder-only model; the defaults are Llama's."""
 
-    Attributes:
-        vocab_size: real tokens; ids from here on are soft-prompt rows.
-        emb_dim: width of the residual stream.
-        num_heads: query heads.
-        num_kv_heads: key/value heads; divides `num_heads`.
-        num_layers: decoder layers, stacked on the leading axis of every layer parameter.
-        head_dim: size of one head, even.
-        mlp_dim: hidden size of the gated MLP.
-        rope_theta: base of the rotary frequencies, in global layers.
-        norm_eps: epsilon of every RMSNorm.
-        tied_embeddings: whether the output head is the embedding table.
-        max_length: longest sequence the model was trained for, in tokens; 0 is no limit.
-        dropout_rate: in training, on embeddings, attention output, MLP hidden and output.
-        dtype: of activations and products, "float32" or "bfloat16"; parameters stay float32.
-        remat: what a layer recomputes in its backward pass: "none" nothing, "dots" all but the outputs of linear
-            layers, "full" everything. True and False are "full" and "none".
-        activation: of the MLP's gate, "silu" or "gelu" (tanh approximation).
-        qkv_bias: whether queries, keys and values have biases (Qwen 2).
-        qk_norm: whether queries and keys are normalised per head, before rotation (Gemma 3, Qwen 3).
-        norm_offset: added to the scale of every norm; 1.0 if scales are stored around zero (Gemma).
-        post_norms: whether the outputs of attention and MLP are normalised before they are added (Gemma 2 and 3).
-        embedding_scale: whether token embeddings, but not soft prompts, are multiplied by `sqrt(emb_dim)` (Gemma).
-        query_scale: of attention logits; None is `head_dim ** -0.5`.
-        attention_softcap: bound of attention logits, 0.0 for none (Gemma 2).
-        logits_softcap: bound of output logits, 0.0 for none (Gemma 2).
-        window: tokens that a local layer attends to, the query's own included; 0 makes all layers global.
-        global_every: layer i is global if `(i + 1) % global_every == 0`, else local.
-        local_rope_theta: `rope_theta` of local layers.
-        rope_factor: divisor of the rotary frequencies in global layers.
-        rope_low_turns: `low_turns` of `layers.rotary_frequencies` (Llama 3.1).
-        rope_high_turns: `high_turns` there.
-        rope_original_length: `length` there; 0 divides all frequencies.
-    """
-
-    vocab_size: int
-    emb_dim: int
-    num_heads: int
-    num_kv_heads: int
-    num_layers: int
-    head_dim: int
-    mlp_dim: int
-    rope_theta: float = 1e4
-    norm_eps: float = 1e-5
-    tied_embeddings: bool = True
-    max_length: int = 8192
-    dropout_rate: float = 0.0
-    dtype: str = "float32"
+    vocab_size: int  # real tokens; ids from here on are soft-prompt rows
+    emb_dim: int  # width of the residual stream
+    num_heads: int  # query heads
+    num_kv_heads: int  # key/value heads; divides `num_heads`
+    num_layers: int  # decoder layers, stacked on the leading axis of every layer parameter
+    head_dim: int  # size of one head, even
+    mlp_dim: int  # hidden size of the gated MLP
+    rope_theta: float = 1e4  # base of the rotary frequencies, in global layers
+    norm_eps: float = 1e-5  # epsilon of every RMSNorm
+    tied_embeddings: bool = True  # whether the output head is the embedding table
+    max_length: int = 8192  # longest sequence the model was trained for, in tokens; 0 is no limit
+    dropout_rate: float = 0.0  # in training, on embeddings, attention output, MLP hidden and output
+    dtype: str = "float32"  # of activations and products, "float32" or "bfloat16"; parameters stay float32
+    # What a layer recomputes in its backward pass: "none" nothing, "dots" all but the outputs of linear layers, "full"
+    # everything. True and False are "full" and "none".
     remat: str | bool = "none"
-    activation: str = "silu"
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    norm_offset: float = 0.0
+    activation: str = "silu"  # of the MLP's gate, "silu" or "gelu" (tanh approximation)
+    qkv_bias: bool = False  # whether queries, keys and values have biases (Qwen 2)
+    qk_norm: bool = False  # whether queries and keys are normalised per head, before rotation (Gemma 3, Qwen 3)
+    norm_offset: float = 0.0  # added to the scale of every norm; 1.0 if scales are stored around zero (Gemma)
+    # Whether the outputs of attention and MLP are normalised before they are added (Gemma 2 and 3).
     post_norms: bool = False
+    # Whether token embeddings, but not soft prompts, are multiplied by `sqrt(emb_dim)` (Gemma).
     embedding_scale: bool = False
-    query_scale: float | None = None
-    attention_softcap: float = 0.0
-    logits_softcap: float = 0.0
-    window: int = 0
-    global_every: int = 1
-    local_rope_theta: float = 1e4
-    rope_factor: float = 1.0
-    rope_low_turns: float = 0.0
-    rope_high_turns: float = 0.0
-    rope_original_length: int = 0
+    query_scale: float | None = None  # of attention logits; None is `head_dim ** -0.5`
+    attention_softcap: float = 0.0  # bound of attention logits, 0.0 for none (Gemma 2)
+    logits_softcap: float = 0.0  # bound of output logits, 0.0 for none (Gemma 2)
+    window: int = 0  # tokens that a local layer attends to, the query's own included; 0 makes all layers global
+    global_every: int = 1  # layer i is global if `(i + 1) % global_every == 0`, else local
+    local_rope_theta: float = 1e4  # `rope_theta` of local layers
+    rope_factor: float = 1.0  # divisor of the rotary frequencies in global layers
+    rope_low_turns: float = 0.0  # `low_turns` of `layers.rotary_frequencies` (Llama 3.1)
+    rope_high_turns: float = 0.0  # `high_turns` there
+    rope_original_length: int = 0  # `length` there; 0 divides all frequencies
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
@@ -119,17 +89,11 @@ class DecoderConfig:
 
 
 class View(NamedTuple):
-    """The attention mask and rotary angles of a layer, global or local.
+    """The attention mask and rotary angles of a layer, global or local."""
 
-    Attributes:
-        mask: bool `[batch, length, keys]`.
-        cos: of the rotary angles, `[batch, length, 1, head_dim / 2]`.
-        sin: of the rotary angles, `[batch, length, 1, head_dim / 2]`.
-    """
-
-    mask: Array
-    cos: Array
-    sin: Array
+    mask: Array  # bool `[batch, length, keys]`
+    cos: Array  # of the rotary angles, `[batch, length, 1, head_dim / 2]`
+    sin: Array  # of the rotary angles, `[batch, length, 1, head_dim / 2]`
 
 
 class SelfAttention(nn.Module):

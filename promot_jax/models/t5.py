@@ -21,35 +21,26 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """Sizes of a T5-family model. Fields that are not listed are as in `DecoderConfig`.
+    """Sizes of a T5-family model. Fields that are not listed are as in `DecoderConfig`."""
 
-    Attributes:
-        vocab_size: rows of the embedding table (T5: 32128, more than its vocabulary); ids from here on are
-            soft-prompt rows.
-        num_encoder_layers: stacked on the leading axis of every encoder layer parameter.
-        num_decoder_layers: likewise for the decoder; ByT5 has fewer of them.
-        mlp_activations: `("relu",)` in T5 1.0, `("gelu", "linear")` (gated; the tanh approximation) in all others.
-        tied_embeddings: whether the head is the embedding table, with logits rescaled by `emb_dim ** -0.5` (T5 1.0).
-        relative_buckets: of the relative position biases, a multiple of 4.
-        relative_max_distance: larger distances share the last bucket.
-        max_length: longest sequence in tokens; 0 is no limit, since positions are relative.
-        dropout_rate: in training, as in T5X: on embeddings, attention output, MLP hidden and output, and the final
-            norms of both stacks, but not on attention weights.
-    """
-
+    # Rows of the embedding table (T5: 32128, more than its vocabulary); ids from here on are soft-prompt rows.
     vocab_size: int
     emb_dim: int
     num_heads: int
-    num_encoder_layers: int
-    num_decoder_layers: int
+    num_encoder_layers: int  # stacked on the leading axis of every encoder layer parameter
+    num_decoder_layers: int  # likewise for the decoder; ByT5 has fewer of them
     head_dim: int
     mlp_dim: int
+    # `("relu",)` in T5 1.0, `("gelu", "linear")` (gated; the tanh approximation) in all others.
     mlp_activations: tuple[str, ...] = ("gelu", "linear")
+    # Whether the head is the embedding table, with logits rescaled by `emb_dim ** -0.5` (T5 1.0).
     tied_embeddings: bool = False
     norm_eps: float = 1e-6
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    max_length: int = 0
+    relative_buckets: int = 32  # of the relative position biases, a multiple of 4
+    relative_max_distance: int = 128  # larger distances share the last bucket
+    max_length: int = 0  # longest sequence in tokens; 0 is no limit, since positions are relative
+    # In training, as in T5X: on embeddings, attention output, MLP hidden and output, and the final norms of both
+    # stacks, but not on attention weights.
     dropout_rate: float = 0.0
     dtype: str = "float32"
     remat: str | bool = "none"

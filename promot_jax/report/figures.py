@@ -1,11 +1,12 @@
 """The paper's curves as charts: ICL, format share and target score against step, and target score against ICL.
 
-Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff`) of the paper,
-and the averages of all methods in one chart.
+Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignment`), 5 and 6 (`tradeoff_metrics`) of
+the paper, and the averages of all methods in one chart.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -62,7 +63,8 @@ class Series:
 
 def charts(results: Comparison) -> list[Chart]:
     """Draws every figure for which a comparison has evaluations."""
-    drawn = (draw(results) for draw in (_tradeoff, _forgetting, _icl, _format_share, _format_share_tasks, _target))
+    figures = (_tradeoff, _tradeoff_metrics, _forgetting, _icl, _format_share, _format_share_tasks, _target)
+    drawn = (draw(results) for draw in figures)
     return [chart for chart in drawn if chart is not None]
 
 
@@ -127,8 +129,9 @@ def _forgetting(results: Comparison) -> Chart | None:
 
     The paper's tasks scored by exact match are question answering. Without such tasks the ICL average is drawn.
     """
-    exact = any(_exact_match(point) is not None for run in results.runs for point in run.curve)
-    value: Value = _exact_match if exact else ICL_AVERAGE
+    exact_match = partial(_of_metric, "exact_match")
+    exact = any(exact_match(point) is not None for run in results.runs for point in run.curve)
+    value: Value = exact_match if exact else ICL_AVERAGE
     name = "ICL tasks scored by exact match" if exact else "ICL normalised average"
     targets = {one.method: one for one in series(results, TARGET_SCORE)}
     panels, told = [], []
@@ -145,9 +148,9 @@ def _forgetting(results: Comparison) -> Chart | None:
     return Chart("forgetting", title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
 
 
-def _exact_match(point: StepEvaluation) -> float | None:
-    """Mean score of the ICL tasks that are scored by exact match."""
-    scores = [task.score for task in point.tasks.values() if task.metric == "exact_match" and task.score is not None]
+def _of_metric(metric: str, point: StepEvaluation) -> float | None:
+    """Mean score of the ICL tasks that have a metric."""
+    scores = [task.score for task in point.tasks.values() if task.metric == metric and task.score is not None]
     return sum(scores) / len(scores) if scores else None
 
 
@@ -176,12 +179,38 @@ def _format_share_tasks(results: Comparison) -> Chart | None:
     )
 
 
+TRADEOFF_KEY = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."
+
+
 def _tradeoff(results: Comparison) -> Chart | None:
-    """Figures 5 and 6: a point per checkpoint, mean over seeds; single seeds as dots."""
+    """A point per checkpoint, mean over seeds; single seeds as dots."""
+    lines, told = _tradeoff_lines(results, ICL_AVERAGE)
+    x, y = f"Target score{_target_name(results)}, validation", f"ICL normalised average{_shots(results)}"
+    alt = f"Scatter plot with paths. {told} {TRADEOFF_KEY}"
+    title = "Trade-off: target score against ICL, one point per checkpoint"
+    return Chart("tradeoff", title, alt, (Panel(x, y, lines),)) if lines else None
+
+
+def _tradeoff_metrics(results: Comparison) -> Chart | None:
+    """Figures 5 and 6: as `_tradeoff`, a panel for each metric of the ICL tasks, if they have several."""
+    scores = [task for run in results.runs for point in run.curve for task in point.tasks.values()]
+    x, panels, alt = f"Target score{_target_name(results)}, validation", [], ""
+    for metric in dict.fromkeys(task.metric for task in scores if task.score is not None):
+        lines, told = _tradeoff_lines(results, partial(_of_metric, metric))
+        if lines:
+            panels.append(Panel(x, f"Mean {metric}{_shots(results)}", lines, metric))
+            alt += f"{metric}: {told} "
+    title = "Trade-off by metric: target score against the mean of the ICL tasks with that metric"
+    alt = f"Scatter plots with paths. {alt}{TRADEOFF_KEY}"
+    return Chart("tradeoff_metrics", title, alt, tuple(panels)) if len(panels) > 1 else None
+
+
+def _tradeoff_lines(results: Comparison, value: Value) -> tuple[tuple[Line, ...], str]:
+    """Each method's path from checkpoint to checkpoint in target score and `value`, and its ends in words."""
     targets = {one.method: one for one in series(results, TARGET_SCORE, mixtures=True)}
     lines: list[Line] = []
     told: list[str] = []
-    for icl in series(results, ICL_AVERAGE, mixtures=True):
+    for icl in series(results, value, mixtures=True):
         if icl.method not in targets:
             continue
         target, label, style = targets[icl.method], methods.label(icl.method), _style(icl.method, results)
@@ -200,11 +229,7 @@ def _tradeoff(results: Comparison) -> Chart | None:
         lines.append(Line(label, style, tuple(points), hollow=shared[0] == 0))
         told.append(" to ".join(f"{points[end].tip.partition(': ')[2]} at {places[shared[end]]}" for end in (0, -1)))
         told[-1] = f"{label} from {told[-1]}."
-    x, y = f"Target score{_target_name(results)}, validation", f"ICL normalised average{_shots(results)}"
-    key = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."
-    alt = f"Scatter plot with paths. {' '.join(told)} {key}"
-    title = "Trade-off: target score against ICL, one point per checkpoint"
-    return Chart("tradeoff", title, alt, (Panel(x, y, tuple(lines)),)) if lines else None
+    return tuple(lines), " ".join(told)
 
 
 def gradient_alignment(alignment: GradientAlignment) -> list[Chart]:

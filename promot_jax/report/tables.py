@@ -158,7 +158,7 @@ def format_shares(results: Comparison) -> Table:
 
 
 def matched(results: Comparison) -> tuple[list[list[str]], list[str]]:
-    """Compares methods at matched target score, from their curves (`tradeoff.matched`): validation scores.
+    """Compares methods at matched target score, from their curves (`matched_target.py`): validation scores.
 
     Returns:
         (rows, notes): rows of text, the header first; no rows when no run has a usable curve.

@@ -54,9 +54,8 @@ def collect(grid: Grid, stale: float) -> dict[str, Comparison]:
         selection: dict[str, Selection] = {}
         for label in grid.methods:
             by_settings: dict[tuple[tuple[str, float], ...], list[Cell]] = {}
-            for cell in cells:
-                if cell.label == label:
-                    by_settings.setdefault(cell.varied, []).append(cell)
+            for cell in (cell for cell in cells if cell.label == label):
+                by_settings.setdefault(cell.varied, []).append(cell)
             candidates = [_candidate(members) for members in by_settings.values()]
             best = _best(candidates, grid.margin)
             for index, members in enumerate(by_settings.values()):

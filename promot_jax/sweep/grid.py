@@ -27,22 +27,13 @@ _OLD_FOLDERS |= {new: old for old, new in RENAMED.items() if "rate" not in new}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of a comparison.
+    """One run of a comparison."""
 
-    Attributes:
-        task: the fine-tuning task, without a number of shots.
-        seed: of the run.
-        method: its name (`methods.METHODS`).
-        shots: exemplars in front of every training input (the paper's "+ 1-shot").
-        varied: what the grid sets of the settings, as (name in `Tuning.variable`, value).
-        folder: of the run.
-    """
-
-    task: str
+    task: str  # the fine-tuning task, without a number of shots
     seed: int
-    method: str
-    shots: int
-    varied: tuple[tuple[str, float], ...]
+    method: str  # `methods.METHODS`
+    shots: int  # exemplars in front of every training input (the paper's "+ 1-shot")
+    varied: tuple[tuple[str, float], ...]  # what the grid sets of the settings, by name in `Tuning.variable`
     folder: Path
 
     @property
@@ -62,29 +53,15 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """A comparison's settings.
-
-    Attributes:
-        workdir: of the comparison.
-        experiment: model and data; each cell replaces the task, its lengths and the seeds.
-        tuning: settings of the stages, the same for every method; each cell replaces what is varied.
-        methods: names (`methods.METHODS`), with `_1shot` for one exemplar in front of every training input.
-        seeds: each once.
-        varied: values by name of what is varied (`Tuning.variable`), `{"learning_rate": (1e-4, 1e-3)}`. What is not
-            named keeps its one value.
-        tasks: fine-tuning tasks, each with its `feature_lengths`; none for the experiment's own.
-        report: folder in `workdir` for results and report, "" for `workdir` itself: comparisons of other methods or
-            seeds over the same cells each have their own.
-        margin: points of target score on the validation split that are given up for ICL where settings are chosen.
-    """
+    """A comparison's settings, which `jobs.compare` explains."""
 
     workdir: Path
-    experiment: Experiment
-    tuning: Tuning
+    experiment: Experiment  # each cell replaces the task, its lengths and the seeds
+    tuning: Tuning  # each cell replaces what is varied
     methods: Sequence[str]
     seeds: Sequence[int]
-    varied: Mapping[str, Sequence[float]]
-    tasks: Mapping[str, Mapping[str, int]]
+    varied: Mapping[str, Sequence[float]]  # by name in `Tuning.variable`; what is not named keeps its one value
+    tasks: Mapping[str, Mapping[str, int]]  # `feature_lengths` of each; none for the experiment's own task
     report: str = ""
     margin: float = 0.0
 

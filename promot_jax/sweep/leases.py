@@ -1,7 +1,7 @@
 """Leases on folders: which process works on a cell, through files that several machines share.
 
-A lease is the file `claim.<n>` in the folder, created exclusively; its owner touches it regularly. A lease that was not
-touched for long has a dead owner. Whoever creates `claim.<n + 1>` takes the folder over, again exclusively. An owner
+A lease is the file `lease.<n>` in the folder, created exclusively; its owner touches it regularly. A lease that was not
+touched for long has a dead owner. Whoever creates `lease.<n + 1>` takes the folder over, again exclusively. An owner
 that was merely stopped finds, when it continues, that the highest lease is not its own, and is interrupted.
 
 This needs a file system with exclusive creation, such as local disks, NFS and Lustre; a mounted bucket may lack it.
@@ -40,7 +40,7 @@ def owner(folder: Path, stale: float) -> str:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, stale: float) -> Iterator[bool]:
+def hold(folder: Path, stale: float) -> Iterator[bool]:
     """Holds the lease on a folder during a `with` block, if no other process has it.
 
     Args:
@@ -57,7 +57,9 @@ def claim(folder: Path, stale: float) -> Iterator[bool]:
         folder.mkdir(parents=True, exist_ok=True)
         number = _take(folder, stale)
     except OSError as error:
-        raise UserError(f"Cannot claim {folder}: {error.strerror}. Give a --workdir that can be written to.") from error
+        raise UserError(
+            f"Cannot take a lease on {folder}: {error.strerror}. Give a --workdir that can be written to."
+        ) from error
     if number is None:
         yield False
         return
@@ -137,12 +139,11 @@ def _living_owner(folder: Path, number: int, stale: float) -> str:
 
 
 def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # another user's
-        return True
+    with contextlib.suppress(PermissionError):  # another user's
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
     return True
 
 
@@ -158,9 +159,11 @@ def _touch(folder: Path, number: int, period: float, done: threading.Event) -> N
 
 
 def _path(folder: Path, number: int) -> Path:
-    return folder / f"claim.{number}"
+    old = folder / f"claim.{number}"  # its name in earlier versions
+    return old if old.exists() else folder / f"lease.{number}"
 
 
 def _numbers(folder: Path) -> list[int]:
     """Numbers of the leases on a folder, ascending."""
-    return sorted(int(path.suffix[1:]) for path in folder.glob("claim.*") if path.suffix[1:].isdigit())
+    paths = [*folder.glob("lease.*"), *folder.glob("claim.*")]
+    return sorted(int(path.suffix[1:]) for path in paths if path.suffix[1:].isdigit())

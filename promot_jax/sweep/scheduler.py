@@ -1,7 +1,7 @@
 """The comparison: runs the cells that are not there yet, on one machine or several, and reports what is there.
 
 What is done stands on disk alone, cell by cell: `results.json` when it is finished, `failed.json` when it cannot be.
-Processes on several machines that share the folder deal the cells out by claiming them (`promot_jax.sweep.leases`).
+Processes on several machines that share the folder deal the cells out by leases (`promot_jax.sweep.leases`).
 """
 
 import contextlib
@@ -24,20 +24,14 @@ from promot_jax.results import schema
 from promot_jax.sweep import status
 from promot_jax.sweep.collect import latest, publish
 from promot_jax.sweep.grid import Cell, Grid
-from promot_jax.sweep.leases import claim, owner
+from promot_jax.sweep.leases import hold, owner
 from promot_jax.sweep.shared_stages import share_stage
 
 NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
 
 
 def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
-    """Runs the cells of a comparison that are not there yet, and reports what is there.
-
-    Args:
-        grid: the cells.
-        wait: at the end for cells that run elsewhere; otherwise they are reported as running.
-        stale: seconds without a sign of life after which the cell of another machine is taken over.
-        serve: port of this machine on which the report is served meanwhile; None serves nothing.
+    """Runs the cells of a comparison that are not there yet, and reports what is there; arguments as of the job.
 
     Raises:
         UserError: names or values that cannot be, or a cell that was started with other settings.
@@ -83,9 +77,8 @@ def _check_frozen(grid: Grid, cells: Sequence[Cell], session: Session) -> None:
     """Raises UserError for layers or patterns to freeze that the model does not have, before anything is trained."""
     tunings = [(grid.tuning_of(cell), cell.method) for cell in cells]
     tuned = [(tuning, stage) for tuning, method in tunings for stage in tuning.method(method).stages]
-    for patterns in dict.fromkeys(tuning.of(stage).freeze for tuning, stage in tuned if stage.trains == ("model",)):
-        if patterns:
-            freezing.split({"model": session.base.params}, ("model",), patterns)
+    for patterns in {tuning.of(stage).freeze: None for tuning, stage in tuned if stage.trains == ("model",)}:
+        freezing.split({"model": session.base.params}, ("model",), patterns)
 
 
 @contextlib.contextmanager
@@ -151,10 +144,10 @@ class _Process:
         return verdict != "wait"
 
     def _take(self, cell: Cell, held: contextlib.ExitStack) -> str:
-        """Says what to do about a cell, "run", "wait" or nothing as it is "settled"; to run it, claims it in `held`."""
+        """Says what to do about a cell, "run", "wait" or nothing as it is "settled"; to run it, leases it in `held`."""
         if self._settled(cell):
             return "settled"
-        if self._awaits_stage(cell) or not held.enter_context(claim(cell.folder, self._stale)):
+        if self._awaits_stage(cell) or not held.enter_context(hold(cell.folder, self._stale)):
             return "wait"
         if self._settled(cell):  # by the process that held it until now
             return "settled"
@@ -213,9 +206,8 @@ class _Process:
         donor = self._donor(cell)
         if donor is None or self._settled(donor):
             return False
-        there = [
-            any(stage_folder.describe(one.folder / name) for one in (cell, donor)) for name in self._first_folders(cell)
-        ]
+        names = self._first_folders(cell)
+        there = (any(stage_folder.describe(one.folder / name) for one in (cell, donor)) for name in names)
         return not all(there) and bool(self._owner(donor))
 
     def _first_folders(self, cell: Cell) -> list[str]:
@@ -263,11 +255,10 @@ def _report(grid: Grid, stale: float) -> None:
     from promot_jax.report import markdown, terminal
 
     for found in latest(grid, stale):
-        # Under REPORT, a comparison has the analyses of its cells too, which lie beside them.
-        reports = {
-            task: markdown.write(comparison, grid.report_folder(task), analysed=[grid.workdir, grid.cells_folder(task)])
-            for task, comparison in found.items()
-        }
+        reports = {}
+        for task, comparison in found.items():  # with the analyses of its cells, also those beside them
+            analysed = [grid.workdir, grid.cells_folder(task)]
+            reports[task] = markdown.write(comparison, grid.report_folder(task), analysed=analysed)
         if grid.tasks:
             whole = markdown.write_tasks(found, grid.workdir / grid.report, reports, analysed=_analysed(grid))
     for task, comparison in found.items():

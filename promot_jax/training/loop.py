@@ -28,19 +28,12 @@ Write = Callable[[int, dict[str, float]], None]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a stage leaves.
+    """What a stage leaves."""
 
-    Attributes:
-        params: all parameters, the trained ones from the best checkpoint.
-        best_step: of that checkpoint.
-        curve: the evaluations, step 0 first.
-        seconds: of training and evaluation, over all attempts.
-    """
-
-    params: Tree
+    params: Tree  # all of them, the trained ones from the best checkpoint
     best_step: int
-    curve: list[dict[str, Any]]
-    seconds: float
+    curve: list[dict[str, Any]]  # the evaluations, step 0 first
+    seconds: float  # of training and evaluation, over all attempts
 
 
 def train(

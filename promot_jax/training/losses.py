@@ -40,15 +40,7 @@ def chunked_cross_entropy(
     """Returns `cross_entropy` for hidden states; the logits of one chunk exist at a time, in the backward pass too.
 
     Chunks split the target positions, never the batch, which is split over devices. The backward pass recomputes a
-    chunk's logits. If one chunk is enough, nothing is recomputed.
-
-    Args:
-        model: its `head` computes the logits.
-        params: of the model.
-        hidden: `[batch, targets, embed]`.
-        targets: `[batch, targets]`.
-        weights: `[batch, targets]`, 0 at padding.
-        label_smoothing: as for `cross_entropy`.
+    chunk's logits. If one chunk is enough, nothing is recomputed. `hidden` is `[batch, targets, embed]`.
     """
 
     def total(hidden: Array, targets: Array, weights: Array) -> Array:
@@ -65,10 +57,10 @@ def chunked_divergence(
 
     Args:
         model: its `head` computes the logits.
-        params: of the tuned model.
-        hidden: states of the tuned model that predict the targets, `[batch, targets, embed]`.
-        base: parameters of the frozen base model.
-        base_hidden: states of the base model, `[batch, targets, embed]`.
+        params: of the tuned model, whose states that predict the targets are `hidden`, `[batch, targets, embed]`.
+        hidden: see there.
+        base: parameters of the frozen base model, whose states are `base_hidden`, of the same shape.
+        base_hidden: see there.
         weights: `[batch, targets]`, 0 at padding.
     """
 
@@ -83,18 +75,10 @@ def chunked_divergence(
 def chunked_per_token(
     model: Model, params: Any, hidden: Array, targets: Array, measure: Callable[[Array, Array], Array]
 ) -> Array:
-    """`measure(log_probs, targets)` of every target token, without a gradient; in chunks as `chunked_cross_entropy`.
+    """`measure(log_probs, targets)` of every target token, `[batch, targets]`, without a gradient, in chunks as above.
 
-    Args:
-        model: its `head` makes the logits.
-        params: of the model.
-        hidden: `[batch, targets, embed]`.
-        targets: `[batch, targets]`.
-        measure: takes log-probabilities `[batch, some targets, vocab]` and `[batch, some targets]`, returns the latter
-            shape.
-
-    Returns:
-        `[batch, targets]`.
+    `measure` takes log-probabilities `[batch, some targets, vocab]` and `[batch, some targets]`, returns the latter
+    shape.
     """
 
     def measured(part: tuple[Array, Array]) -> Array:
@@ -109,14 +93,7 @@ def chunked_per_token(
 
 
 def _in_chunks(total: Callable[..., Array], model: Model, arrays: tuple[Array, ...], logits: int) -> Array:
-    """Returns the sum of `total` over chunks of the target positions.
-
-    Args:
-        total: maps arrays like `arrays`, with fewer positions, to a scalar.
-        model: as in `_chunks`.
-        arrays: `[batch, targets, ...]`; the last one is the weights, 0 at padding.
-        logits: that `total` computes per target.
-    """
+    """Returns the sum of `total(*arrays)` over chunks of `arrays`, `[batch, targets, ...]`; `logits` are per target."""
     batch, length = arrays[-1].shape
     chunks = _chunks(model, batch, length, logits)
     if chunks == 1:

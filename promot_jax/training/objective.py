@@ -20,23 +20,14 @@ START = "start"  # subtree of the step's constants: the model's trained leaves a
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """`BatchLosses` of one forward pass.
-
-    Attributes:
-        model: its `head` makes the logits.
-        params: of the model, LoRA attached.
-        hidden: `[batch, targets, embed]`.
-        batch: `targets` and `weights` `[batch, targets]`, and what `Model.hidden` takes.
-        label_smoothing: of the cross-entropy.
-        start: parameters of the model at the stage's start, None where the objective does not use them.
-    """
+    """`BatchLosses` of one forward pass."""
 
     model: Model
-    params: Tree
-    hidden: Array
-    batch: Tree
-    label_smoothing: float
-    start: Tree | None
+    params: Tree  # of the model, LoRA attached
+    hidden: Array  # [batch, targets, embed]
+    batch: Tree  # `targets` and `weights` [batch, targets], and what `Model.hidden` takes
+    label_smoothing: float  # of the cross-entropy
+    start: Tree | None  # parameters of the model at the stage's start, where the objective uses them
 
     def cross_entropy(self, token_weights: Array | None = None) -> Array:
         """Sum over target tokens of the cross-entropy, each times its weight `[batch, targets]`."""

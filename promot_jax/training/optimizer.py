@@ -13,37 +13,22 @@ from promot_jax.errors import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimizer with its schedule.
+    """An optimizer with its schedule."""
 
-    Attributes:
-        name: "adafactor" (the paper's) or "adamw".
-        learning_rate: peak; absolute, or relative to the parameter's scale (see `scale_by_parameter`).
-        schedule: "constant", or "linear" or "cosine" decay to zero at the last step.
-        warmup_steps: steps of linear warm-up from zero, before the schedule.
-        clip_norm: bound of the gradients' global norm over the trained leaves; 0 is off.
-        weight_decay: decoupled; per step for adafactor (not times the learning rate), times the rate for adamw.
-        scale_by_parameter: adafactor: multiply updates by the parameter's root mean square. The paper's model
-            tuning does, its prompt tuning does not.
-        decay_rate: adafactor: exponent of the second-moment decay `1 - step ** -decay_rate`.
-        decay_offset: adafactor: added to the step in that decay. T5X runs inherit the checkpoint's step (about 1.1M),
-            so their decay is close to 1 from the first step; prompt tuning's learning rates of 0.2 to 0.3 assume that.
-            0 is a fresh counter.
-        factored: adafactor: factored second moments for matrices with both sides of 128 or more; never for prompts.
-        b1: adamw.
-        b2: adamw.
-        eps: adamw.
-    """
-
-    name: str = "adafactor"
-    learning_rate: float = 1e-3
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    clip_norm: float = 0.0
-    weight_decay: float = 0.0
+    name: str = "adafactor"  # the paper's; or "adamw"
+    learning_rate: float = 1e-3  # peak; absolute, or relative to the parameter's scale (see `scale_by_parameter`)
+    schedule: str = "constant"  # or "linear" or "cosine" decay to zero at the last step
+    warmup_steps: int = 0  # of linear warm-up from zero, before the schedule
+    clip_norm: float = 0.0  # bound of the gradients' global norm over the trained leaves; 0 is off
+    weight_decay: float = 0.0  # decoupled; per step for adafactor (not times the learning rate), times it for adamw
+    # Adafactor's own. Updates times the parameter's root mean square: in the paper's model tuning, not prompt tuning.
     scale_by_parameter: bool = True
-    decay_rate: float = 0.8
+    decay_rate: float = 0.8  # exponent of the second-moment decay `1 - step ** -decay_rate`
+    # Added to the step in that decay; 0 is a fresh counter. T5X runs inherit the checkpoint's step (about 1.1M), so
+    # their decay is close to 1 from the first step; prompt tuning's learning rates of 0.2 to 0.3 assume that.
     decay_offset: int = 0
-    factored: bool = True
+    factored: bool = True  # second moments, for matrices with both sides of 128 or more; never for prompts
+    # AdamW's own.
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8

@@ -16,40 +16,26 @@ WEIGHT_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long and how a stage trains.
+    """How long and how a stage trains."""
 
-    Attributes:
-        steps: updates.
-        batch_size: rows of one update, over all devices.
-        eval_period: updates between evaluations; each writes a checkpoint.
-        optimizer: optimizer and schedule.
-        dropout_rate: on activations.
-        label_smoothing: share of the target's probability spread over the vocabulary.
-        microbatches: parts a batch is worked through in, their gradients added up.
-        weight_dtype: of the kernels and embeddings that are trained, between updates: "float32", or "bfloat16" for half
-            of their memory, with updates rounded at random (`optim.apply_updates`).
-        freeze: patterns over parameter paths that stay as they are (`model/token_embedder/.*`), also of single layers
-            of a stack (`model/decoder/layers_[0-5]/.*`).
-        pack: several examples per row, each with its own soft prompt prepended.
-        log_period: updates between progress lines.
-        keep_period: updates between checkpoints that stay for later analyses, a multiple of `eval_period`; 0 keeps only
-            the newest and the best.
-        prompt_optimizer: of a prompt that is trained together with the model; None for `optimizer`.
-    """
-
-    steps: int
-    batch_size: int
-    eval_period: int
+    steps: int  # updates
+    batch_size: int  # rows of one update, over all devices
+    eval_period: int  # updates between evaluations; each writes a checkpoint
     optimizer: Optimizer
-    dropout_rate: float = 0.0
-    label_smoothing: float = 0.0
-    microbatches: int = 1
+    dropout_rate: float = 0.0  # on activations
+    label_smoothing: float = 0.0  # share of the target's probability spread over the vocabulary
+    microbatches: int = 1  # parts a batch is worked through in, their gradients added up
+    # Of the kernels and embeddings that are trained, between updates: "bfloat16" for half of their memory, with updates
+    # rounded at random (`optimizer.apply_updates`).
     weight_dtype: str = "float32"
+    # Patterns over parameter paths that stay as they are (`model/token_embedder/.*`), also of single layers of a stack
+    # (`model/decoder/layers_[0-5]/.*`).
     freeze: tuple[str, ...] = ()
-    pack: bool = False
-    log_period: int = 10
+    pack: bool = False  # several examples per row, each with its own soft prompt prepended
+    log_period: int = 10  # updates between progress lines
+    # Updates between checkpoints that stay for later analyses, a multiple of `eval_period`; 0: the newest and the best.
     keep_period: int = 0
-    prompt_optimizer: Optimizer | None = None
+    prompt_optimizer: Optimizer | None = None  # of a prompt that is trained together with the model, else `optimizer`
 
     def __post_init__(self) -> None:
         """Raises UserError for values that cannot be trained with."""
@@ -70,17 +56,12 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """Settings of every method's stages; whatever tunes the model's own weights shares one budget and learning rate.
+    """Settings of every method's stages; whatever tunes the model's own weights shares one budget and learning rate."""
 
-    Attributes:
-        prompt: of stage 1, whether it trains a prompt or LoRA.
-        model: of stage 2, of standard fine-tuning, and of everything that is compared with them.
-        settings: of single methods, by name: their hyperparameters (`Method`), and `<name>_optimizer` for the
-            optimizers that stages name. What is missing has its default: that of the method, or `model`'s optimizer.
-    """
-
-    prompt: Training
-    model: Training
+    prompt: Training  # of stage 1, whether it trains a prompt or LoRA
+    model: Training  # of stage 2, of standard fine-tuning, and of everything that is compared with them
+    # Of single methods, by name: their hyperparameters (`Method`), and `<name>_optimizer` for the optimizers that
+    # stages name. What is missing has its default: that of the method, or `model`'s optimizer.
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def method(self, name: str) -> Method:
@@ -145,13 +126,9 @@ def _signature() -> inspect.Signature:
     hyperparameters = {name: (field.type, field.default) for name, field in methods.hyperparameters().items()}
     optimizers = {f"{name}_optimizer": (Optimizer | None, None) for name in methods.optimizers()}
     keyword = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Signature(
-        [inspect.Parameter(name, keyword, annotation=Training) for name in ("prompt", "model")]
-        + [
-            inspect.Parameter(name, keyword, annotation=kind, default=default)
-            for name, (kind, default) in (hyperparameters | optimizers).items()
-        ]
-    )
+    budgets = dict.fromkeys(("prompt", "model"), (Training, inspect.Parameter.empty))
+    every = budgets | hyperparameters | optimizers
+    return inspect.Signature([inspect.Parameter(n, keyword, annotation=k, default=d) for n, (k, d) in every.items()])
 
 
 tuning.__signature__ = _signature()  # type: ignore[attr-defined]  # what gin binds by

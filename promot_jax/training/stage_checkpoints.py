@@ -13,17 +13,11 @@ from promot_jax.training.state import TrainState
 
 @dataclasses.dataclass
 class Progress:
-    """What a stage has recorded so far; a checkpoint holds it as JSON.
+    """What a stage has recorded so far; a checkpoint holds it as JSON."""
 
-    Attributes:
-        curve: the evaluations, step 0 first.
-        losses: of the updates since the last evaluation.
-        seconds: of training and evaluation, in earlier attempts.
-    """
-
-    curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    losses: list[float] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
+    curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # the evaluations, step 0 first
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the updates since the last evaluation
+    seconds: float = 0.0  # of training and evaluation, in earlier attempts
 
     def __post_init__(self) -> None:
         """Starts the clock."""

@@ -26,17 +26,11 @@ Tree = trees.Tree
 @partial(jax.tree_util.register_dataclass, data_fields=["params", "optimizer", "step"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What an update changes; a checkpoint holds these three by their names (`vars`).
+    """What an update changes; a checkpoint holds these three by their names (`vars`)."""
 
-    Attributes:
-        params: the trained leaves, `{"model": ..., "prompt": {task: rows}, "lora": ...}` or part of it.
-        optimizer: state of the optimizer, of the trained leaves alone.
-        step: updates done, int32 scalar.
-    """
-
-    params: Tree
-    optimizer: Any
-    step: Any
+    params: Tree  # the trained leaves, `{"model": ..., "prompt": {task: rows}, "lora": ...}` or part of it
+    optimizer: Any  # its state, of the trained leaves alone
+    step: Any  # updates done, int32 scalar
 
 
 def build(

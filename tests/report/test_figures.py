@@ -1,5 +1,7 @@
 """The paper's figures: what each draws of which runs."""
 
+from statistics import mean as average
+
 import pytest
 from random_results import alignment, random_results
 
@@ -54,6 +56,22 @@ def test_figure_1_target_score_and_exact_match(method, label):
     exact = ("capital", "past_tense")  # the others have another metric
     assert values(icl) == mean(data, method, lambda p: sum(p.tasks[name].score for name in exact) / 2)
     assert (target.right, icl.right) == (False, True) and len(values(icl)) == 7
+
+
+def test_figures_5_and_6_a_panel_per_metric():
+    """The paper: on y, figure 5 has mean accuracy on classification tasks, figure 6 mean BLEU on translation."""
+    data = random_results()
+    chart, plain = drawn(data, "tradeoff_metrics"), drawn(data, "tradeoff")
+    metrics = {task.metric for run in data.runs for point in run.curve for task in point.tasks.values()}
+    assert {one.title for one in chart.panels} == metrics and len(metrics) > 1
+    for metric in metrics:
+        line = panel(chart, metric)["ProMoT"]
+        own = mean(data, "promot", lambda p, m=metric: average(t.score for t in p.tasks.values() if t.metric == m))
+        assert [point.y for point in line.points] == [own[step] for step in sorted(own)]
+        (reference,) = (one for one in plain.panels[0].lines if one.label == "ProMoT")
+        assert [point.x for point in line.points] == [point.x for point in reference.points]
+    one_metric = without_tasks({name: Score(metric="bleu", score=1.0, n=1) for name in ("en", "fr")})
+    assert "tradeoff_metrics" not in [one.name for one in figures.charts(one_metric)]
 
 
 def test_figure_1_of_tasks_without_exact_match():

@@ -19,21 +19,29 @@ from promot_jax.sweep import leases
 def foreign(folder: Path, number: int = 0, age: float = 0.0, **lease: object) -> Path:
     """A lease of another machine, touched `age` seconds ago."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"claim.{number}"
+    path = folder / f"lease.{number}"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "process": "x", "started": "", **lease}))
     os.utime(path, (time.time() - age,) * 2)
     return path
 
 
 def test_a_lease_is_held_once_and_released(tmp_path: Path) -> None:
-    with leases.claim(tmp_path / "cell", 60) as first, leases.claim(tmp_path / "cell", 60) as second:
+    with leases.hold(tmp_path / "cell", 60) as first, leases.hold(tmp_path / "cell", 60) as second:
         assert (first, second) == (True, False)
         assert leases.owner(tmp_path / "cell", 60) == f"{socket.gethostname()}, process {os.getpid()}"
     assert not list((tmp_path / "cell").iterdir()) and leases.owner(tmp_path / "cell", 60) == ""
 
 
+@pytest.mark.parametrize("age", [0, 70])
+def test_a_lease_by_its_earlier_name_counts(tmp_path: Path, age: int) -> None:
+    foreign(tmp_path, age=age).rename(tmp_path / "claim.0")
+    with leases.hold(tmp_path, 60) as held:
+        assert held == bool(age)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if age else ["claim.0"])
+
+
 def test_a_lease_is_released_when_the_work_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), leases.claim(tmp_path, 60):
+    with pytest.raises(KeyboardInterrupt), leases.hold(tmp_path, 60):
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
@@ -41,7 +49,7 @@ def test_a_lease_is_released_when_the_work_fails(tmp_path: Path) -> None:
 def test_a_living_lease_of_another_machine_is_respected(tmp_path: Path) -> None:
     path = foreign(tmp_path, age=50)
     assert leases.owner(tmp_path, 60) == "elsewhere, process 1"
-    with leases.claim(tmp_path, 60) as held:
+    with leases.hold(tmp_path, 60) as held:
         assert not held
     assert path.exists()
 
@@ -53,16 +61,16 @@ def test_a_lease_without_a_sign_of_life_is_taken_over(tmp_path: Path, empty: boo
         path.write_text("")
         os.utime(path, (time.time() - 70,) * 2)
     assert leases.owner(tmp_path, 60) == ""
-    with leases.claim(tmp_path, 60) as held:
-        assert held and (tmp_path / "claim.1").exists()
+    with leases.hold(tmp_path, 60) as held:
+        assert held and (tmp_path / "lease.1").exists()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_process_of_this_machine_that_is_gone_is_no_owner(tmp_path: Path) -> None:
     gone = processes.start([sys.executable, "-c", ""])
     gone.wait()
-    with leases.claim(tmp_path / "a", 60):
-        lease = json.loads((tmp_path / "a" / "claim.0").read_text())
+    with leases.hold(tmp_path / "a", 60):
+        lease = json.loads((tmp_path / "a" / "lease.0").read_text())
     foreign(tmp_path / "a", **lease | {"process": "x", "pid": gone.pid})
     foreign(tmp_path / "b", **lease | {"process": "x", "pid": os.getpid()})  # a predecessor
     foreign(tmp_path / "c", **lease | {"process": "x", "pid": os.getppid()})
@@ -80,17 +88,17 @@ def test_an_unreadable_lease_counts_until_it_is_stale(tmp_path: Path, text: str)
     path.write_text(text)
     assert leases.owner(tmp_path, 60) == "a process that has just begun"
     os.utime(path, (time.time() - 70,) * 2)
-    with leases.claim(tmp_path, 60) as held:
+    with leases.hold(tmp_path, 60) as held:
         assert held
     assert not list(tmp_path.iterdir())
 
 
 def test_a_lease_is_kept_alive(tmp_path: Path) -> None:
-    with leases.claim(tmp_path, 0.2):
-        before = (tmp_path / "claim.0").stat().st_mtime
-        os.utime(tmp_path / "claim.0", (before - 100,) * 2)
+    with leases.hold(tmp_path, 0.2):
+        before = (tmp_path / "lease.0").stat().st_mtime
+        os.utime(tmp_path / "lease.0", (before - 100,) * 2)
         deadline = time.monotonic() + 10
-        while (tmp_path / "claim.0").stat().st_mtime < before:
+        while (tmp_path / "lease.0").stat().st_mtime < before:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -100,14 +108,14 @@ def test_an_owner_that_was_taken_for_dead_is_interrupted(tmp_path: Path, others:
     left: list[Path] = []
 
     def work() -> None:
-        with leases.claim(tmp_path, 0.2) as held:
+        with leases.hold(tmp_path, 0.2) as held:
             assert held
             if "took" in others:  # all at once: this one looks every few milliseconds
-                left.append(tmp_path / ("claim.0" if "anew" in others else "claim.1"))
+                left.append(tmp_path / ("lease.0" if "anew" in others else "lease.1"))
                 os.replace(foreign(tmp_path / "elsewhere", age=-100), left[0])
                 (tmp_path / "elsewhere").rmdir()
             else:
-                (tmp_path / "claim.0").unlink()
+                (tmp_path / "lease.0").unlink()
             threading.Event().wait(10)
 
     with pytest.raises(KeyboardInterrupt):
@@ -121,14 +129,14 @@ def test_a_folder_leased_anew_meanwhile_is_not_taken_over(tmp_path: Path, monkey
     create = os.open
 
     def slow(path: str | Path, *arguments: int) -> int:
-        if Path(path).name == "claim.1":  # another process took the expired lease over, ended, and a third one came
+        if Path(path).name == "lease.1":  # another process took the expired lease over, ended, and a third one came
             foreign(tmp_path)
         return create(path, *arguments)
 
     monkeypatch.setattr(leases.os, "open", slow)
-    with leases.claim(tmp_path, 60) as held:
+    with leases.hold(tmp_path, 60) as held:
         assert not held
-    assert [path.name for path in tmp_path.iterdir()] == ["claim.0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.0"]
 
 
 COMPETE = """
@@ -136,7 +144,7 @@ import sys, time
 from pathlib import Path
 from promot_jax.sweep import leases
 time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
-with leases.claim(Path(sys.argv[1]), 60) as held:
+with leases.hold(Path(sys.argv[1]), 60) as held:
     print(int(held), flush=True)
     sys.stdin.read()
 """
@@ -156,5 +164,5 @@ def test_only_one_of_many_gets_it(tmp_path: Path, stale: bool) -> None:
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Cannot claim"), leases.claim(tmp_path / "file" / "cell", 60):
+    with pytest.raises(UserError, match="Cannot take a lease"), leases.hold(tmp_path / "file" / "cell", 60):
         pass

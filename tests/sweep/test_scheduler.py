@@ -378,12 +378,12 @@ def test_bad_input_ends_the_comparison(fake: Fake, tmp_path: Path) -> None:
 
 
 def elsewhere(folder: Path, age: float = 0.0) -> Path:
-    """A claim by another machine."""
+    """A lease of another machine."""
     folder.mkdir(parents=True)
-    claim = folder / "claim.0"
-    claim.write_text(json.dumps({"host": "elsewhere", "pid": 1, "process": "x"}))
-    os.utime(claim, (time.time() - age,) * 2)
-    return claim
+    lease = folder / "lease.0"
+    lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "process": "x"}))
+    os.utime(lease, (time.time() - age,) * 2)
+    return lease
 
 
 def test_cells_of_other_machines_are_left_to_them(
@@ -412,13 +412,13 @@ def test_waits_for_cells_of_other_machines(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = grid(tmp_path, ("prompt_tuning", "promot"))
-    claim = elsewhere(tmp_path / "prompt_tuning/seed_0")
+    lease = elsewhere(tmp_path / "prompt_tuning/seed_0")
     fake.workdir = tmp_path
 
     def finish(seconds: float) -> None:
-        if seconds == 3.0 and claim.exists():  # other threads sleep too
+        if seconds == 3.0 and lease.exists():  # other threads sleep too
             fake.run_method(EXPERIMENT, tmp_path / "prompt_tuning/seed_0", "prompt_tuning", TUNING)
-            claim.unlink()
+            lease.unlink()
 
     monkeypatch.setattr(compare.time, "sleep", finish)
     fake.run(one)
@@ -570,13 +570,13 @@ def test_processes_share_the_cells(tiny_folder: Path) -> None:
     assert any(line.startswith("[stage1] trains") for line in killed.stdout)
     killed.kill()
     killed.communicate()
-    assert list((tiny_folder / "shared").rglob("claim.0"))
+    assert list((tiny_folder / "shared").rglob("lease.0"))
 
     both = [start(command, log, settings) for _ in range(2)]
     said = [one.communicate()[0] for one in both]
     assert [one.returncode for one in both] == [0, 0], log.read_text()
     for stage in ("stage1", "stage2", "finetune"):
         assert sum(text.count(f"[{stage}] trains") for text in said) == 1, said
-    assert not list((tiny_folder / "shared").rglob("claim.*"))
+    assert not list((tiny_folder / "shared").rglob("lease.*"))
     found = read_comparison(tiny_folder / "shared")
     assert [cell.state for cell in found.cells] == ["finished"] * 3

@@ -1,36 +1,45 @@
 """What GGUF files of each architecture hold: names of tensors and metadata, and what the decoder computes for it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-Tensors = Mapping[str, tuple[str, tuple[str, ...]]]
+from promot_jax.checkpoints.huggingface.names import Name, table
+from promot_jax.models.decoder import DecoderConfig
 
-# Tensor of a layer in the file -> (our path below decoder/layers, shape as stored, (out, in), in sizes of the model).
-_LAYER: Tensors = {
-    "attn_norm.weight": ("pre_self_attention_layer_norm/scale", ("emb",)),
-    "attn_q.weight": ("self_attention/query/kernel", ("q", "emb")),
-    "attn_k.weight": ("self_attention/key/kernel", ("kv", "emb")),
-    "attn_v.weight": ("self_attention/value/kernel", ("kv", "emb")),
-    "attn_output.weight": ("self_attention/out/kernel", ("emb", "q")),
-    "ffn_norm.weight": ("pre_mlp_layer_norm/scale", ("emb",)),
-    "ffn_gate.weight": ("mlp/wi_0/kernel", ("mlp", "emb")),
-    "ffn_up.weight": ("mlp/wi_1/kernel", ("mlp", "emb")),
-    "ffn_down.weight": ("mlp/wo/kernel", ("emb", "mlp")),
+# Our leaf -> its tensor in the file; "{}" is the layer. Files hold a vocabulary's table as `[vocab, emb]`.
+_LAYER = {
+    "pre_self_attention_layer_norm/scale": "attn_norm",
+    "post_self_attention_layer_norm/scale": "post_attention_norm",
+    "self_attention/query_norm/scale": "attn_q_norm",
+    "self_attention/key_norm/scale": "attn_k_norm",
+    "self_attention/query/kernel": "attn_q",
+    "self_attention/key/kernel": "attn_k",
+    "self_attention/value/kernel": "attn_v",
+    "self_attention/out/kernel": "attn_output",
+    "self_attention/query/bias": "attn_q",
+    "self_attention/key/bias": "attn_k",
+    "self_attention/value/bias": "attn_v",
+    "pre_mlp_layer_norm/scale": "ffn_norm",
+    "post_mlp_layer_norm/scale": "post_ffw_norm",
+    "mlp/wi_0/kernel": "ffn_gate",
+    "mlp/wi_1/kernel": "ffn_up",
+    "mlp/wo/kernel": "ffn_down",
 }
-_BIASES: Tensors = {
-    "attn_q.bias": ("self_attention/query/bias", ("q",)),
-    "attn_k.bias": ("self_attention/key/bias", ("kv",)),
-    "attn_v.bias": ("self_attention/value/bias", ("kv",)),
+_MODEL = {
+    "token_embedder/embedding": "token_embd",
+    "decoder/decoder_norm/scale": "output_norm",
+    "decoder/logits_dense/kernel": "output",
 }
-_QK_NORMS: Tensors = {
-    "attn_q_norm.weight": ("self_attention/query_norm/scale", ("head",)),
-    "attn_k_norm.weight": ("self_attention/key_norm/scale", ("head",)),
-}
-_POST_NORMS: Tensors = {
-    "post_attention_norm.weight": ("post_self_attention_layer_norm/scale", ("emb",)),
-    "post_ffw_norm.weight": ("post_mlp_layer_norm/scale", ("emb",)),
-}
+_TENSORS = _MODEL | {f"decoder/layers/{leaf}": f"blk.{{}}.{tensor}" for leaf, tensor in _LAYER.items()}
+
+
+def names(config: DecoderConfig) -> Iterable[Name]:
+    """Every leaf of a model with its tensor's name in a GGUF file."""
+    for name in table("decoder", dataclasses.asdict(config)):
+        kind = "bias" if name.leaf.endswith("bias") else "weight"
+        yield name._replace(tensors=(f"{_TENSORS[name.leaf]}.{kind}",))
+
 
 # Metadata below the architecture's name that we use, or that does not change what the model computes. Any other key
 # that is set (experts, other rope scaling, windows, ...) would make the decoder compute something else: an error.
@@ -46,39 +55,21 @@ SCALES = ("rope.scaling.factor", "rope.scale_linear", "logit_scale", "embedding_
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """How files of one architecture differ from Llama's, and what they hold beside it.
+    """How files and models of one architecture differ from Llama's."""
 
-    Attributes:
-        tensors: of a layer.
-        computes: fields of `DecoderConfig` that hold for every model of the architecture.
-        interleaved: whether query and key rows of the two rotary halves alternate.
-        windowed: whether a sliding window is read from the metadata.
-        theta: base of the rotary frequencies where the file names none; None where it has to.
-    """
-
-    tensors: Tensors
-    computes: Mapping[str, Any]
-    interleaved: bool = False
-    windowed: bool = False
-    theta: float | None = None
+    computes: Mapping[str, Any]  # fields of `DecoderConfig` that hold for every model of the architecture
+    interleaved: bool = False  # whether query and key rows of the two rotary halves alternate
+    windowed: bool = False  # whether a sliding window is read from the metadata
+    theta: float | None = None  # base of the rotary frequencies where the file names none; None where it has to
 
 
+# Files of Gemma 3 hold 1 + scale, our parameters scale.
+_GEMMA3 = {"activation": "gelu", "qk_norm": True, "norm_offset": 1.0, "post_norms": True, "embedding_scale": True}
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(_LAYER, {}, interleaved=True, theta=1e4),
-    "qwen2": Architecture({**_LAYER, **_BIASES}, {"qkv_bias": True}),
-    "qwen3": Architecture({**_LAYER, **_QK_NORMS}, {"qk_norm": True}),
-    "gemma3": Architecture(
-        {**_LAYER, **_QK_NORMS, **_POST_NORMS},
-        {
-            "activation": "gelu",
-            "qk_norm": True,
-            "norm_offset": 1.0,  # files hold 1 + scale, our parameters scale
-            "post_norms": True,
-            "embedding_scale": True,
-            "global_every": 6,
-        },
-        windowed=True,
-    ),
+    "llama": Architecture({}, interleaved=True, theta=1e4),
+    "qwen2": Architecture({"qkv_bias": True}),
+    "qwen3": Architecture({"qk_norm": True}),
+    "gemma3": Architecture(_GEMMA3 | {"global_every": 6}, windowed=True),
 }
 # Keys of windowed architectures, the second of which can only say what `computes` says.
 WINDOW_KEYS = {"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"}

@@ -1,9 +1,7 @@
 """GGUF files to our parameter tree: every tensor accounted for, rows dequantised straight to their place.
 
 Read are decoder-only models of architecture `llama` (Llama, SmolLM2 and others), `gemma3` (its text part), `qwen2`
-(2 and 2.5) and `qwen3`; `gguf_tables` has what differs between them.
-
-Tests hold the result against transformers.
+(2 and 2.5) and `qwen3`; `architectures.py` has what differs between them. Tests hold the result against transformers.
 """
 
 import dataclasses
@@ -23,9 +21,11 @@ from promot_jax.checkpoints.gguf.architectures import (
     SCALES,
     WINDOW_KEYS,
     Architecture,
+    names,
 )
 from promot_jax.checkpoints.gguf.file import File, opened
-from promot_jax.checkpoints.placement import Entry, Reader
+from promot_jax.checkpoints.huggingface import names as hf_names
+from promot_jax.checkpoints.placement import Reader
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.models import layers
@@ -37,17 +37,11 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model from a file.
-
-    Attributes:
-        config: of the model.
-        placed: the parameters and their fingerprint.
-        metadata: of the file, from which `TokenizerVocabulary.from_gguf` makes the tokenizer.
-    """
+    """A model from a file."""
 
     config: DecoderConfig
     placed: placement.Placed
-    metadata: dict[str, Any]
+    metadata: dict[str, Any]  # from which `TokenizerVocabulary.from_gguf` makes the tokenizer
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -84,16 +78,11 @@ def read(path: str | os.PathLike[str], partitioner: Partitioner, without: Collec
     with opened(path) as file:
         config = DecoderConfig(**_config(file))
         arch = ARCHITECTURES[file.metadata["general.architecture"]]
-        leaves = _leaves(config, arch)
-        wanted = {tensor: leaf.shape for leaf in leaves for tensor in leaf.tensors}
-        found = {key: placement.Stored(one.shape, one.kind.name, one.readable) for key, one in file.tensors.items()}
-        placement.check(file.name, wanted, found, lambda key: key == ROPE_FACTORS)
-        entries = {}
-        for leaf in leaves:
-            ours = leaf.shape[::-1] if leaf.transposed else leaf.shape
-            parts = tuple(_reader(file, tensor, leaf, config, arch) for tensor in leaf.tensors)
-            shape = (len(parts), *ours) if leaf.stacked else ours
-            entries[leaf.path] = Entry(shape, parts, leaf.stacked, leaf.transposed)
+        table = list(names(config))
+        sources = hf_names.sources(table, "decoder", dataclasses.asdict(config), file.tensors)
+        stored = {key: placement.Stored(one.shape, one.kind.name, one.readable) for key, one in file.tensors.items()}
+        hf_names.check(file.name, table, sources, stored, lambda key: key == ROPE_FACTORS)
+        entries = hf_names.entries(table, sources, functools.partial(_reader, file, config, arch))
         return Loaded(config, placement.load(entries, partitioner, without), file.metadata)
 
 
@@ -191,41 +180,12 @@ def _rope(file: File, config: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """A leaf of our tree: its tensors (one per layer if stacked), their shape, and whether we keep them transposed."""
-
-    path: str
-    tensors: tuple[str, ...]
-    shape: tuple[int, ...]
-    stacked: bool = False
-    transposed: bool = False
-
-
-def _leaves(config: DecoderConfig, arch: Architecture) -> list[_Leaf]:
-    """Every leaf that a model with this config has."""
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    sizes = {"emb": config.emb_dim, "q": q, "kv": kv, "mlp": config.mlp_dim, "head": config.head_dim}
-    table = (config.vocab_size, config.emb_dim)
-    leaves = [
-        _Leaf("token_embedder/embedding", ("token_embd.weight",), table),
-        _Leaf("decoder/decoder_norm/scale", ("output_norm.weight",), (config.emb_dim,)),
-    ]
-    if not config.tied_embeddings:
-        leaves.append(_Leaf("decoder/logits_dense/kernel", ("output.weight",), table, transposed=True))
-    for short, (path, dims) in arch.tensors.items():
-        tensors = tuple(f"blk.{layer}.{short}" for layer in range(config.num_layers))
-        shape = tuple(sizes[dim] for dim in dims)
-        leaves.append(_Leaf(f"decoder/layers/{path}", tensors, shape, stacked=True, transposed=len(dims) == 2))
-    return leaves
-
-
-def _reader(file: File, tensor: str, leaf: _Leaf, config: DecoderConfig, arch: Architecture) -> Reader:
+def _reader(file: File, config: DecoderConfig, arch: Architecture, leaf: str, tensor: str) -> Reader:
     """Rows of a tensor as we keep them."""
     rows = functools.partial(file.rows, tensor)
-    if arch.interleaved and leaf.path.endswith(("query/kernel", "key/kernel")):
+    if arch.interleaved and leaf.endswith(("query/kernel", "key/kernel")):
         return functools.partial(_halves, rows, config.head_dim)
-    if leaf.path.endswith("/scale") and config.norm_offset:
+    if leaf.endswith("/scale") and config.norm_offset:
         return lambda first, count: rows(first, count) - np.float32(config.norm_offset)
     return rows
 

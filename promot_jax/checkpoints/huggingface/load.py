@@ -7,7 +7,7 @@ and storage. No code of the folder runs and no pickle is opened.
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ import numpy as np
 from promot_jax.checkpoints import placement
 from promot_jax.checkpoints.huggingface import config as hf_config
 from promot_jax.checkpoints.huggingface import names, safetensors
-from promot_jax.checkpoints.huggingface.names import Name
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 
@@ -26,10 +25,8 @@ _MAX_SHARDS = 1024
 _BLOCK_ROWS = 1024
 # Names of a text model inside a model that also sees, brought to those of the text model alone.
 _PREFIXES = {
-    "language_model.model.": "model.",
-    "model.language_model.": "model.",
-    "language_model.lm_head.": "lm_head.",
-}
+    "language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head.",
+}  # fmt: skip
 # May be there and change nothing: buffers that older versions saved, and the part of a model that sees.
 _UNUSED = re.compile(
     r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|"
@@ -40,19 +37,12 @@ _UNUSED = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model from a folder.
+    """A model from a folder."""
 
-    Attributes:
-        family: "decoder" or "t5".
-        config: keyword arguments of the family's config, without those at their defaults.
-        placed: the parameters and their fingerprint.
-        unused: tensors of the folder that were not loaded.
-    """
-
-    family: str
-    config: dict[str, Any]
+    family: str  # "decoder" or "t5"
+    config: dict[str, Any]  # keyword arguments of the family's config, without those at their defaults
     placed: placement.Placed
-    unused: tuple[str, ...]
+    unused: tuple[str, ...]  # tensors of the folder that were not loaded
 
 
 class _Held(NamedTuple):
@@ -62,7 +52,7 @@ class _Held(NamedTuple):
     key: str
 
     @property
-    def tensor(self) -> safetensors.Tensor:
+    def stored(self) -> placement.Stored:
         return self.file.tensors[self.key]
 
     def rows(self, first: int, count: int) -> np.ndarray:
@@ -98,18 +88,16 @@ def read(
         family, kwargs = hf_config.read(config_json, held, f"{folder.name}/{CONFIG}")
         config = hf_config.full(family, kwargs)
         table = names.table(family, config)
-        sources = _sources(table, family, config, held)
-        _check(folder.name, table, sources, held)
+        sources = names.sources(table, family, config, held)
+        copies = {copy for name in table for copy in name.tensors}
+        stored = {key: tensor.stored for key, tensor in held.items()}
+        names.check(folder.name, table, sources, stored, lambda key: key in copies or _UNUSED.fullmatch(key))
         accept(family, kwargs)
         for name in table:
-            for copy in name.tensors[1:] if not name.stacked else ():
-                if copy in held and copy != sources[name.leaf][0]:
-                    _check_copy(folder.name, held[sources[name.leaf][0]], held[copy])
-        entries = {}
-        for name in table:
-            parts = tuple(held[source].rows for source in sources[name.leaf])
-            shape = (len(parts), *name.shape) if name.stacked else name.shape
-            entries[name.leaf] = placement.Entry(shape, parts, name.stacked, name.transposed)
+            first = sources[name.leaf][0]
+            for copy in held.keys() & set(name.tensors) - {first}:
+                _check_copy(folder.name, held[first], held[copy])
+        entries = names.entries(table, sources, lambda leaf, source: held[source].rows)
         used = {source for found in sources.values() for source in found}
         return Loaded(family, kwargs, placement.load(entries, partitioner, without), tuple(sorted(held.keys() - used)))
 
@@ -188,34 +176,11 @@ def _canonical(files: Iterable[safetensors.File], origin: str) -> dict[str, _Hel
     return held
 
 
-def _sources(
-    table: Iterable[Name], family: str, config: Mapping[str, Any], held: Mapping[str, _Held]
-) -> dict[str, list[str]]:
-    """Names of the tensors that each leaf is made of; of several copies, the first that is there."""
-    sources = {}
-    for name in table:
-        if name.stacked:
-            sources[name.leaf] = [name.of(i) for i in range(names.layers(family, config, name.leaf))]
-        else:
-            sources[name.leaf] = [next((copy for copy in name.tensors if copy in held), name.tensors[0])]
-    return sources
-
-
-def _check(origin: str, table: Iterable[Name], sources: Mapping[str, list[str]], held: Mapping[str, _Held]) -> None:
-    """Raises UserError unless the folder holds the tensors of the model, and nothing but copies of them besides."""
-    wanted = {
-        source: name.shape[::-1] if name.transposed else name.shape for name in table for source in sources[name.leaf]
-    }
-    copies = {copy for name in table for copy in name.tensors}
-    found = {key: placement.Stored(one.tensor.shape, one.tensor.kind, one.tensor.readable) for key, one in held.items()}
-    placement.check(origin, wanted, found, lambda key: key in copies or _UNUSED.fullmatch(key))
-
-
 def _check_copy(origin: str, first: _Held, copy: _Held) -> None:
     """Raises UserError unless two tensors hold the same values; they are compared a block of rows at a time."""
-    same = first.tensor.shape == copy.tensor.shape and copy.tensor.readable
-    for start in range(0, first.tensor.shape[0], _BLOCK_ROWS) if same else ():
-        count = min(_BLOCK_ROWS, first.tensor.shape[0] - start)
+    same = first.stored.shape == copy.stored.shape and copy.stored.readable
+    for start in range(0, first.stored.shape[0], _BLOCK_ROWS) if same else ():
+        count = min(_BLOCK_ROWS, first.stored.shape[0] - start)
         same = same and np.array_equal(first.rows(start, count), copy.rows(start, count))
     if not same:
         raise UserError(

@@ -4,24 +4,20 @@ Layers are stacked in our tree and apart outside; "{}" in a name is the layer. K
 table, are transposed outside: `[out, in]`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+from promot_jax.checkpoints import placement
 
 Config = Mapping[str, Any]
 
 
 class Name(NamedTuple):
-    """One leaf of ours and its tensor.
+    """One leaf of ours and its tensor."""
 
-    Attributes:
-        leaf: path in `params["model"]`.
-        tensors: names outside; the first is written, the others are copies of it that may be there as well.
-        shape: of ours, one layer.
-    """
-
-    leaf: str
-    tensors: tuple[str, ...]
-    shape: tuple[int, ...]
+    leaf: str  # path in `params["model"]`
+    tensors: tuple[str, ...]  # outside; the first is written, the others are copies that may be there as well
+    shape: tuple[int, ...]  # of ours, one layer
 
     @property
     def stacked(self) -> bool:
@@ -42,12 +38,7 @@ _PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
 
 def table(family: str, config: Config) -> list[Name]:
-    """Returns every leaf of a model with its names outside.
-
-    Args:
-        family: "decoder" or "t5".
-        config: all fields of its config (`hf_config.full`).
-    """
+    """Returns every leaf of a model ("decoder" or "t5") with its names outside; `config` has all fields."""
     return list({"decoder": _decoder, "t5": _t5}[family](config))
 
 
@@ -56,6 +47,42 @@ def layers(family: str, config: Config, leaf: str) -> int:
     if family == "t5":
         return int(config["num_encoder_layers" if leaf.startswith("encoder") else "num_decoder_layers"])
     return int(config["num_layers"])
+
+
+def sources(table: Iterable[Name], family: str, config: Config, stored: Collection[str]) -> dict[str, list[str]]:
+    """Names of the tensors that each leaf is made of, one per layer; of several copies, the first that is stored."""
+    return {
+        name.leaf: [name.of(i) for i in range(layers(family, config, name.leaf))]
+        if name.stacked
+        else [next((copy for copy in name.tensors if copy in stored), name.tensors[0])]
+        for name in table
+    }
+
+
+def check(
+    origin: str,
+    table: Iterable[Name],
+    sources: Mapping[str, list[str]],
+    stored: Mapping[str, placement.Stored],
+    spare: Callable[[str], object],
+) -> None:
+    """Raises UserError unless the tensors of a model, and no others that are not `spare`, are stored as it needs."""
+    expected = {
+        source: name.shape[::-1] if name.transposed else name.shape for name in table for source in sources[name.leaf]
+    }
+    placement.check(origin, expected, stored, spare)
+
+
+def entries(
+    table: Iterable[Name], sources: Mapping[str, list[str]], reader: Callable[[str, str], placement.Reader]
+) -> dict[str, placement.Entry]:
+    """Returns how each leaf is read: `reader(leaf, tensor)` makes the function that reads rows of a tensor."""
+    made = {}
+    for name in table:
+        parts = tuple(reader(name.leaf, source) for source in sources[name.leaf])
+        shape = (len(parts), *name.shape) if name.stacked else name.shape
+        made[name.leaf] = placement.Entry(shape, parts, name.stacked, name.transposed)
+    return made
 
 
 def _decoder(config: Config) -> Iterator[Name]:

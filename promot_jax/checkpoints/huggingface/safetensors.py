@@ -19,23 +19,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from promot_jax.checkpoints.placement import Stored
 from promot_jax.errors import UserError
 
 _SHOWN = 80  # characters of a name in a message
 _READABLE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}  # that `write` takes, by our name
-
-
-class Tensor(NamedTuple):
-    """One tensor of a file: storage type by the format's name, and shape."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-    @property
-    def readable(self) -> bool:
-        """Whether it holds floats that parameters are made of."""
-        return self.kind in _READABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +33,7 @@ class File:
 
     name: str
     handle: safe_open
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Stored]
 
     def rows(self, tensor: str, first: int, count: int) -> np.ndarray:
         """Reads rows `first` to `first + count` of a tensor as stored: `[count, ...]`, in the file's dtype.
@@ -59,12 +48,7 @@ class File:
 
 
 def parse_json(data: bytes, origin: str, what: str) -> Any:
-    """Parses JSON from outside.
-
-    Args:
-        data: UTF-8.
-        origin: file, for the message.
-        what: it should be, for the message.
+    """Parses JSON from outside: `data` in UTF-8, of the file `origin`, which should be `what`.
 
     Raises:
         UserError: not JSON, nested beyond measure, or a name is there twice.
@@ -103,7 +87,10 @@ def opened(path: str | os.PathLike[str]) -> Iterator[File]:
         except SafetensorError as error:
             why = " ".join(str(error).removeprefix("Error while deserializing header: ").split())[:200]
             raise UserError(f"{name} is not a readable safetensors file: {why}; fetch it again.") from error
-        tensors = {key: Tensor(part.get_dtype(), tuple(part.get_shape())) for key, part in parts.items()}
+        tensors = {
+            key: Stored(tuple(part.get_shape()), part.get_dtype(), part.get_dtype() in _READABLE)
+            for key, part in parts.items()
+        }
         yield File(name, handle, tensors)
 
 
@@ -120,13 +107,7 @@ def size_of(dtype: str) -> int:
 
 
 def write(path: Path, sources: Mapping[str, Source], dtype: str = "float32") -> None:
-    """Writes a file, one tensor in memory at a time.
-
-    Args:
-        path: of the new file.
-        sources: tensors by name, in the order of the file.
-        dtype: "float32" or "bfloat16", of all tensors.
-    """
+    """Writes a file, one tensor in memory at a time, in the order of `sources`, all as `dtype` (of `DTYPES`)."""
     kind = DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0

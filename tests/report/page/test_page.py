@@ -80,7 +80,15 @@ def test_everything_is_in_the_page(tmp_path):
     ):
         assert words in text
     charts = re.findall(r'data-chart="(\w+)"', text)
-    assert charts[:6] == ["tradeoff", "forgetting", "icl", "format_share", "format_share_tasks", "target"]
+    assert charts[:7] == [
+        "tradeoff",
+        "tradeoff_metrics",
+        "forgetting",
+        "icl",
+        "format_share",
+        "format_share_tasks",
+        "target",
+    ]
     assert {"gradient_alignment", "gradient_alignment_stripped", "curves"} <= set(charts)
     structure = Structure(text)
     for method in ("pretrained", "finetune", "promot"):
