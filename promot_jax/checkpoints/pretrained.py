@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from promot_jax import assets, methods, trees
+from promot_jax.checkpoints.answers import Answers, of_folder, of_gguf, template_of
 from promot_jax.checkpoints.huggingface import load as hf
 from promot_jax.checkpoints.locate import is_remote, locate
 from promot_jax.checkpoints.orbax import Saved
@@ -40,6 +41,7 @@ class Pretrained:
         fingerprint: of these very parameters.
         path: where it was loaded from, as given.
         leaves: how many leaves were loaded, new and unused.
+        answers: end tokens and chat template that came with it.
     """
 
     model: Model
@@ -49,6 +51,13 @@ class Pretrained:
     fingerprint: str
     path: str
     leaves: dict[str, int]
+    answers: Answers = dataclasses.field(default_factory=Answers)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer, the tokenizer's end of sequence first."""
+        ids = dict.fromkeys((self.vocabulary.eos_id, *self.answers.end_ids))
+        return tuple(i for i in ids if 0 <= i < self.model.config.vocab_size)
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -102,14 +111,14 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
         raise UserError(f"Cannot read {path[:200]!r}: {error.strerror or error}.") from error
     refuse_tensorflow(local)
     if hf.is_folder(local):
-        sizes, placed, tokenizer, leaves = _read_hf(local, partitioner, without, options)
+        sizes, placed, tokenizer, leaves, answers = _read_hf(local, partitioner, without, options)
     elif is_checkpoint(local):
-        sizes, placed, tokenizer, leaves = _read_t5x(local, partitioner, without, options)
+        sizes, placed, tokenizer, leaves, answers = _read_t5x(local, partitioner, without, options)
     elif (stage := _stage_folder(local)) is not None:
         return _load_stage(stage, path, partitioner, options, without)
     else:
         file = local if is_remote(path) else assets.resolve(path)
-        sizes, placed, tokenizer, leaves = _read_gguf(file, partitioner, without, options)
+        sizes, placed, tokenizer, leaves, answers = _read_gguf(file, partitioner, without, options)
     sizes = agree(sizes, options.config, path)
     if tokenizer.vocab_size > sizes.vocab_size:  # ids beyond the table are soft prompts
         raise UserError(
@@ -118,10 +127,10 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
         )
     config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=0.0)  # in training it is the stage's
     base = placed.fingerprint
-    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves)
+    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves, answers)
 
 
-_Read = tuple[Config, Placed, "Vocabulary", dict[str, int]]
+_Read = tuple[Config, Placed, "Vocabulary", dict[str, int], Answers]
 
 
 def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
@@ -136,9 +145,10 @@ def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], o
     def accept(family: str, sizes: dict[str, Any]) -> None:
         agree(CONFIGS[family](**sizes), options.config, str(folder))
 
+    said = of_folder(folder, Path(options.vocabulary or folder))
     loaded = hf.read(folder, partitioner, without, accept)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
-    return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves
+    return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves, said
 
 
 def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
@@ -156,7 +166,8 @@ def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], 
     checkpoint = Checkpoint(folder, {name: leaf.shape for name, leaf in trees.flatten(like).items()})
     if any(map(is_prompt, checkpoint.unused)):
         print(f"{folder} holds a soft prompt, too; PROMPT_PATH may name the same path to use it.", flush=True)
-    return config, place(checkpoint.shapes, checkpoint.read, partitioner, without), tokenizer, checkpoint.leaves
+    placed = place(checkpoint.shapes, checkpoint.read, partitioner, without)
+    return config, placed, tokenizer, checkpoint.leaves, Answers((), template_of(Path(vocabulary)))
 
 
 def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
@@ -177,7 +188,10 @@ def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], o
         tokenizer = TokenizerVocabulary.from_gguf(gguf.read_metadata(file))
     loaded = gguf.read(file, partitioner, without)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": 0}
-    return loaded.config, loaded.placed, tokenizer, leaves
+    said = of_gguf(loaded.metadata, file.name)
+    if options.vocabulary:
+        said = said._replace(chat_template=template_of(Path(options.vocabulary)) or said.chat_template)
+    return loaded.config, loaded.placed, tokenizer, leaves, said
 
 
 def agree(found: Config, given: Config | None, path: str) -> Config:
