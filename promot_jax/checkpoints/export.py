@@ -240,39 +240,34 @@ generation_config.json has the tokens that end an answer, tokenizer_config.json 
 
 def _note_prompted(family: str, prompts: Prompts, first: int, between: str | None, vocabulary: Any) -> str:
     """README.md of a model with prompts: what was added and how to use it."""
-    auto = _AUTO[family]
-    lines = ["# A model with its soft prompts as tokens", ""]
-    lines += ["| task | tokens | ids |", "|---|---|---|"]
-    start = first
+    auto, rows = _AUTO[family], ""
     for name in sorted(prompts):
-        last = len(prompts[name]) - 1
-        lines.append(f"| {name} | `<promot_{name}_0>` to `<promot_{name}_{last}>` | {start} to {start + last} |")
-        start += last + 1
-    name = min(prompts)
-    lines += [
-        "",
-        "For a task of the table, put all of its tokens, in order, in front of the input; for anything else leave them",
-        "out: the model is then the plain one. Nothing may stand before them, a beginning-of-sequence token included.",
-        "",
-        "```python",
-        f"from transformers import AutoTokenizer, {auto}",
-        f'tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")',
-        f'prompt = [f"<promot_{name}_{{i}}>" for i in range({len(prompts[name])})]',
-        "ids = tokenizer.convert_tokens_to_ids(prompt) + tokenizer(text).input_ids",
-        "```",
-        "",
-    ]
+        last = first + len(prompts[name]) - 1
+        rows += f"| {name} | `<promot_{name}_0>` to `<promot_{name}_{last - first}>` | {first} to {last} |\n"
+        first = last + 1
+    name, one_string = min(prompts), ""
     if between is not None:
         bos = (" + tokenizer.bos_token" if vocabulary.add_bos else "") + (f' + "{between}"' if between else "")
-        lines += [
-            "A server that takes text only (vLLM and the like) reads the same ids from one string:",
-            f'`tokenizer("".join(prompt){bos} + text{"" if family == "t5" else ", add_special_tokens=False"})`.',
-            "",
-        ]
-    lines += [
-        "These tokens are never generated: their rows of the output head are the mean of all others, so that greedy",
-        "decoding and beams cannot choose them, and `suppress_tokens` in generation_config.json forbids them when",
-        "sampling. A server that does not read that file wants the ids in its own list of forbidden tokens.",
-        "",
-    ]
-    return "\n".join(lines)
+        one_string = f"""
+A server that takes text only (vLLM and the like) reads the same ids from one string:
+`tokenizer("".join(prompt){bos} + text{"" if family == "t5" else ", add_special_tokens=False"})`.
+"""
+    return f"""# A model with its soft prompts as tokens
+
+| task | tokens | ids |
+|---|---|---|
+{rows}
+For a task of the table, put all of its tokens, in order, in front of the input; for anything else leave them
+out: the model is then the plain one. Nothing may stand before them, a beginning-of-sequence token included.
+
+```python
+from transformers import AutoTokenizer, {auto}
+tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
+prompt = [f"<promot_{name}_{{i}}>" for i in range({len(prompts[name])})]
+ids = tokenizer.convert_tokens_to_ids(prompt) + tokenizer(text).input_ids
+```
+{one_string}
+These tokens are never generated: their rows of the output head are the mean of all others, so that greedy
+decoding and beams cannot choose them, and `suppress_tokens` in generation_config.json forbids them when
+sampling. A server that does not read that file wants the ids in its own list of forbidden tokens.
+"""

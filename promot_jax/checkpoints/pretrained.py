@@ -31,26 +31,16 @@ _PADDING = 128  # rows; tables are padded to multiples of 64 or 128
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model ready to train or to ask.
+    """A model ready to train or to ask."""
 
-    Attributes:
-        model: family and config.
-        params: `params["model"]`, float32, placed on the mesh.
-        vocabulary: its tokenizer.
-        base: fingerprint of the base model; a fine-tuned model has that of the one it started from.
-        fingerprint: of these very parameters.
-        path: where it was loaded from, as given.
-        leaves: how many leaves were loaded, new and unused.
-        answers: end tokens and chat template that came with it.
-    """
-
-    model: Model
-    params: trees.Tree
+    model: Model  # family and config
+    params: trees.Tree  # `params["model"]`, float32, placed on the mesh
     vocabulary: "Vocabulary"
-    base: str
-    fingerprint: str
-    path: str
-    leaves: dict[str, int]
+    base: str  # fingerprint of the base model; a fine-tuned model has that of the one it started from
+    fingerprint: str  # of these very parameters
+    path: str  # where it was loaded from, as given
+    leaves: dict[str, int]  # how many were loaded, new and unused
+    # End tokens and chat template that came with it.
     answers: Answers = dataclasses.field(default_factory=Answers)
 
     @property

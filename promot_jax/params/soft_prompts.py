@@ -46,22 +46,17 @@ METHODS = ("uniform", "uniform_positive", "vocabulary", "labels", "text", "file"
 class PromptInit:
     """The initialiser of a soft prompt.
 
-    Attributes:
-        method: "uniform" (`[-scale, scale]`, as in the paper), "uniform_positive" (`[0, scale]`; the prompt-tuning
-            code base calls it uniform), "vocabulary" (rows of the embedding table, drawn without replacement),
-            "labels" (the class labels, each the mean of its tokens; the other rows as "vocabulary"), "text" (the
-            tokens of a text, repeated to length), or "file" (a saved prompt, or a bare `.npy`).
-        scale: bound of the uniform range.
-        first: "vocabulary" and "labels" draw from the first `first` rows (frequent tokens); 0 is all.
-        text: of method "text".
-        path: of method "file".
+    Its method is "uniform" (`[-scale, scale]`, as in the paper), "uniform_positive" (`[0, scale]`; the prompt-tuning
+    code base calls it uniform), "vocabulary" (rows of the embedding table, drawn without replacement), "labels" (the
+    class labels, each the mean of its tokens; the other rows as "vocabulary"), "text" (the tokens of a text, repeated
+    to length), or "file" (a saved prompt, or a bare `.npy`).
     """
 
     method: str = "uniform"
-    scale: float = 0.5
-    first: int = 0
-    text: str = ""
-    path: str = ""
+    scale: float = 0.5  # bound of the uniform range
+    first: int = 0  # "vocabulary" and "labels" draw from so many first rows (frequent tokens); 0 is all
+    text: str = ""  # of method "text"
+    path: str = ""  # of method "file"
 
     def __post_init__(self) -> None:
         """Raises UserError for an unknown method and values out of range."""
@@ -125,24 +120,15 @@ class PromptInit:
 
 @dataclasses.dataclass(frozen=True)
 class PromptInfo:
-    """The description of a saved prompt, in the JSON file beside its array.
+    """The description of a saved prompt, in the JSON file beside its array."""
 
-    Attributes:
-        task: that the prompt was trained on.
-        length: rows.
-        step: of the checkpoint that it was taken from.
-        score: target score there on the validation split, in [0, 100], or None.
-        initialiser: `PromptInit.method`.
-        base: fingerprint of the base model that it was trained on.
-        values: fingerprint of the array, which `save` adds; "" in files that were written without one.
-    """
-
-    task: str
-    length: int
-    step: int
-    score: float | None
-    initialiser: str
-    base: str
+    task: str  # that the prompt was trained on
+    length: int  # rows
+    step: int  # of the checkpoint that it was taken from
+    score: float | None  # target score there on the validation split, in [0, 100]
+    initialiser: str  # `PromptInit.method`
+    base: str  # fingerprint of the base model that it was trained on
+    # Fingerprint of the array, which `save` adds; "" in files that were written without one.
     values: str = dataclasses.field(default="", compare=False)
 
 
