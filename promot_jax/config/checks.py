@@ -49,12 +49,9 @@ def macros(value: Any) -> list[Key]:
 def check_names(
     settings: Mapping[Key, Statement], known: Collection[str], macros_elsewhere: Callable[[], set[str]]
 ) -> None:
-    """Checks all names, importing nothing.
+    """Checks the names of all settings, importing nothing.
 
-    Args:
-        settings: all settings that hold.
-        known: the names a setting may configure or refer to.
-        macros_elsewhere: returns macros that a file may set although this run does not use them.
+    Settings may configure and refer to `known` names. A file may set `macros_elsewhere` that this run does not use.
 
     Raises:
         UserError: an unknown name, a macro without a value or defined by itself, or one that nothing uses.
@@ -86,14 +83,9 @@ def check_names(
 
 
 def check_overrides(settings: Mapping[Key, Statement], operative: Collection[Statement]) -> None:
-    """Checks that every override had an effect: one for a scope that nothing is called in has none.
+    """Raises `UserError` for an override without effect: one for a scope that nothing is called in has none.
 
-    Args:
-        settings: all settings that hold.
-        operative: gin's operative configuration: the arguments and macros of everything that was called.
-
-    Raises:
-        UserError: an override changed nothing.
+    `operative` is gin's operative configuration: the arguments and macros of everything that was called.
     """
     passed_on = [item for statement in operative if statement.selector != "run" for item in references(statement.value)]
     if any(not reference.evaluate for reference in passed_on):

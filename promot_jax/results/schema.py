@@ -196,10 +196,7 @@ class GradientAlignment(Document, frozen=True, kw_only=True):
 
 
 def read(path: str | os.PathLike[str]) -> Run | Comparison:
-    """Reads and checks a run or a comparison.
-
-    Args:
-        path: the file, or the folder of a run that has a `results.json`.
+    """Reads and checks a run or a comparison, from a file or the folder of a `results.json`.
 
     Raises:
         UserError: there is no such file, or it is not in the layout of its type.
@@ -212,11 +209,7 @@ def read(path: str | os.PathLike[str]) -> Run | Comparison:
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """Reads the `results.json` of a run's folder.
-
-    Raises:
-        UserError: as `read`.
-    """
+    """Reads the `results.json` of a run's folder; raises as `read`."""
     return records.read(Path(folder) / "results.json", Run)
 
 
