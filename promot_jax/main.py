@@ -30,6 +30,7 @@ from typing import Any
 
 from absl import flags
 
+from promot_jax import files
 from promot_jax.config import binding, gin_files
 from promot_jax.distributed import hosts, preemption
 from promot_jax.errors import PreemptedError, TakenOverError, TrainingError, UserError, nearest
@@ -191,11 +192,12 @@ def _one_voice() -> Iterator[None]:
 
 
 def _prepare(workdir: Path) -> None:
-    """Makes the workdir, and says in a new one what will run there."""
+    """Makes the workdir, deletes what killed runs left half written, and says in a new one what will run there."""
     if glob.has_magic(str(workdir.absolute())):  # Orbax looks for its files by patterns, and would find none
         raise UserError(f"The workdir {workdir.absolute()} has one of * ? [ in its path: give another --workdir.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        files.delete_leftovers(workdir)
         if not any(workdir.iterdir()):  # the job may yet refuse to go on in a folder of other settings
             binding.write(workdir)
     except OSError as error:

@@ -25,8 +25,18 @@ from promot_jax.results.schema import StageRecord
 Json = dict[str, Any]
 
 # What a stage's batches and first parameters depend on; the rest of the experiment is the caller's.
-OWN = ("checkpoint", "task", "feature_lengths", "seed", "dtype", "prompt_length", "prompt_path", "force_prompt")
-OLDER = {"vocabulary": "", "data_shards": 1}  # as runs were done before these were settings
+OWN = (
+    "checkpoint",
+    "task",
+    "feature_lengths",
+    "seed",
+    "dtype",
+    "prompt_length",
+    "prompt_path",
+    "prompt_task",
+    "force_prompt",
+)
+OLDER = {"vocabulary": "", "data_shards": 1, "prompt_task": ""}  # as runs were done before these were settings
 
 
 @dataclasses.dataclass(frozen=True)

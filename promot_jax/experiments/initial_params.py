@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from promot_jax import trees
 from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.checkpoints.t5x import load as t5x
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
@@ -79,9 +81,17 @@ def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
         UserError: nothing there, or a prompt of another model.
     """
     given = experiment.prompt_path
-    loaded = {}
+    forced = experiment.force_prompt
+    loaded: dict[str, Any] = {}
     for name, path in {"": given}.items() if isinstance(given, str) else given.items():
-        array, info = soft_prompts.load(path, base.accepts, experiment.force_prompt)
+        if not name and not isinstance(given, str):
+            raise UserError(f'PROMPT_PATH gives {path!r} the name ""; give it the name of its task.')
+        task = name or experiment.prompt_task or (experiment.task if forced else "")
+        if t5x.is_checkpoint(Path(path)):
+            array = soft_prompts.checked(t5x.read_prompt(Path(path)), path)
+            info = soft_prompts.undescribed(array, path, task)
+        else:
+            array, info = soft_prompts.load(path, base.accepts, forced, task)
         loaded[name or info.task] = array
     width = base.model.config.emb_dim
     for name, array in loaded.items():

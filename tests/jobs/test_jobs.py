@@ -171,7 +171,7 @@ def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
     best = stage_folder.describe(stage1.workdir).best_step
     assert info | {"score": 0} == {
         "task": "tiny_review", "length": 4, "step": best, "score": 0, "initialiser": "vocabulary",
-        "base": stage1.loaded.base,
+        "base": stage1.loaded.base, "values": fingerprint({"prompt": prompt}),
     }  # fmt: skip
     saved = trained(stage1.workdir)
     assert list(saved) == ["prompt/tiny_review"]
@@ -580,12 +580,14 @@ def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tm
 def test_stage2_notices_another_prompt_in_the_same_file(
     tiny_folder: Path, stage1: Run, stage2: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = stage1.workdir / "prompt" / "prompt.npy"
-    kept = file.read_bytes()
-    np.save(file, 2 * np.load(file))
+    files = [stage1.workdir / "prompt" / name for name in ("prompt.json", "prompt.npy")]
+    kept = [file.read_bytes() for file in files]
+    array, info = soft_prompts.load(files[1], (), force=True)
+    soft_prompts.save(files[1].parent, 2 * array, info)
     same = {"PROMPT_PATH": stage1.workdir, "LEARNING_RATE": 2e-3}
     message = refusal(capsys, tiny_folder, "promot_stage2.gin", stage2.workdir, **same)
-    file.write_bytes(kept)
+    for file, data in zip(files, kept, strict=True):
+        file.write_bytes(data)
     assert "was started with start = " in message and "--workdir" in message
     run(tiny_folder, "promot_stage2.gin", stage2.workdir, **same)
 
