@@ -1,6 +1,7 @@
 """The entry point: gin files and flags in, one job called, or one error message and a status out."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from promot_jax import main
 from promot_jax.config import gin_files
 from promot_jax.errors import TrainingError, UserError
+from promot_jax.sweep import leases
 
 ROOT = Path(__file__).parents[1]
 CALLS: list[dict[str, Any]] = []
@@ -51,6 +53,12 @@ def train(workdir: Path, stage: Stage, other: Stage | None = None, task: str = "
         raise KeyboardInterrupt
     if fail == "bug":
         raise ZeroDivisionError("a bug")
+    if fail == "disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(workdir / "results.json"))
+    if fail == "pipe":
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    if fail == "library":
+        raise TimeoutError("not the system's")
     (workdir / "results.json").write_text("{}")
 
 
@@ -197,8 +205,8 @@ def test_operative_configuration_runs_again(folder: Path) -> None:
         (["--gin_file=base.gin", "--gin.first/Stage.step=3"], ["no parameter 'step'", "did you mean 'steps'"]),
         (["--gin_file=base.gin", "--gin.Stag.steps=3"], ["'Stag'", "did you mean 'Stage'"]),
         (["--gin_file=base.gin", "--gin.frist/Stage.steps=3"], ["changes nothing", "first/Stage"]),
-        (["--gin_file=base.gin", "--gin.STEPS=1O0"], ["first/Stage.steps has to be int, not '1O0'"]),
-        (["--gin_file=base.gin", "--gin.STEPS=-3"], ["steps has to be positive, not -3."]),
+        (["--gin_file=base.gin", "--gin.STEPS=1O0"], ["STEPS has to be an integer, not '1O0'."]),
+        (["--gin_file=base.gin", "--gin.STEPS=-3"], ["steps has to be positive, not -3 (STEPS = -3)."]),
         (["--gin_file=base.gin", "--gin.Optimizer.name=adam"], ["one of 'adafactor', 'adamw', not 'adam'"]),
         (["--gin_file=base.gin", "--gin.STEPS=[1,"], ["--gin.STEPS"]),
         (["--gin_file=base.gin", "--gin.STEPS", "3"], ["--gin.NAME=VALUE"]),
@@ -208,6 +216,15 @@ def test_operative_configuration_runs_again(folder: Path) -> None:
         (["--gin_file=models/small.gin"], ["run.job"]),
         (["--gin_file=base.gin", "--workdirr=x"], ["--workdirr", "did you mean 'workdir'"]),
         (["--gin_file=base.gin", "extra"], ["'extra'"]),
+        (["--gin_file=base.gin", "--steps=4"], ["There is no flag --steps: settings are given as --gin.STEPS=VALUE."]),
+        (["--gin_file=base.gin", "--STEPS=4"], ["There is no flag --STEPS: settings are given as --gin.STEPS=VALUE."]),
+        (["--gin_file=base.gin", "STEPS=4"], ["'STEPS=4' is no flag: settings are given as --gin.STEPS=4."]),
+        (["base.gin"], ["'base.gin' is no flag: give it as --gin_file=base.gin."]),
+        (["--gin_file="], ["There is no gin file ''"]),
+        (["--gin_file=" + "x" * 5000], ["There is no gin file"]),
+        (["--gin_file=base.gin", "--start_timeout=nan"], ["seconds, not nan"]),
+        (["--gin_file=base.gin", "--start_timeout=1e400"], ["start_timeout"]),
+        (["--gin_file=base.gin", "--heartbeat_timeout=-1"], ["heartbeat_timeout"]),
         (["--gin_file"], ["gin_file"]),
     ],
 )
@@ -261,6 +278,30 @@ def test_failures_have_their_status(folder: Path, capsys: pytest.CaptureFixture[
         main.main([flag, "--gin.FAIL=bug"])
 
 
+def test_a_second_run_in_a_workdir_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with leases.alone(tmp_path):
+        assert "in use by" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path}")
+    assert main.main(["--gin_file=base.gin", f"--workdir={tmp_path}"]) == 0
+    assert not list(tmp_path.glob("lease*")) and "lease" not in capsys.readouterr().out
+
+
+def test_a_workdir_that_reads_as_a_pattern_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's `glob` names the characters; Orbax finds no checkpoint below such a folder."""
+    for name in ("run[1]", "run?", "a*/run"):
+        assert "give another --workdir" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / name}")
+    assert not CALLS and not list(tmp_path.glob("run*"))
+
+
+def test_faults_of_the_system_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words are those of errno(3)."""
+    flag = with_line(folder, "train.fail = %FAIL")
+    said = error(capsys, flag, "--gin.FAIL=disk")
+    assert "'runs/mine/results.json': No space left on device. What was saved before is whole" in said
+    assert "Nobody reads the output any more. The same command resumes" in error(capsys, flag, "--gin.FAIL=pipe")
+    with pytest.raises(TimeoutError):
+        main.main([flag, "--gin.FAIL=library"])
+
+
 def test_unusable_workdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert "workdir" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / 'file'}")
@@ -272,6 +313,36 @@ def test_usage_lists_files_with_their_headers(capsys: pytest.CaptureFixture[str]
     assert "models/small.gin  A small model." in text and "--gin.NAME=VALUE" in text
     assert main.main(["--help"]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_help_puts_runs_first_and_says_what_they_take(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    head = (
+        "# Trains a prompt.\n# on two lines.\n# Command: x\n#   more\n# Hardware: a TPU. Time: 5 min. Expected: 90.\n"
+    )
+    (folder / "base.gin").write_text(head + BASE.partition("\n")[2])
+    main.main(["--help"])
+    _, listed = capsys.readouterr().out.split("Runs:\n")
+    runs, parts = listed.split("\nParts")
+    assert runs == (
+        "  base.gin\n      Trains a prompt.\n      on two lines.\n      Hardware: a TPU. Time: 5 min. Expected: 90.\n"
+    )
+    assert "models/small.gin" in parts
+
+
+def test_help_of_a_run_lists_its_macros(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    flag = with_line(folder, 'TASK = "a # b"  # what it trains on')
+    assert main.main([flag, "--help", "--gin.DEFAULT_STEPS=7"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:4] == [
+        "  TASK = 'a # b'  # what it trains on",
+        "  STEPS = %DEFAULT_STEPS",
+        "  DEFAULT_STEPS = 7",
+    ]
+    assert not CALLS and not Path("runs").exists()
+
+
+def test_gin_file_needs_no_suffix() -> None:
+    assert main.main(["--gin_file=base"]) == 0
+    assert CALLS[-1]["workdir"] == Path("runs/base")
 
 
 GIN = ROOT / "gin"
@@ -339,3 +410,19 @@ def test_names_exist_and_are_light() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("output", ["closed", "full"])
+def test_process_whose_output_goes_nowhere(tmp_path: Path, output: str) -> None:
+    """As `| head -1` leaves it, or a full disk: no traceback, not even that of Python's own flush at exit."""
+    reader, closed = os.pipe()
+    os.close(reader)
+    with open(closed if output == "closed" else "/dev/full", "w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "promot_jax.main", "--help"],
+            stdout=out, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, text=True,
+        )  # fmt: skip
+        assert done.returncode in (0, 2) and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
+        assert done.returncode == 0 or "command resumes the run" in done.stderr
+    if output == "full":
+        os.close(closed)

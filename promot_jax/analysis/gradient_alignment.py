@@ -137,11 +137,9 @@ def along(run: "Revisited", steps: Sequence[int], count: int) -> GradientAlignme
                     Alignment(step=step, prompt=prompt, scope=scope, group=group, **spread)
                     for group, spread in spreads.items()
                 ]
-                means = {
-                    group: "-" if (mean := spread["mean"]) is None else f"{mean:.2f}"
-                    for group, spread in spreads.items()
-                }
-                line += f"; {scope}: " + ", ".join(f"{group} {mean}" for group, mean in means.items())
+                means = {group: spread["mean"] for group, spread in spreads.items()}
+                shown = (f"{group} -" if mean is None else f"{group} {mean:.2f}" for group, mean in means.items())
+                line += f"; {scope}: {', '.join(shown)}"
             print(line, flush=True)
     return GradientAlignment(
         job="gradient_alignment",

@@ -25,26 +25,28 @@ from promot_jax.results.schema import StageRecord
 Json = dict[str, Any]
 
 # What a stage's batches and first parameters depend on; the rest of the experiment is the caller's.
-OWN = ("checkpoint", "task", "feature_lengths", "seed", "dtype", "prompt_length", "prompt_path", "force_prompt")
-OLDER = {"vocabulary": "", "data_shards": 1}  # as runs were done before these were settings
+OWN = (
+    "checkpoint",
+    "task",
+    "feature_lengths",
+    "seed",
+    "dtype",
+    "prompt_length",
+    "prompt_path",
+    "prompt_task",
+    "force_prompt",
+)
+OLDER = {"vocabulary": "", "data_shards": 1, "prompt_task": ""}  # as runs were done before these were settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Revisited:
-    """A stage as it was trained.
-
-    Attributes:
-        folder: of the stage.
-        session: the base model and the data, with the run's own settings.
-        settings: `settings.json` of the stage.
-        start: `{"model": ..., "prompt": {task: rows}, "lora": ...}` before the first update; without the subtrees
-            of what was not attached.
-    """
+    """A stage as it was trained."""
 
     folder: Path
-    session: Session
-    settings: Json
-    start: trees.Tree
+    session: Session  # the base model and the data, with the run's own settings
+    settings: Json  # `settings.json` of the stage
+    start: trees.Tree  # {"model", "prompt": {task: rows}, "lora"} before the first update, of what was attached
 
     @property
     def lora(self) -> Lora | None:
@@ -79,19 +81,11 @@ class Revisited:
     def batches(self, prompt: bool, layout: Callable[..., Any]) -> Iterator[Any]:
         """The training batches from step 0 on, one example per row and without replayed text.
 
-        Of several shards of the data, the rows are laid out together, on every host.
-
-        Args:
-            prompt: whether the run's prompt stands in front of the inputs.
-            layout: takes `(rows, inputs, targets)` as `Model.layout`; what it returns is yielded.
+        Of several shards of the data, the rows are laid out together, on every host; `layout` takes
+        `(rows, inputs, targets)` as `Model.layout`. With `prompt` the run's prompt stands in front of the inputs.
         """
-        soft = self.start["prompt"] if prompt else None
-        size = self.settings["training"]["batch_size"]
-
-        def as_they_are(rows: Any, inputs: int, targets: int) -> Any:
-            return rows, inputs, targets
-
-        stream = train_batches(self.session, soft, batch_size=size, layout=as_they_are, whole=True)[1]
+        soft, size = self.start["prompt"] if prompt else None, self.settings["training"]["batch_size"]
+        stream = train_batches(self.session, soft, batch_size=size, layout=lambda *rows: rows, whole=True)[1]
         for parts in zip(*stream.parts.values(), strict=True):
             yield layout([row for rows, _, _ in parts for row in rows], *parts[0][1:])
 
@@ -158,9 +152,10 @@ def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tr
         experiment = dataclasses.replace(session.experiment, prompt_path=path)
         trained = saved_prompts(dataclasses.replace(session, experiment=experiment))
         yield {"model": model, "prompt": {task: next(iter(trained.values()))} if isinstance(path, str) else trained}
-    chosen = session.experiment.prompt_init
-    yield {"model": model, "prompt": fresh_prompt(session, chosen)}
-    yield {"model": model, "prompt": fresh_prompt(session, dataclasses.replace(chosen, method="uniform"))}
+    text = settings["training"].get("prompt_text", "")
+    for stage in methods.stages():
+        if stage.name == settings["stage"] and stage.prompt:
+            yield {"model": model, "prompt": fresh_prompt(session, dataclasses.replace(stage, prompt_text=text))}
 
 
 def _prompts(experiment: Experiment, folder: Path, stage: str) -> list[str | dict[str, str]]:

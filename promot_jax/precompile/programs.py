@@ -38,21 +38,13 @@ _FIGURES = 2  # counts up when figures are made otherwise, so that earlier ones 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The programs of one experiment on one topology.
+    """The programs of one experiment on one topology."""
 
-    Attributes:
-        experiment: model, lengths, prompt, decoding.
-        tuning: how stages train.
-        partitioner: with the topology's devices.
-        topology: its name.
-        chips: how many it has; a chip may be listed as several devices.
-    """
-
-    experiment: Experiment
+    experiment: Experiment  # model, lengths, prompt, decoding
     tuning: Tuning
-    partitioner: Partitioner
+    partitioner: Partitioner  # with the topology's devices
     topology: str
-    chips: int
+    chips: int  # of the topology; one may be listed as several devices
 
     def fingerprint(self) -> str:
         """Hash of all that the figures depend on."""

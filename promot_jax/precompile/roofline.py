@@ -41,14 +41,8 @@ def _kernels(config: Config, projections: int = 4) -> float:
 def forward_flops(config: Config, batch: int, inputs: int, targets: int, logits: int) -> float:
     """FLOPs of a forward pass on all devices: two per parameter and token of a linear layer, and attention's products.
 
-    Attention counts masked positions as well, since products run over them.
-
-    Args:
-        config: of the model.
-        batch: rows.
-        inputs: input tokens of a row, prompt and padding included.
-        targets: target tokens of a row.
-        logits: positions of a row whose logits are computed.
+    Attention counts masked positions as well, since products run over them. Per row of the batch there are `inputs`
+    and `targets` tokens, prompt and padding included, and the logits of `logits` positions.
     """
     head = 2.0 * config.emb_dim * config.vocab_size * logits
     width = config.num_heads * config.head_dim
@@ -115,9 +109,9 @@ def checks(
             including on-chip memory.
         arguments: bytes of one device's arguments, which are read at least once, except parts of embedding tables.
         model: FLOPs that the model needs, of all devices.
-        devices: number of devices.
+        devices: how many there are.
         share: how often the model's FLOPs may be computed: minimum, maximum.
-        slices: number of slices.
+        slices: how many there are.
         trains: whether weights are trained on all devices.
     """
     problems = []
@@ -127,9 +121,7 @@ def checks(
     if once.bytes > 1.02 * traffic:
         problems.append(f"the compiler counts {traffic:.3g} bytes with every loop run once, and we {once.bytes:.3g}")
     if cost.bytes < arguments / 2:
-        problems.append(
-            f"the arguments have {arguments:.3g} bytes, and we count {cost.bytes:.3g} that are read or written"
-        )
+        problems.append(f"the arguments have {arguments:.3g} bytes, and we count {cost.bytes:.3g} that are moved")
     if slices > 1 and trains and not cost.network:
         problems.append("no transfer between the slices was found, though gradients need one")
     ratio = cost.flops * devices / model

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 
 from promot_jax import methods
-from promot_jax.files import write_text
 from promot_jax.report import tables
-from promot_jax.report.svg import Chart, Line, Panel, Point, document
+from promot_jax.report.svg import Chart, Line, Panel, Point
 from promot_jax.results import bootstrap
 from promot_jax.results.matched_target import model_tuning
 from promot_jax.results.schema import Comparison, GradientAlignment, Run
@@ -25,15 +23,6 @@ TARGET_SCORE, ICL_AVERAGE, FORMAT_SHARE = map(attrgetter, ("target", "icl", "for
 REFERENCE, SHARE, ICL, TARGET = -1, 4, 5, 6  # where lines are scores rather than methods
 MODEL_STEP = "Step (updates of the model)"
 PROMPT_STEP = "Step of stage 1"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk: its SVG file, and its title and description as in `svg.Chart`."""
-
-    path: Path
-    title: str
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -68,22 +57,13 @@ def charts(results: Comparison) -> list[Chart]:
     return [chart for chart in drawn if chart is not None]
 
 
-def write(drawn: Sequence[Chart], folder: Path) -> list[Picture]:
-    """Writes charts as `<name>.svg` into a folder."""
-    paths = [write_text(folder / f"{chart.name}.svg", document(chart)) for chart in drawn]
-    return [Picture(path, chart.title, chart.alt) for path, chart in zip(paths, drawn, strict=True)]
-
-
 def series(
     results: Comparison, value: Value, *, stages: Sequence[str] | None = None, mixtures: bool = False
 ) -> list[Series]:
     """Reads one number of each evaluation, per method that has it.
 
-    Args:
-        results: a comparison.
-        value: the number of an evaluation.
-        stages: whose evaluations count; None for those that tune the model.
-        mixtures: whether those of models between two (with an `alpha`) count, whose step is no number of updates.
+    Evaluations of `stages` count (None for those that tune the model), and with `mixtures` those of models between two
+    (with an `alpha`), whose step is no number of updates.
     """
     counting = methods.model_tuning() if stages is None else stages
     found = []
@@ -116,12 +96,10 @@ def _target(results: Comparison) -> Chart | None:
     tuning = methods.model_tuning()
     stages = {PROMPT_STEP: sorted(named - {*tuning}), MODEL_STEP: tuning}
     curves = {axis: series(results, TARGET_SCORE, stages=names) for axis, names in stages.items()}
-    panels = [
-        Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items() if members
-    ]
-    told = " ".join(f"{axis}: {_described(members)}" for axis, members in curves.items() if members)
-    title = f"Target score{_target_name(results)} against step"
-    return Chart("target", title, f"Line chart. {told}", tuple(panels)) if panels else None
+    curves = {axis: members for axis, members in curves.items() if members}
+    panels = [Panel(axis, "Target score, validation", _lines(members, results)) for axis, members in curves.items()]
+    told = [f"{axis}: {_described(members)}" for axis, members in curves.items()]
+    return _chart("target", f"Target score{_target_name(results)} against step", told, panels)
 
 
 def _forgetting(results: Comparison) -> Chart | None:
@@ -144,8 +122,7 @@ def _forgetting(results: Comparison) -> Chart | None:
             ]
             panels.append(Panel(MODEL_STEP, "Target score", tuple(lines), label, "ICL score"))
             told.append(f"{label}: target {targets[icl.method].ends()}, ICL {icl.ends()}.")
-    title = "Target score and exact match in context" if exact else "Target score and ICL"
-    return Chart("forgetting", title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+    return _chart("forgetting", f"Target score and {'exact match in context' if exact else 'ICL'}", told, panels)
 
 
 def _of_metric(metric: str, point: StepEvaluation) -> float | None:
@@ -171,12 +148,8 @@ def _format_share_tasks(results: Comparison) -> Chart | None:
         Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), methods.label(method))
         for method, lines in by_method.items()
     ]
-    alt = " ".join(f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items())
-    return (
-        Chart("format_share_tasks", "Format share of each ICL task", f"Line charts. {alt}", tuple(panels))
-        if panels
-        else None
-    )
+    described = [f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items()]
+    return _chart("format_share_tasks", "Format share of each ICL task", described, panels)
 
 
 TRADEOFF_KEY = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."
@@ -292,10 +265,14 @@ def of_run(run: Run) -> Chart | None:
         if lines:
             mixtures = any(point.alpha is not None for point in curve)
             panels.append(Panel("Alpha (%)" if mixtures else "Step", "0 to 100", tuple(lines), stage))
-    return Chart("curves", "Curves", f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
+    return _chart("curves", "Curves", told, panels)
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _chart(name: str, title: str, told: Sequence[str], panels: Sequence[Panel]) -> Chart | None:
+    return Chart(name, title, f"Line charts. {' '.join(told)}", tuple(panels)) if panels else None
 
 
 def _against_step(
@@ -311,7 +288,7 @@ def _against_step(
         ends = (min(p.x for line in lines for p in line.points), max(p.x for line in lines for p in line.points))
         points = tuple(Point(x, level, f"pretrained: {level:.1f}") for x in ends)
         lines.insert(0, Line(methods.label(methods.REFERENCE), REFERENCE, points, "ruled"))
-    return Chart(name, title, f"Line chart. {_described(curves)}", (Panel(MODEL_STEP, axis, tuple(lines)),))
+    return _chart(name, title, [_described(curves)], [Panel(MODEL_STEP, axis, tuple(lines))])
 
 
 def _lines(curves: Sequence[Series], results: Comparison) -> tuple[Line, ...]:

@@ -32,10 +32,5 @@ def visible(text: str) -> str:
 
 
 def render(template: str, /, **context: Any) -> Markup:
-    """The output of a template.
-
-    Args:
-        template: name of a file in `page/templates`.
-        **context: values that the template names; all but `Markup` is escaped.
-    """
+    """The output of a template, a file in `page/templates`; of the values it names all but `Markup` is escaped."""
     return Markup(visible(environment.get_template(template).render(context)))

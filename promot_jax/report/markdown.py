@@ -12,31 +12,23 @@ from promot_jax.files import write_text
 from promot_jax.methods import label
 from promot_jax.report import figures, tables
 from promot_jax.report.html import visible
-from promot_jax.report.page import page
-from promot_jax.report.svg import Chart
+from promot_jax.report.page import browser, page
+from promot_jax.report.svg import Chart, document
 from promot_jax.results.comparison import as_comparison
 from promot_jax.results.schema import Comparison, GradientAlignment, Run
 
 METHODS_ACROSS = 4  # wider Markdown tables cannot be read without scrolling
-SAMPLES_PER_TASK = 1  # report.html has them all
 SAMPLE_LENGTH = 240
 
 _SPECIAL = re.compile(r"[&<>`*\[\]\\|~!#$^{}@\"]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=[wW]{3})\.")
 
 
-def write(
-    results: Run | Comparison,
-    folder: str | os.PathLike[str],
-    *,
-    title: str = "ProMoT report",
-    analysed: Sequence[Path] = (),
-) -> Path:
+def write(results: Run | Comparison, folder: str | os.PathLike[str], analysed: Sequence[Path] = ()) -> Path:
     """Writes `report.md` with its figures (`figures/*.svg`), and `report.html`, into a folder.
 
     Args:
         results: a comparison, or a single run. Methods, seeds, tasks and curves that are missing show as "-".
         folder: created if need be.
-        title: first line of the report.
         analysed: further folders whose gradient alignments are shown.
 
     Returns:
@@ -48,65 +40,37 @@ def write(
     results = as_comparison(results)
     folder = Path(folder)
     shares = tables.format_shares(results)
-    parts = [f"# {escape(title)}", _header(results), "## Scores", _scores(tables.scores(results))]
-    parts += ["## At matched target score", *_matched(results)]
-    parts += _sections(results)
+    facts = "\n".join(f"- {name}: {escape(value)}" for name, value in tables.facts([results]).items())
+    parts = [f"# {page.TITLE}", facts, "## Scores", _scores(tables.scores(results))]
+    parts += _blocks(results)
+    if missing := tables.unfinished(results):
+        parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
     if shares.rows:
         parts += ["## Format share per task (%)", markdown_table(shares)]
     parts += ["## Figures", *_figures(results, folder)]
     if aligned := page.alignments(folder, *analysed):
         parts += ["## Gradient alignment", *_alignments(aligned, folder)]
-    samples = _samples(results)
-    if samples:
+    if samples := _samples(results):
         parts += ["## Sample outputs", *samples]
     parts += ["## Settings", _settings(results)]
-    page.write({"": results}, folder, title=title, analysed=analysed)
+    page.write({"": results}, folder, analysed=analysed)
     return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 
 
 def write_tasks(
-    by_task: Mapping[str, Comparison],
-    folder: str | os.PathLike[str],
-    reports: Mapping[str, Path],
-    *,
-    title: str = "ProMoT report",
-    analysed: Sequence[Path] = (),
+    by_task: Mapping[str, Comparison], folder: Path, reports: Mapping[str, Path], analysed: Sequence[Path] = ()
 ) -> Path:
-    """Writes the `report.md` and `report.html` of several fine-tuning tasks together.
+    """Writes the `report.md` and `report.html` of several fine-tuning tasks together, as `write`.
 
-    Args:
-        by_task: a comparison per task.
-        folder: created if need be.
-        reports: the `report.md` of each task (`write`), in `folder` or below it.
-        title: first line of the report.
-        analysed: further folders whose gradient alignments `report.html` shows.
-
-    Returns:
-        Path of `report.md`.
-
-    Raises:
-        UserError: a gradient alignment is not in its layout.
+    `reports` are the `report.md` of each task, in `folder` or below it.
     """
-    parts = [f"# {escape(title)}"]
+    parts = [f"# {page.TITLE}"]
     for task, results in by_task.items():
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})", _scores(tables.scores(results))]
-        parts += ["### At matched target score", *_matched(results)]
-    page.write(by_task, folder, title=title, analysed=analysed)
-    return write_text(Path(folder) / "report.md", "\n\n".join(parts) + "\n")
-
-
-def _header(results: Comparison) -> str:
-    """What was run: model, task, seeds, commit, versions."""
-    runs = results.runs
-    items: dict[str, list[Any]] = {
-        "Model": [run.model for run in runs],
-        "Fine-tuned task": [run.target.task for run in runs if run.target],
-        "Seeds": sorted({run.seed for run in runs}),
-        "Commit": [run.commit for run in runs],
-        "Versions": [f"{name} {version}" for run in runs for name, version in run.versions.items() if version],
-    }
-    return "\n".join(f"- {name}: {_listed(values)}" for name, values in items.items())
+        parts += _blocks(results, "###")
+    page.write(by_task, folder, analysed=analysed)
+    return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
 
 
 def _settings(results: Comparison) -> str:
@@ -153,41 +117,22 @@ def _scores(scores: tables.Table) -> str:
     return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), tables.READING])])
 
 
-def _sections(results: Comparison) -> list[str]:
-    """What only a comparison over settings, seeds or exemplars has, and what is missing from it."""
+def _blocks(results: Comparison, level: str = "##") -> list[str]:
+    """The tables beside the scores; under that at matched target score, all tasks at those checkpoints."""
     parts: list[str] = []
-    if rows := tables.tried_settings(results):
+    for title, rows, reading in tables.blocks(results):
         table = markdown([[escape(cell) for cell in row] for row in rows])
-        parts += [f"## {tables.TRIED}", table, tables.tried_reading(results)]
-    if spreads := tables.spreads(results):
-        parts += [
-            f"## {tables.SPREAD}",
-            markdown([[escape(cell) for cell in row] for row in spreads]),
-            tables.SPREAD_READING,
-        ]
-    if missing := tables.unfinished(results):
-        parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
-    return parts
-
-
-def _matched(results: Comparison) -> list[str]:
-    rows, notes = tables.matched(results)
-    if not rows:
-        return ["No method has a curve of target scores."]
-    parts = [
-        markdown([[escape(name), *numbers] for name, *numbers in rows]),
-        " ".join([*map(escape, notes), tables.MATCHED]),
-    ]
+        parts += [f"{level} {title}", table, escape(reading)]
     if any(run.matched for run in results.runs):
-        parts += ["All tasks, at those checkpoints:", _scores(tables.scores(results, "matched"))]
+        scores = _scores(tables.scores(results, "matched"))
+        parts += [f"{level} Every task at matched target score", "Validation split, at those checkpoints:", scores]
     return parts
 
 
 def _figures(results: Comparison, folder: Path) -> list[str]:
     images = _images(figures.charts(results), folder)
-    if not images:
-        return ["No run has a curve."]
-    return ["Lines: mean over seeds. Bands: range over seeds. Scores of the validation split.", *images]
+    reading = "Lines: mean over seeds. Bands: range over seeds. Scores of the validation split."
+    return [reading, *images] if images else ["No run has a curve."]
 
 
 def _alignments(aligned: Sequence[GradientAlignment], folder: Path) -> list[str]:
@@ -197,32 +142,29 @@ def _alignments(aligned: Sequence[GradientAlignment], folder: Path) -> list[str]
 
 
 def _images(drawn: Sequence[Chart], folder: Path) -> list[str]:
-    pictures = figures.write(drawn, folder / "figures")
-    return [f"### {escape(one.title)}\n\n![{escape(one.alt)}](figures/{one.path.name})" for one in pictures]
+    parts = []
+    for chart in drawn:
+        path = write_text(folder / "figures" / f"{chart.name}.svg", document(chart))
+        parts.append(f"### {escape(chart.title)}\n\n![{escape(chart.alt)}](figures/{path.name})")
+    return parts
 
 
 def _samples(results: Comparison) -> list[str]:
-    """The first samples of each task, method beside method, of the lowest seed that has any."""
-    methods = tables.ordered(results.methods)
-    with_samples = {method: [run for run in results.methods[method] if run.samples] for method in methods}
-    seeds = [run.seed for runs in with_samples.values() for run in runs]
-    if not seeds:
+    """The first sample of each task, method beside method, of the lowest seed that has any; `report.html` has all."""
+    samples = browser.samples({"": results})
+    if not samples:
         return []
-    outputs: dict[tuple[str, str, str, str], dict[str, str]] = {}
-    for method, runs in with_samples.items():
-        for sample in (sample for run in runs if run.seed == min(seeds) for sample in run.samples):
-            shots = "" if sample.shots is None else str(sample.shots)
-            outputs.setdefault((sample.task, shots, sample.input, sample.target), {})[method] = sample.output
-    shown = [method for method in methods if with_samples[method]]
-    rows = [["task", "input", "target", *(escape(label(method)) for method in shown)]]
-    counts: dict[tuple[str, str], int] = {}
-    for (task, shots, source, target), by_method in sorted(outputs.items(), key=lambda item: item[0][:2]):
-        counts[task, shots] = counts.get((task, shots), 0) + 1
-        if counts[task, shots] <= SAMPLES_PER_TASK:
-            name = escape(task + (f" ({shots}-shot)" if shots else ""))
-            cells = [code(_start(by_method[method])) if method in by_method else tables.ABSENT for method in shown]
-            rows.append([name, code(_end(source)), code(_start(target)), *cells])
-    return [f"Seed {min(seeds)}; what the models wrote, as it is, apart from length.", markdown(rows)]
+    seed = min(sample["seed"] for sample in samples)
+    first = {(sample["task"], sample["shots"]): sample for sample in reversed(samples) if sample["seed"] == seed}
+    written = {name for sample in samples for name, _, _ in sample["outputs"]}
+    shown = [name for name in map(label, tables.ordered(results.methods)) if name in written]
+    rows = [["task", "input", "target", *map(escape, shown)]]
+    for (task, shots), sample in sorted(first.items()):
+        outputs = {name: code(_start(text)) for name, text, _ in sample["outputs"]}
+        name = escape(task + (f" ({shots}-shot)" if shots else ""))
+        cells = [code(_end(sample["input"])), code(_start(sample["target"]))]
+        rows.append([name, *cells, *(outputs.get(method, tables.ABSENT) for method in shown)])
+    return [f"Seed {seed}; what the models wrote, as it is, apart from length.", markdown(rows)]
 
 
 def _start(text: str) -> str:

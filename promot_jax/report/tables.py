@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from statistics import mean
+from typing import Any, Literal, NamedTuple
 
 from promot_jax.methods import REFERENCE, label
 from promot_jax.results import bootstrap, matched_target, spread
 from promot_jax.results.schema import Comparison, GradientAlignment, Matched, Run
-from promot_jax.results.scores import Interval, Score, StepEvaluation
+from promot_jax.results.scores import Interval, StepEvaluation
 
 Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
@@ -24,24 +24,22 @@ MATCHED = (
     "checkpoint that reaches it, after at least one update of the model. Scores of the validation split, as in the "
     "curves."
 )
+SPREAD = (
+    "Mean over seeds of the means over exemplar draws: of best checkpoints on the test split, of those at matched "
+    "target score on the validation split. Interval: Student's, of that mean over seeds (of one seed over draws). "
+    "The standard deviations tell the two kinds of spread apart."
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One score over seeds.
+    """One score over seeds."""
 
-    Attributes:
-        value: mean over the seeds that have it.
-        low, high: range over seeds; for one seed its bootstrap interval, None where that is not known.
-        change: difference to pretrained, None for pretrained itself or where pretrained has no such score.
-        seeds: how many seeds the mean is over.
-    """
-
-    value: float
-    low: float | None
+    value: float  # mean over the seeds that have it
+    low: float | None  # range over seeds; for one seed its bootstrap interval, None where that is not known
     high: float | None
-    change: float | None
-    seeds: int
+    change: float | None  # difference to pretrained, None for pretrained itself or where pretrained has no such score
+    seeds: int  # how many the mean is over
 
     def main(self) -> str:
         """`55.0 (+3.1)`."""
@@ -111,82 +109,109 @@ def ordered(methods: Iterable[str]) -> list[str]:
 
 _Views = dict[str, dict[int, Run | Matched]]  # by method and seed
 _Value = tuple[float, Interval | None]  # a number to be shown, with its bootstrap interval
-_Get = Callable[[Run | Matched, str], _Value | None]  # of a run, at a number of shots
+_Values = dict[tuple[int, str], dict[str | None, _Value | None]]  # of a run, by (kind of row, name) and shots
+_TARGET, _PART, _ICL, _AVERAGE = range(4)  # kinds of rows, in order
 
 
 def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     """The paper's main table: target score, each ICL task, normalised average, format share.
 
-    Args:
-        results: a comparison.
-        checkpoint: of each run, the best one or that at matched target score; runs and methods without the latter are
-            left out.
-
-    Returns:
-        A table with a cell for everything that at least one seed has.
+    `checkpoint` is, of each run, the best one or that at matched target score; runs and methods without the latter are
+    left out.
     """
     views = _views(results, checkpoint)
-    runs, shots, names = _runs_shots_tasks(views)
+    runs, shots = _runs_and_shots(views)
+    # An average counts of runs with every task that any run has: averages over different tasks do not compare.
+    complete = {count: {name for run in runs for name in _scored(run, count)} for count in shots}
+    metrics: dict[str, dict[str, None]] = {}
+    for name, task in (item for run in runs for icl in run.icl.values() for item in icl.tasks.items()):
+        metrics.setdefault(name, {})[_words(task.metric)] = None
+    rows = _rows(views, lambda run: _values(run, complete))
     table = Table(list(views), shots, [])
-    targets = [run.target for run in runs if run.target]
-    for task, metric in dict.fromkeys((target.task, target.metric) for target in targets):
-        table.rows.append(_row(f"{task} ({_words(metric)}, target)", views, [None], partial(_of_target, task, metric)))
-    parts = [part for target in targets for part in target.tasks.items()]
-    for name, metric in dict.fromkeys((name, part.metric) for name, part in parts):
-        table.rows.append(_row(f"{name} ({_words(metric)}, target)", views, [None], partial(_of_part, name, metric)))
+    for (kind, name), cells in sorted(rows.items(), key=lambda item: item[0][0]):
+        table.rows.append(Row(f"{name} ({', '.join(metrics[name])})" if kind == _ICL else name, cells))
     shown = {label(m): run.target.shots for m, members in views.items() for run in members.values() if run.target}
     if with_shots := ", ".join(f"{name} ({count}-shot)" for name, count in shown.items() if count):
         table.notes.append(f"Asked on the target as they were trained, behind exemplars: {with_shots}.")
-    for name in names:
-        entries = [icl.tasks[name] for run in runs for icl in run.icl.values() if name in icl.tasks]
-        metrics = dict.fromkeys(_words(entry.metric) for entry in entries)
-        table.rows.append(_row(f"{name} ({', '.join(metrics)})", views, shots, partial(_of_task, name)))
-    if shots:
-        complete = {count: {name for run in runs for name in _scored(run, count)} for count in shots}
-        for index, title in enumerate(AVERAGES):
-            table.rows.append(_row(title, views, shots, partial(_average, index, complete)))
-        table.notes += _incomplete(views, complete)
+    partial = [
+        f"{label(method)} (seed {seed}, {count}-shot)"
+        for method, members in views.items()
+        for seed, run in members.items()
+        for count, names in complete.items()
+        if count in run.icl and _scored(run, count) != names
+    ]
+    if partial:
+        table.notes.append(f"Not in the averages, as tasks are missing: {', '.join(partial)}.")
     return table
 
 
 def format_shares(results: Comparison) -> Table:
     """Format share of every ICL task, in percent; rows only for tasks that have one."""
     views = _views(results, "best")
-    _, shots, names = _runs_shots_tasks(views)
-    rows = [_row(name, views, shots, partial(_share_of_task, name)) for name in names]
-    return Table(list(views), shots, [row for row in rows if row.cells])
+
+    def values(run: Run | Matched) -> _Values:
+        found: _Values = {}
+        for shots, icl in run.icl.items():
+            for name, task in icl.tasks.items():
+                found.setdefault((_ICL, name), {})[shots] = _value(task.format_share)
+        return found
+
+    rows = [Row(name, cells) for (_, name), cells in _rows(views, values).items() if cells]
+    return Table(list(views), _runs_and_shots(views)[1], rows)
 
 
-def matched(results: Comparison) -> tuple[list[list[str]], list[str]]:
-    """Compares methods at matched target score, from their curves (`matched_target.py`): validation scores.
+def facts(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """What was run, by name; a text lists the different values, "-" for none."""
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    commits = [(run.commit or "").partition("-") for run in runs]
+    values: dict[str, list[Any]] = {
+        "Model": [run.model for run in runs],
+        "Fine-tuned on": [run.target.task for run in runs if run.target],
+        "Methods": [label(method) for comparison in comparisons for method in comparison.methods],
+        "Seeds": sorted({run.seed for run in runs}),
+        "Commit": [digits[:12] + dash + rest for digits, dash, rest in commits],
+        "Versions": [f"{name} {version}" for run in runs for name, version in run.versions.items() if version],
+    }
+    known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
+    return {name: ", ".join(of) or ABSENT for name, of in known.items()}
 
-    Returns:
-        (rows, notes): rows of text, the header first; no rows when no run has a usable curve.
-    """
+
+class Block(NamedTuple):
+    """A table of text under a title, and how it is read; the header comes first."""
+
+    title: str
+    rows: list[list[str]]
+    reading: str
+
+
+def blocks(results: Comparison) -> list[Block]:
+    """What a comparison has besides its scores: methods at matched target score, settings tried, spreads."""
+    return [block for block in (matched(results), _tried(results), _spreads(results)) if len(block.rows) > 1]
+
+
+def matched(results: Comparison) -> Block:
+    """Compares methods at matched target score, from their curves (`matched_target.matched`): validation scores."""
     members = {method: {run.seed: run for run in runs} for method, runs in results.methods.items()}
     seeds = sorted({seed for runs in members.values() for seed in runs})
     curves = {name: [runs[seed].curve if seed in runs else [] for seed in seeds] for name, runs in members.items()}
     found = matched_target.matched(curves)
     used = [seed for index, seed in enumerate(seeds) if any(matches[index] for matches in found.values())]
-    if not used:
-        return [], []
     rows = [["method", "step of each seed", "target score", "ICL average", "change from step 0", "format share (%)"]]
     thresholds: dict[int, float] = {}
-    for method, matches in found.items():
+    for method, matches in found.items() if used else ():
         kept = [(seed, match) for seed, match in zip(seeds, matches, strict=True) if match is not None]
         thresholds |= {seed: match.threshold for seed, match in kept}
         changes = [_change(members[method][seed].curve, match) for seed, match in kept]
-        fields = [[getattr(match, name) for _, match in kept] for name in ("target", "icl")]
-        steps = [place(match.step, match.alpha).removeprefix("step ") for _, match in kept]
-        columns = [", ".join(steps), *(_over_seeds(values) for values in fields)]
-        shares = _over_seeds([match.format_share for _, match in kept])
-        rows.append([label(method), *columns, _over_seeds(changes, "+.1f"), shares])
-    levels = ", ".join(f"{thresholds[seed]:.1f} (seed {seed})" for seed in used)
-    notes = [f"Matched target score: {levels}."]
+        steps = ", ".join(place(match.step, match.alpha).removeprefix("step ") for _, match in kept)
+        target, icl, share = (
+            _over_seeds([getattr(match, name) for _, match in kept]) for name in ("target", "icl", "format_share")
+        )
+        rows.append([label(method), steps, target, icl, _over_seeds(changes, "+.1f"), share])
+    reading = [f"Matched target score: {', '.join(f'{thresholds[seed]:.1f} (seed {seed})' for seed in used)}."]
     if len(used) < len(seeds):
         left_out = ", ".join(str(seed) for seed in seeds if seed not in used)
-        notes.append(f"Left out, as a method has no curve for it: seed {left_out}.")
-    return rows, notes
+        reading.append(f"Left out, as a method has no curve for it: seed {left_out}.")
+    return Block("At matched target score", rows, " ".join([*reading, MATCHED]))
 
 
 def aligned_reading(alignments: Sequence[GradientAlignment]) -> str:
@@ -199,54 +224,32 @@ def aligned_reading(alignments: Sequence[GradientAlignment]) -> str:
     )
 
 
-SPREAD = "Seeds and exemplars"
-SPREAD_READING = (
-    "Mean over seeds of the means over exemplar draws: of best checkpoints on the test split, of those at matched "
-    "target score on the validation split. Interval: Student's, of that mean over seeds (of one seed over draws). "
-    "The standard deviations tell the two kinds of spread apart."
-)
-
-
 def varied(settings: Mapping[str, float]) -> str:
     """What a comparison varied of a run: `model 0.001, l2sp 0.1`."""
     return ", ".join(f"{name} {value:g}" for name, value in settings.items())
 
 
-TRIED = "Settings tried"
-
-
-def tried_reading(results: Comparison) -> str:
-    """How a comparison chose between settings."""
-    chosen = "The highest target score is chosen"
-    if results.margin:
-        chosen = f"Of those at most {results.margin:g} points below the highest target score, the highest ICL is chosen"
-    return (
-        f"Validation split, best checkpoint of each run, mean over seeds. {chosen}. A kind of stage goes by its "
-        "learning rate."
-    )
-
-
-def tried_settings(results: Comparison) -> list[list[str]]:
-    """All settings that a comparison tried, with their scores on the validation split; the header first.
-
-    No rows where there was no choice.
-    """
+def _tried(results: Comparison) -> Block:
+    """All settings that a comparison tried, with their scores on the validation split."""
     rows = [["method", "setting", "target score", "ICL", "seeds", "chosen"]]
     for method, selection in results.selection.items():
         for tried in selection.candidates:
             chosen = "yes" if tried.varied == selection.chosen else ""
             shown = [number(tried.validation), number(tried.icl), str(len(tried.seeds)), chosen]
             rows.append([label(method), varied(tried.varied), *shown])
-    return rows if len(rows) > 1 else []
+    chosen = "The highest target score is chosen"
+    if results.margin:
+        chosen = f"Of those at most {results.margin:g} points below the highest target score, the highest ICL is chosen"
+    reading = f"Validation split, best checkpoint of each run, mean over seeds. {chosen}. "
+    return Block("Settings tried", rows, reading + "A kind of stage goes by its learning rate.")
 
 
-def spreads(results: Comparison) -> list[list[str]]:
-    """Target scores and ICL averages over seeds and exemplar draws (`results.spread`); the header first.
+def _spreads(results: Comparison) -> Block:
+    """Target scores and ICL averages over seeds and exemplar draws (`results.spread`).
 
-    Best checkpoints are of the test split, those at matched target score of the validation split. No rows where there
-    is one seed and one draw of each method.
+    No rows where there is one seed and one draw of each method.
     """
-    rows = [["method", "checkpoint", "score", "mean", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]]
+    rows = []
     several = False
     checkpoints: tuple[Checkpoint, ...] = ("best", "matched")
     for checkpoint in checkpoints:
@@ -257,7 +260,8 @@ def spreads(results: Comparison) -> list[list[str]]:
             interval = ABSENT if one.ci95 is None else "[{:.1f}, {:.1f}]".format(*one.ci95)
             numbers = [number(one.mean), interval, number(one.sd_seeds), number(one.sd_draws)]
             rows.append([label(method), checkpoint, shown, *numbers, f"{one.seeds} x {one.draws}"])
-    return rows if several else []
+    header = ["method", "checkpoint", "score", "mean", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]
+    return Block("Seeds and exemplars", [header, *rows] if several else [], SPREAD)
 
 
 def unfinished(results: Comparison) -> list[str]:
@@ -299,92 +303,71 @@ def _views(results: Comparison, checkpoint: Checkpoint) -> _Views:
     return views
 
 
-def _runs_shots_tasks(views: _Views) -> tuple[list[Run | Matched], list[str], list[str]]:
-    """All runs, numbers of shots, ascending, and ICL tasks in order of appearance."""
+def _runs_and_shots(views: _Views) -> tuple[list[Run | Matched], list[str]]:
     runs = [run for members in views.values() for run in members.values()]
-    shots = sorted({shots for run in runs for shots in run.icl}, key=int)
-    return runs, shots, list(dict.fromkeys(name for run in runs for icl in run.icl.values() for name in icl.tasks))
+    return runs, sorted({shots for run in runs for shots in run.icl}, key=int)
 
 
-def _scored(run: Run | Matched, shots: str) -> dict[str, Score]:
+def _scored(run: Run | Matched, shots: str) -> set[str]:
     """The ICL tasks that have a score."""
     tasks = run.icl[shots].tasks if shots in run.icl else {}
-    return {name: task for name, task in tasks.items() if task.score is not None}
+    return {name for name, task in tasks.items() if task.score is not None}
 
 
-def _row(title: str, views: _Views, columns: Sequence[str | None], get: _Get) -> Row:
-    cells = {}
-    for shots in columns:
-        values = {
-            method: {seed: value for seed, run in members.items() if (value := get(run, shots or "")) is not None}
-            for method, members in views.items()
+def _values(run: Run | Matched, complete: Mapping[str, set[str]]) -> _Values:
+    """All scores of a run; averages only where it has every task of `complete`, by shots."""
+    found: _Values = {}
+    if target := run.target:
+        titled = {(_TARGET, target.task): target} | {(_PART, name): part for name, part in target.tasks.items()}
+        for (kind, name), one in titled.items():
+            found[kind, f"{name} ({_words(one.metric)}, target)"] = {None: _value(one.score, one.ci95)}
+    for shots, icl in run.icl.items():
+        for name, task in icl.tasks.items():
+            found.setdefault((_ICL, name), {})[shots] = _value(task.score, task.ci95)
+        whole = _scored(run, shots) == complete[shots]
+        averages = (_value(icl.norm_avg, icl.ci95), _value(icl.format_share))
+        for title, value in zip(AVERAGES, averages, strict=True):
+            found.setdefault((_AVERAGE, title), {})[shots] = value if whole else None
+    return found
+
+
+def _rows(
+    views: _Views, values: Callable[[Run | Matched], _Values]
+) -> dict[tuple[int, str], dict[tuple[str, str | None], Cell]]:
+    """The cells of each row, whose values come from every run; pretrained first, shots ascending."""
+    by_row: dict[tuple[int, str], dict[str | None, dict[str, dict[int, _Value]]]] = {}
+    for method, members in views.items():
+        for seed, run in members.items():
+            for key, by_shots in values(run).items():
+                row = by_row.setdefault(key, {})
+                for shots, value in by_shots.items():
+                    if value is not None:
+                        row.setdefault(shots, {}).setdefault(method, {})[seed] = value
+    return {
+        key: {
+            (method, shots): _cell(by_seed, None if method == REFERENCE else by_method.get(REFERENCE))
+            for shots, by_method in sorted(row.items(), key=lambda item: int(item[0] or 0))
+            for method, by_seed in by_method.items()
         }
-        for method, by_seed in values.items():
-            if by_seed:
-                reference = None if method == REFERENCE else values.get(REFERENCE)
-                cells[method, shots] = _cell(by_seed, reference)
-    return Row(title, cells)
+        for key, row in by_row.items()
+    }
 
 
-def _cell(by_seed: dict[int, _Value], reference: dict[int, _Value] | None) -> Cell:
+def _cell(by_seed: Mapping[int, _Value], reference: Mapping[int, _Value] | None) -> Cell:
     over = bootstrap.across_seeds(value for value, _ in by_seed.values())
     assert over is not None  # every value is a number
-    low: float | None = over.low
-    high: float | None = over.high
-    if over.seeds == 1:
-        low, high = next(iter(by_seed.values()))[1] or (None, None)
+    low, high = (over.low, over.high) if over.seeds > 1 else next(iter(by_seed.values()))[1] or (None, None)
     change = None
     if reference:
         # Paired by seed where possible, since a seed shares its exemplars across methods.
-        shared = [seed for seed in by_seed if seed in reference]
-        ours = [by_seed[seed][0] for seed in shared or by_seed]
-        theirs = [reference[seed][0] for seed in shared or reference]
-        change = sum(ours) / len(ours) - sum(theirs) / len(theirs)
+        shared = by_seed.keys() & reference.keys()
+        ours, theirs = (mean(of[seed][0] for seed in shared or of) for of in (by_seed, reference))
+        change = ours - theirs
     return Cell(over.mean, low, high, change, over.seeds)
 
 
 def _value(value: float | None, ci95: Interval | None = None) -> _Value | None:
     return None if value is None else (value, ci95)
-
-
-def _of_target(task: str, metric: str, run: Run | Matched, _: str) -> _Value | None:
-    target = run.target
-    return _value(target.score, target.ci95) if target and (target.task, target.metric) == (task, metric) else None
-
-
-def _of_part(name: str, metric: str, run: Run | Matched, _: str) -> _Value | None:
-    """One task of a mixture that is the target."""
-    part = run.target.tasks.get(name) if run.target else None
-    return _value(part.score, part.ci95) if part and part.metric == metric else None
-
-
-def _of_task(name: str, run: Run | Matched, shots: str) -> _Value | None:
-    task = _scored(run, shots).get(name)
-    return _value(task.score, task.ci95) if task else None
-
-
-def _share_of_task(name: str, run: Run | Matched, shots: str) -> _Value | None:
-    task = run.icl[shots].tasks.get(name) if shots in run.icl else None
-    return _value(task.format_share) if task else None
-
-
-def _average(index: int, complete: Mapping[str, set[str]], run: Run | Matched, shots: str) -> _Value | None:
-    """One of `AVERAGES`, of a run with every task that any run has: averages over different tasks do not compare."""
-    icl = run.icl.get(shots)
-    if icl is None or _scored(run, shots).keys() != complete[shots]:
-        return None
-    return _value(icl.norm_avg, icl.ci95) if index == 0 else _value(icl.format_share)
-
-
-def _incomplete(views: _Views, complete: Mapping[str, set[str]]) -> list[str]:
-    partial = [
-        f"{label(method)} (seed {seed}, {shots}-shot)"
-        for method, members in views.items()
-        for seed, run in members.items()
-        for shots, names in complete.items()
-        if shots in run.icl and _scored(run, shots).keys() != names
-    ]
-    return [f"Not in the averages, as tasks are missing: {', '.join(partial)}."] if partial else []
 
 
 def _words(metric: str) -> str:

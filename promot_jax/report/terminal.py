@@ -7,26 +7,20 @@ from pathlib import Path
 from promot_jax.distributed import hosts
 from promot_jax.methods import label
 from promot_jax.report import tables
-from promot_jax.results.comparison import as_comparison
-from promot_jax.results.comparison import comparison as join_runs
+from promot_jax.results.comparison import as_comparison, comparison
 from promot_jax.results.schema import Comparison, Run
 
 
 def table(results: Run | Comparison, *, width: int = 120) -> str:
-    """The paper's table for a terminal, and the comparison at matched target score under it.
+    """The paper's table for a terminal, and under it the comparison at matched target score, settings and spreads.
 
-    Args:
-        results: a comparison, or a single run.
-        width: in characters; methods that do not fit side by side follow below.
+    Methods that do not fit into `width` characters side by side follow below.
     """
     results = as_comparison(results)
     main = tables.scores(results)
     parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
-    for title, rows in ((tables.TRIED, tables.tried_settings(results)), (tables.SPREAD, tables.spreads(results))):
-        parts += [title, aligned(rows)] if rows else []
-    rows, notes = tables.matched(results)
-    if rows:
-        parts += ["At matched target score", aligned(rows), "\n".join([*notes, *textwrap.wrap(tables.MATCHED, width)])]
+    for title, rows, reading in tables.blocks(results):
+        parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -48,11 +42,9 @@ def text_table(scores: tables.Table, *, width: int = 120) -> str:
 
 def _text_block(scores: tables.Table, methods: Sequence[str]) -> str:
     columns = scores.columns(methods)
-    first = [
-        label(method) if not index or columns[index - 1][0] != method else ""
-        for index, (method, _) in enumerate(columns)
-    ]
-    rows = [["", *first], ["", *(f"{shots}-shot" if shots else "" for _, shots in columns)]]
+    repeated = [""] * (len(columns) // len(methods) - 1)
+    rows = [["", *(cell for method in methods for cell in (label(method), *repeated))]]
+    rows += [["", *(f"{shots}-shot" if shots else "" for _, shots in columns)]]
     for row in scores.rows:
         parts = [scores.parts(row, column) for column in columns]
         rows += [[row.label, *(main for main, _ in parts)], ["", *(interval for _, interval in parts)]]
@@ -72,7 +64,7 @@ def aligned(rows: Sequence[Sequence[str]], *, header: int = 1) -> str:
 
 def print_table(finished: Sequence[Run]) -> None:
     """Prints the paper's table of finished runs."""
-    print("\n" + table(join_runs(finished)), flush=True)
+    print("\n" + table(comparison(finished)), flush=True)
 
 
 def write_and_print(workdir: Path, finished: Sequence[Run]) -> None:
@@ -82,4 +74,4 @@ def write_and_print(workdir: Path, finished: Sequence[Run]) -> None:
     if not hosts.is_writer():
         return
     print_table(finished)
-    print(f"\nReport: {markdown.write(join_runs(finished), workdir)}", flush=True)
+    print(f"\nReport: {markdown.write(comparison(finished), workdir)}", flush=True)

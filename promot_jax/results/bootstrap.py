@@ -31,16 +31,11 @@ class Outputs(NamedTuple):
     - `per_example(target, prediction)`, a score: it is the mean of these;
     - `statistics(target, prediction)`, numbers, and `of_sums(sums)`, the score of their sums over examples (BLEU);
     - neither: the metric is computed anew for each resample.
-
-    Attributes:
-        targets: one per example.
-        predictions: one per example, in the order of the targets.
-        metric: `fn(targets, predictions) -> {name: score}`; the first name counts.
     """
 
-    targets: Sequence[Any]
-    predictions: Sequence[Any]
-    metric: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
+    targets: Sequence[Any]  # one per example
+    predictions: Sequence[Any]  # in the order of the targets
+    metric: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]  # gives {name: score}; the first name counts
 
 
 Sample = Sequence[float] | np.ndarray | Outputs
@@ -64,17 +59,7 @@ class _Scorer(NamedTuple):
 
 
 def interval(sample: Sample) -> tuple[float, float]:
-    """Bootstrap interval of one task's score.
-
-    Args:
-        sample: scores of the examples, or `Outputs`.
-
-    Returns:
-        (low, high), in the unit of the scores.
-
-    Raises:
-        ValueError: there is no example, or targets and predictions differ in number.
-    """
+    """Bootstrap interval of one task's score, as `average_interval`."""
     return average_interval({"": sample})
 
 
@@ -82,7 +67,7 @@ def average_interval(samples: Mapping[str, Sample]) -> tuple[float, float]:
     """Bootstrap interval of the normalised average: examples are resampled within each task, independently.
 
     Args:
-        samples: task name -> scores of the examples, or `Outputs`. Their order makes no difference.
+        samples: by task, scores of the examples or `Outputs`. Their order makes no difference.
 
     Returns:
         (low, high), in the unit of the scores.
@@ -100,9 +85,8 @@ def difference_interval(first: Mapping[str, Sample], second: Mapping[str, Sample
     methods differ at the 5 % level where the interval leaves out 0.
 
     Args:
-        first: task name -> scores of the examples, or `Outputs`, of one method.
-        second: the same tasks, with the same examples in the same order, of the other. A difference on one task is that
-            of averages over it alone.
+        first: by task, scores of the examples or `Outputs` of one method.
+        second: the same tasks, with the same examples in the same order, of the other.
 
     Returns:
         (low, high) of first less second, in the unit of the scores.
@@ -122,9 +106,6 @@ def difference_interval(first: Mapping[str, Sample], second: Mapping[str, Sample
 def normalized_average(scores: Mapping[str, float]) -> float:
     """The paper's Norm. Avg.: the mean over tasks of their scores, each on [0, 100], every task weighing the same.
 
-    Args:
-        scores: task name -> score of the task's metric.
-
     Raises:
         UserError: there is no task, or a score is not on [0, 100].
     """
@@ -137,14 +118,7 @@ def normalized_average(scores: Mapping[str, float]) -> float:
 
 
 def across_seeds(values: Iterable[float | None]) -> Spread | None:
-    """Mean over seeds with their range.
-
-    Args:
-        values: one per seed; None and what is not finite (a seed that is not there yet) are left out.
-
-    Returns:
-        None when no value is left.
-    """
+    """Mean over seeds with their range; None and what is not finite are left out, None when nothing is left."""
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
     return Spread(float(np.mean(known)), min(known), max(known), len(known)) if known else None
 
@@ -196,12 +170,10 @@ def _scorer(sample: Sample) -> _Scorer:
         return _scorer([metric.per_example(*pair) for pair in pairs])
     if hasattr(metric, "of_sums"):
         table = np.array([metric.statistics(*pair) for pair in pairs])
-        return _Scorer(
-            size, lambda indices: np.array([metric.of_sums(table[row].sum(0)) for row in indices]), RESAMPLES
-        )
+        return _Scorer(size, lambda rows: np.array([metric.of_sums(table[row].sum(0)) for row in rows]), RESAMPLES)
 
     def anew(row: np.ndarray) -> float:
         first = next(iter(metric([targets[index] for index in row], [predictions[index] for index in row]).values()))
         return float(getattr(first, "value", first))  # SeqIO's own metrics wrap their numbers
 
-    return _Scorer(size, lambda indices: np.array([anew(row) for row in indices]), CORPUS_RESAMPLES)
+    return _Scorer(size, lambda rows: np.array([anew(row) for row in rows]), CORPUS_RESAMPLES)

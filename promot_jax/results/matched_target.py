@@ -14,24 +14,14 @@ from promot_jax.results.scores import StepEvaluation
 
 @dataclass(frozen=True)
 class Match:
-    """The checkpoint of one run at the matched target score; scores on [0, 100], of the validation split.
+    """The checkpoint of one run at the matched target score; scores on [0, 100], of the validation split."""
 
-    Attributes:
-        threshold: the target score that all methods reach.
-        step: updates of the model.
-        target: target score there.
-        icl: ICL normalised average there, None where it was not evaluated.
-        format_share: percent, None for an open task.
-        alpha: share of the tuned model where the checkpoint is one between two (WiSE-FT), whose `step` is that in
-            percent; None of any other.
-    """
-
-    threshold: float
-    step: int
+    threshold: float  # the target score that all methods reach
+    step: int  # updates of the model
     target: float
-    icl: float | None
-    format_share: float | None
-    alpha: float | None = None
+    icl: float | None  # normalised average, None where it was not evaluated
+    format_share: float | None  # percent, None for an open task
+    alpha: float | None = None  # as in `StepEvaluation`
 
 
 def model_tuning(points: Iterable[StepEvaluation]) -> list[StepEvaluation]:
@@ -65,10 +55,9 @@ def matched(curves: Mapping[str, Sequence[Sequence[StepEvaluation]]]) -> dict[st
     scored = {method: seeds for method, seeds in scored.items() if any(seeds)}
     matches: dict[str, list[Match | None]] = {method: [] for method in scored}
     for of_seed in zip(*scored.values(), strict=True):
-        complete = all(of_seed)
-        threshold = min(max(point.target or 0.0 for point in points) for points in of_seed) if complete else 0.0
+        threshold = min((max(point.target or 0.0 for point in points) for points in of_seed if points), default=0.0)
         for method, points in zip(scored, of_seed, strict=True):
-            matches[method].append(_first(points, threshold) if complete else None)
+            matches[method].append(_first(points, threshold) if all(of_seed) else None)
     return matches
 
 
@@ -78,7 +67,5 @@ def _scored(curve: Iterable[StepEvaluation]) -> list[StepEvaluation]:
 
 
 def _first(points: Sequence[StepEvaluation], threshold: float) -> Match:
-    for point in points:
-        if point.target is not None and point.target >= threshold:
-            return Match(threshold, point.step, point.target, point.icl, point.format_share, point.alpha)
-    raise ValueError(f"no target score reaches the threshold {threshold}")
+    point = next(point for point in points if (point.target or 0.0) >= threshold)
+    return Match(threshold, point.step, point.target or 0.0, point.icl, point.format_share, point.alpha)

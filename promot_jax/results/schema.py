@@ -159,6 +159,7 @@ class StageRecord(Document, frozen=True, kw_only=True):
     dropped_shots: Count | None = None  # exemplars that did not fit into the training inputs
     curve: list[StepEvaluation]  # evaluations during training
     lora: dict[str, Any] | None = None  # fields of `Lora`, where LoRA stays in the model
+    run: str = ""  # digest of the settings, which its checkpoints have too; "" in those of earlier versions
 
 
 class Alignment(Record, frozen=True, kw_only=True):
@@ -196,10 +197,7 @@ class GradientAlignment(Document, frozen=True, kw_only=True):
 
 
 def read(path: str | os.PathLike[str]) -> Run | Comparison:
-    """Reads and checks a run or a comparison.
-
-    Args:
-        path: the file, or the folder of a run that has a `results.json`.
+    """Reads and checks a run or a comparison, from a file or the folder of a `results.json`.
 
     Raises:
         UserError: there is no such file, or it is not in the layout of its type.
@@ -212,11 +210,7 @@ def read(path: str | os.PathLike[str]) -> Run | Comparison:
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
-    """Reads the `results.json` of a run's folder.
-
-    Raises:
-        UserError: as `read`.
-    """
+    """Reads the `results.json` of a run's folder; raises as `read`."""
     return records.read(Path(folder) / "results.json", Run)
 
 

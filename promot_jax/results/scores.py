@@ -70,12 +70,7 @@ class Icl(Record, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, tasks: Mapping[str, Score], **fields: Any) -> "Icl":
-        """The tasks with their normalised average and mean format share; tasks weigh the same.
-
-        Args:
-            tasks: score of each.
-            **fields: other fields than the averages.
-        """
+        """The tasks with their normalised average and mean format share, and other fields; tasks weigh the same."""
         scores = {name: task.score for name, task in tasks.items() if task.score is not None}
         shares = [task.format_share for task in tasks.values() if task.format_share is not None]
         whole = bool(tasks) and len(scores) == len(tasks)
@@ -98,6 +93,7 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
     step: Count  # counted from the start of its stage
     stage: str  # name of the stage
     loss: float | None = NULL  # mean training loss since the evaluation before
+    validation_loss: float | None = None  # mean cross-entropy per target token of the fine-tuned task
     target: Percent | None = NULL  # score of the fine-tuned task
     icl: Percent | None = NULL  # ICL normalised average
     format_share: Percent | None = NULL  # mean over the ICL tasks, in percent

@@ -17,11 +17,8 @@ from promot_jax.results.schema import Comparison, Matched, Run, Spread
 def over_seeds_and_draws(values: Sequence[Sequence[float]]) -> Spread | None:
     """Mean and spreads of one score.
 
-    Args:
-        values: per seed the scores of its draws, all on [0, 100]; seeds without any are left out.
-
-    Returns:
-        None when nothing is left.
+    `values` are, per seed, the scores of its draws, all on [0, 100]; seeds without any are left out, None is returned
+    when nothing is left.
     """
     seeds = [np.asarray(draws, dtype=float) for draws in values if len(draws)]
     if not seeds:
@@ -42,13 +39,9 @@ def over_seeds_and_draws(values: Sequence[Sequence[float]]) -> Spread | None:
 
 
 def of_comparison(results: Comparison, checkpoint: Literal["best", "matched"] = "best") -> dict[str, dict[str, Spread]]:
-    """Method -> "target" and numbers of shots -> spread of the target score, and of the ICL normalised averages.
+    """Spreads by method and score: "target", and by numbers of shots the ICL normalised averages that there are.
 
-    What a method has no score of is left out.
-
-    Args:
-        results: a comparison.
-        checkpoint: the best one of each run, or that at matched target score.
+    `checkpoint` is the best one of each run, or that at matched target score.
     """
     spreads: dict[str, dict[str, Spread]] = {}
     for method, runs in results.methods.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts, preemption
-from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
+from promot_jax.errors import HostError, PreemptedError, TakenOverError, TrainingError, UserError
 from promot_jax.experiments.method import run_method
 from promot_jax.experiments.session import Session, check_data, check_method, open_session, with_experiment
 from promot_jax.params import freezing
@@ -38,8 +38,10 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         TrainingError: cells failed. The others have been run and reported.
         PreemptedError: while a cell runs, or between looks at those of other processes.
     """
-    if stale <= 0:
-        raise UserError(f"compare.stale is {stale}; it has to be a positive number of seconds.")
+    if not 0 < stale <= 1e9:  # the lease's thread waits for a tenth of it, and a wait has a limit
+        raise UserError(f"STALE is {stale}; it has to be a number of seconds above 0, at most 1e9.")
+    if serve is not None and not 0 <= serve < 2**16:
+        raise UserError(f"SERVE is {serve}, which is no port: give one from 1 to 65535, or 0 for any.")
     cells = list(grid.cells())
     experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
     for experiment in experiments:
@@ -78,7 +80,8 @@ def _check_frozen(grid: Grid, cells: Sequence[Cell], session: Session) -> None:
     tunings = [(grid.tuning_of(cell), cell.method) for cell in cells]
     tuned = [(tuning, stage) for tuning, method in tunings for stage in tuning.method(method).stages]
     for patterns in {tuning.of(stage).freeze: None for tuning, stage in tuned if stage.trains == ("model",)}:
-        freezing.split({"model": session.base.params}, ("model",), patterns)
+        if patterns:
+            freezing.split({"model": session.base.params}, ("model",), patterns)
 
 
 @contextlib.contextmanager
@@ -159,7 +162,7 @@ class _Process:
         """Runs a cell; what it fails with is written down, and the other cells go on."""
         try:
             self._run(cell)
-        except (UserError, PreemptedError, HostError):
+        except (UserError, PreemptedError, HostError, TakenOverError, OSError):
             raise
         except Exception as error:
             lasting = isinstance(error, TrainingError)  # it would end in the same way again

@@ -105,7 +105,7 @@ def test_counts_that_disagree_are_named():
     assert found(5.0, 21.0, 300.0) == ["the compiler counts 5 FLOPs with every loop run once, and we 10"]
     assert found(11.0, 10.0, 300.0) == ["the compiler counts 10 bytes with every loop run once, and we 20"]
     (wrong,) = found(11.0, 21.0, 300.0, held=170.0)
-    assert wrong == "the arguments have 170 bytes, and we count 80 that are read or written"
+    assert wrong == "the arguments have 170 bytes, and we count 80 that are moved"
     (wrong,) = found(11.0, 21.0, 100.0)
     assert "3.20 times what the model asks for, which should be 0.95 to 1.40" in wrong
     assert len(found(99.0, 9.0, 1000.0, held=999.0)) == 4

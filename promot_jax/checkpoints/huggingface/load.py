@@ -82,7 +82,7 @@ def read(
         UserError: a file is missing, damaged or leads out of the folder; the config asks for what our models do not
             compute; or tensors are missing, unexpected, or of the wrong shape, storage or values.
     """
-    config_json = _json(folder, CONFIG)
+    config_json = read_json(folder, CONFIG)
     with contextlib.ExitStack() as stack:
         held = _canonical([stack.enter_context(safetensors.opened(path)) for path in _shards(folder)], folder.name)
         family, kwargs = hf_config.read(config_json, held, f"{folder.name}/{CONFIG}")
@@ -109,7 +109,7 @@ def inside(folder: Path, name: str) -> Path:
         UserError: it is missing, no ordinary file, or leads out of the folder (or, in the hub's own cache, where files
             are links, out of the repository).
     """
-    if not re.fullmatch(r"[\w][\w.+-]*", name, re.ASCII) or len(name) > 255:
+    if not re.fullmatch(r"(additional_chat_templates/)?[\w][\w.+-]*", name, re.ASCII) or len(name) > 255:
         raise UserError(f"{folder.name} names the file {name[:80]!r}, which is not a plain file name; fetch it again.")
     path, root = folder / name, folder.absolute()
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
@@ -123,7 +123,8 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Reads an object of JSON in a folder; raises UserError if it is none, or is as `inside` refuses it."""
     path = inside(folder, name)
     try:
         if path.stat().st_size > _MAX_JSON:
@@ -147,7 +148,7 @@ def _shards(folder: Path) -> list[Path]:
         if not (folder / SINGLE).exists() and any(folder.glob("*.bin")):
             raise UserError(f"{folder} has its weights in pickle files, which are not opened; convert to safetensors.")
         return [inside(folder, SINGLE)]
-    index = _json(folder, INDEX).get("weight_map")
+    index = read_json(folder, INDEX).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise UserError(f"{folder / INDEX} has no weight_map of tensor names to file names; fetch it again.")
     shards = sorted(set(index.values()))

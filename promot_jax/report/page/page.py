@@ -7,7 +7,6 @@ templates (`promot_jax.report.html`).
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -23,30 +22,21 @@ from promot_jax.results import records
 from promot_jax.results.comparison import as_comparison
 from promot_jax.results.schema import Comparison, GradientAlignment, Run
 
+TITLE = "ProMoT report"
 
-def write(
-    comparisons: Mapping[str, Run | Comparison],
-    folder: str | os.PathLike[str],
-    *,
-    title: str = "ProMoT report",
-    analysed: Sequence[Path] = (),
-) -> Path:
+
+def write(comparisons: Mapping[str, Run | Comparison], folder: Path, analysed: Sequence[Path] = ()) -> Path:
     """Writes `report.html` into a folder, all or nothing.
 
     Args:
         comparisons: by fine-tuned task, each a comparison or a single run.
         folder: created if need be; gradient alignments in `analyses/*/results.json` below it are shown too.
-        title: of the page.
         analysed: further folders whose gradient alignments are shown.
-
-    Returns:
-        Path of `report.html`.
 
     Raises:
         UserError: a gradient alignment is not in its layout.
     """
-    folder = Path(folder)
-    return write_text(folder / "report.html", render(comparisons, alignments(folder, *analysed), title=title))
+    return write_text(folder / "report.html", render(comparisons, alignments(folder, *analysed)))
 
 
 def analyses(*folders: Path) -> list[Path]:
@@ -55,35 +45,20 @@ def analyses(*folders: Path) -> list[Path]:
 
 
 def alignments(*folders: Path) -> list[GradientAlignment]:
-    """What the job `gradient_alignment` left in `analyses/*/` below a comparison's folder, or several.
-
-    Raises:
-        UserError: a file there is something else.
-    """
-    return [
-        records.read(path, GradientAlignment, "it does not hold a gradient alignment: move it away")
-        for path in analyses(*folders)
-    ]
+    """What the job `gradient_alignment` left there; raises `UserError` for a file that is something else."""
+    advice = "it does not hold a gradient alignment: move it away"
+    return [records.read(path, GradientAlignment, advice) for path in analyses(*folders)]
 
 
-def render(
-    comparisons: Mapping[str, Run | Comparison],
-    aligned: Sequence[GradientAlignment] = (),
-    *,
-    title: str = "ProMoT report",
-) -> str:
-    """The whole page, the same for the same results.
-
-    Args:
-        comparisons: as for `write`.
-        aligned: gradient alignments.
-        title: of the page.
-    """
+def render(comparisons: Mapping[str, Run | Comparison], aligned: Sequence[GradientAlignment] = ()) -> str:
+    """The whole page of comparisons (as for `write`) and gradient alignments, the same for the same results."""
+    # The colours of both themes as variables; `color-scheme` chooses.
+    colors = "".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLORS.items())
     tasks = {name: as_comparison(comparison) for name, comparison in comparisons.items()}
     return html.render(
         "page.html",
-        title=title,
-        style=Markup("".join([_palette(), css(), _file("style.css")])),
+        title=TITLE,
+        style=Markup(f":root {{ {colors} }}\n{css()}{_file('style.css')}"),
         script=Markup(_file("script.js")),
         hash=_hash,
         label=label,
@@ -91,21 +66,14 @@ def render(
         plot=plot,
         legend=legend,
         values=sections.values,
-        facts=sections.facts(tasks),
+        facts=tables.facts(list(tasks.values())),
         tasks=[sections.task(name, each, index, len(tasks) > 1) for index, (name, each) in enumerate(tasks.items())],
         alignments=[chart for each in aligned for chart in figures.gradient_alignment(each)],
         alignment_reading=tables.aligned_reading(aligned) if aligned else "",
         samples=browser.samples(tasks),
         runs=browser.runs(tasks),
         reading=tables.READING,
-        matched_reading=tables.MATCHED,
     )
-
-
-def _palette() -> str:
-    """The colours of both themes as variables; `color-scheme` chooses."""
-    values = "".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLORS.items())
-    return f":root {{ {values} }}\n"
 
 
 def _file(name: str) -> str:

@@ -1,9 +1,8 @@
 """What the page shows of each fine-tuned task, as the templates `page.html` and `task.html` take it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from promot_jax.methods import label
 from promot_jax.report import figures, tables
 from promot_jax.report.svg import Chart
 from promot_jax.results.schema import CellState, Comparison
@@ -11,36 +10,9 @@ from promot_jax.results.schema import CellState, Comparison
 Rows = Sequence[Sequence[Any]]  # of a table, the header first
 
 
-def facts(tasks: Mapping[str, Comparison]) -> dict[str, str]:
-    """What was run, by name."""
-    runs = [run for comparison in tasks.values() for run in comparison.runs]
-    values: dict[str, list[Any]] = {
-        "Model": [run.model for run in runs],
-        "Fine-tuned on": [run.target.task for run in runs if run.target] or list(tasks),
-        "Methods": [label(method) for comparison in tasks.values() for method in comparison.methods],
-        "Seeds": sorted({run.seed for run in runs}),
-        "Commit": [_short(run.commit) for run in runs if run.commit],
-    }
-    known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
-    return {name: ", ".join(of) or tables.ABSENT for name, of in known.items()}
-
-
-def _short(commit: str) -> str:
-    """A commit's first twelve digits, with what may follow them (`-dirty`)."""
-    digits, dash, rest = commit.partition("-")
-    return digits[:12] + dash + rest
-
-
 def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[str, Any]:
-    """All tables and figures of one fine-tuned task.
-
-    Args:
-        name: of the task.
-        comparison: of its runs (`results.as_comparison`).
-        index: among the tasks of the page.
-        several: whether there are others.
-    """
-    scores, (matched, notes) = tables.scores(comparison), tables.matched(comparison)
+    """All tables and figures of one fine-tuned task, the `index`-th of the page."""
+    scores = tables.scores(comparison)
     columns = [(row, shots) for row in scores.rows if row.summary for shots in dict.fromkeys(s for _, s in row.cells)]
     return {
         "id": f"task-{index}",
@@ -48,14 +20,9 @@ def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[s
         "title": f"Fine-tuned on {name}" if several and name else "Scores",
         "cells": _cells(comparison.cells),
         "overview": {"methods": scores.methods, "columns": columns},
-        "matched": matched,
-        "matched_notes": notes,
+        "blocks": tables.blocks(comparison),
         "scores": scores,
         "matched_scores": tables.scores(comparison, "matched"),  # no rows where no run has them
-        "settings_and_spread": [
-            (tables.TRIED, tables.tried_reading(comparison), tables.tried_settings(comparison)),
-            (tables.SPREAD, tables.SPREAD_READING, tables.spreads(comparison)),
-        ],
         "format_shares": tables.format_shares(comparison),
         "charts": figures.charts(comparison),
     }

@@ -67,10 +67,10 @@ def test_everything_is_in_the_page(tmp_path):
     data = sampled(random_document())
     folder = tmp_path / "analyses" / "one"
     results.write(alignment(), folder / "results.json")
-    path = page.write({"": made(data)}, tmp_path, title="A title")
+    path = page.write({"": made(data)}, tmp_path)
     text = path.read_text()
     for words in (
-        "A title",
+        page.TITLE,
         "random_weights",
         "sentiment",
         "0123456789ab-dirty",
@@ -95,8 +95,8 @@ def test_everything_is_in_the_page(tmp_path):
         assert f"{method} says 2" in structure.texts
     score = data["methods"]["promot"][0]["icl"]["4"]["tasks"]["capital"]["score"]
     assert f"{score:.5g}" in structure.texts
-    assert page.write({"": made(data)}, tmp_path / "again").read_text() != text  # another title, no alignment
-    assert page.render({"": made(data)}, [alignment()], title="A title") == text
+    assert page.write({"": made(data)}, tmp_path / "again").read_text() != text  # no alignment
+    assert page.render({"": made(data)}, [alignment()]) == text
 
 
 def test_nothing_is_fetched_and_only_our_script_and_style_may_run():
@@ -151,7 +151,7 @@ def _made(words):
     run["samples"][0]["output"] = words[12]
     run["curve"][0]["tasks"] = {words[13]: {"metric": "exact_match", "score": 1.0, "format_share": 2.0, "n": 1}}
     data["methods"][words[0]] = [run]
-    return Structure(page.render({words[7]: made(data)}, [alignment(stage=words[6])], title=words[2]))
+    return Structure(page.render({words[7]: made(data)}, [alignment(stage=words[6])]))
 
 
 def test_colour_of_a_change_says_whether_it_is_better():
