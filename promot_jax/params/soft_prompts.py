@@ -177,7 +177,7 @@ def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = Fa
         info = PromptInfo(**json.loads(description.read_text()))
     except FileNotFoundError as error:
         raise UserError(f"The prompt {array_path} lacks its description {description.name}; copy both.") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError, TypeError) as error:
         raise UserError(f"{description} is not the description of a prompt: {error}.") from error
     if info.length != array.shape[0]:
         raise UserError(f"{description} says {info.length} rows, but {array_path} holds {array.shape[0]}.")
