@@ -18,7 +18,10 @@ def table(results: Run | Comparison, *, width: int = 120) -> str:
     """
     results = as_comparison(results)
     main = tables.scores(results)
-    parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
+    parts = [
+        text_table(main, width=width),
+        "\n".join([*main.notes, *textwrap.wrap(f"{tables.TERMS} {tables.READING}", width)]),
+    ]
     for title, rows, reading in tables.blocks(results):
         parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
