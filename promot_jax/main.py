@@ -17,6 +17,7 @@ When a host is gone, the others name it and end with status 76 (1 if it said why
 
 import contextlib
 import glob
+import math
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ from typing import Any
 
 from absl import flags
 
+from promot_jax import files
 from promot_jax.config import binding, gin_files
 from promot_jax.distributed import hosts, preemption
 from promot_jax.errors import PreemptedError, TakenOverError, TrainingError, UserError, nearest
@@ -60,6 +62,11 @@ CONFIGURABLES = {
     "Optimizer": "promot_jax.training.optimizer:Optimizer",
 }
 
+TIMEOUTS = (
+    ("start_timeout", 300, "seconds for hosts to join"),
+    ("heartbeat_timeout", 30, "seconds without a sign of life"),
+    ("barrier_timeout", 600, "seconds at a common point"),
+)
 PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again later"
 INTERRUPTED = 130  # exit status, as shells have it
 SHARED = ("compare",)  # jobs of which several processes work in one workdir; of others the second is refused
@@ -69,6 +76,7 @@ python -m promot_jax.main --gin_file=FILE [--gin_file=FILE ...] [--gin.NAME=VALU
 
   --gin_file        a gin file, looked for here and then among those below; may repeat, a later one wins
   --gin.NAME=VALUE  sets a macro (--gin.TRAIN_STEPS=9) or a parameter (--gin.Experiment.seed=1); strings need no quotes
+  --gin_file=X --help   shows the macros of a run: what --gin.NAME=VALUE can set
   --workdir         where the run writes and resumes from (default: runs/<name of the gin file>)
 
 Several hosts (found by themselves on TPU VM, GKE, Slurm and Open MPI; --num_hosts=1 runs alone there too):
@@ -77,7 +85,8 @@ Several hosts (found by themselves on TPU VM, GKE, Slurm and Open MPI; --num_hos
                     sign of life, at a common point
   --preemption_notice   "auto" (on Google Cloud), "off", or an address that says TRUE ahead of a preemption
 
-Gin files:
+Gin files: one of the runs; a part may follow it (--gin_file=promot.gin --gin_file=models/llama3_8b.gin).
+
 """
 
 
@@ -98,34 +107,42 @@ def parse_flags(argv: Sequence[str]) -> tuple[flags.FlagValues, list[tuple[str, 
     flags.DEFINE_string("coordinator", "", "HOST:PORT of host 0", flag_values=values)
     flags.DEFINE_integer("num_hosts", 0, "hosts of the run", flag_values=values, lower_bound=0)
     flags.DEFINE_integer("host_id", -1, "number of this host", flag_values=values, lower_bound=-1)
-    flags.DEFINE_float("start_timeout", 300, "seconds for hosts to join", flag_values=values)
-    flags.DEFINE_float("heartbeat_timeout", 30, "seconds without a sign of life", flag_values=values)
-    flags.DEFINE_float("barrier_timeout", 600, "seconds at a common point", flag_values=values)
+    for name, seconds, what in TIMEOUTS:
+        flags.DEFINE_float(name, seconds, what, lower_bound=0, upper_bound=1e6, flag_values=values)
     flags.DEFINE_string("preemption_notice", "auto", "where a preemption is announced", flag_values=values)
     flags.DEFINE_bool("help", False, "show the flags and the gin files", short_name="h", flag_values=values)
     try:
         rest = values(others)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"There is no flag --{error.flagname}{nearest(error.flagname, list(values))}.") from error
+        name = error.flagname
+        if name.upper() in gin_files.macros_of_package():
+            raise UserError(f"There is no flag --{name}: settings are given as --gin.{name.upper()}=VALUE.") from error
+        raise UserError(f"There is no flag --{name}{nearest(name, list(values))}.") from error
     except flags.Error as error:
         raise UserError(f"{error}.") from error
     if rest:
-        raise UserError(f"{rest[0]!r} is no flag: settings are given as --gin.NAME=VALUE.")
+        name, equals, value = rest[0].partition("=")
+        form = f"--gin.{name}={value}" if equals else "--gin.NAME=VALUE"
+        advice = f"give it as --gin_file={name}" if name.endswith(".gin") else f"settings are given as {form}"
+        raise UserError(f"{rest[0]!r} is no flag: {advice}.")
+    if any(math.isnan(float(values[name].value or 0)) for name, *_ in TIMEOUTS):
+        raise UserError("A timeout is a number of seconds, not nan.")
     return values, overrides
 
 
 def run(argv: Sequence[str]) -> int:
     """Runs the job that the arguments ask for, and returns 0, or 2 when they ask for none."""
     values, overrides = parse_flags(argv)
-    if values.help or not values.gin_file:
+    paths = [gin_files.find(name, (Path(), gin_files.folder())) for name in values.gin_file]
+    if values.help and paths:
+        print(f"Macros of this run, set with --gin.NAME=VALUE:\n{gin_files.macros_of_run(paths, overrides)}")
+        return 0
+    if values.help or not paths:
         print(USAGE + gin_files.listing(), file=sys.stdout if values.help else sys.stderr)
         return 0 if values.help else 2
-    paths = [gin_files.find(name, (Path(), gin_files.folder())) for name in values.gin_file]
     job = binding.bind(CONFIGURABLES, paths, overrides)
     workdir = Path(values.workdir or Path("runs") / "-".join(path.stem for path in paths))
-    timeouts: dict[str, Any] = {
-        name: values[name].value for name in ("start_timeout", "heartbeat_timeout", "barrier_timeout")
-    }
+    timeouts: dict[str, Any] = {name: values[name].value for name, *_ in TIMEOUTS}
     hosts.join(values.coordinator, values.num_hosts, values.host_id, **timeouts)
     with preemption.heeded(preemption.notice_address(values.preemption_notice)):
         try:
@@ -175,11 +192,12 @@ def _one_voice() -> Iterator[None]:
 
 
 def _prepare(workdir: Path) -> None:
-    """Makes the workdir, and says in a new one what will run there."""
+    """Makes the workdir, deletes what killed runs left half written, and says in a new one what will run there."""
     if glob.has_magic(str(workdir.absolute())):  # Orbax looks for its files by patterns, and would find none
         raise UserError(f"The workdir {workdir.absolute()} has one of * ? [ in its path: give another --workdir.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        files.delete_leftovers(workdir)
         if not any(workdir.iterdir()):  # the job may yet refuse to go on in a folder of other settings
             binding.write(workdir)
     except OSError as error:

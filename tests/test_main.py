@@ -205,8 +205,8 @@ def test_operative_configuration_runs_again(folder: Path) -> None:
         (["--gin_file=base.gin", "--gin.first/Stage.step=3"], ["no parameter 'step'", "did you mean 'steps'"]),
         (["--gin_file=base.gin", "--gin.Stag.steps=3"], ["'Stag'", "did you mean 'Stage'"]),
         (["--gin_file=base.gin", "--gin.frist/Stage.steps=3"], ["changes nothing", "first/Stage"]),
-        (["--gin_file=base.gin", "--gin.STEPS=1O0"], ["first/Stage.steps has to be int, not '1O0'"]),
-        (["--gin_file=base.gin", "--gin.STEPS=-3"], ["steps has to be positive, not -3."]),
+        (["--gin_file=base.gin", "--gin.STEPS=1O0"], ["STEPS has to be an integer, not '1O0'."]),
+        (["--gin_file=base.gin", "--gin.STEPS=-3"], ["steps has to be positive, not -3 (STEPS = -3)."]),
         (["--gin_file=base.gin", "--gin.Optimizer.name=adam"], ["one of 'adafactor', 'adamw', not 'adam'"]),
         (["--gin_file=base.gin", "--gin.STEPS=[1,"], ["--gin.STEPS"]),
         (["--gin_file=base.gin", "--gin.STEPS", "3"], ["--gin.NAME=VALUE"]),
@@ -216,6 +216,15 @@ def test_operative_configuration_runs_again(folder: Path) -> None:
         (["--gin_file=models/small.gin"], ["run.job"]),
         (["--gin_file=base.gin", "--workdirr=x"], ["--workdirr", "did you mean 'workdir'"]),
         (["--gin_file=base.gin", "extra"], ["'extra'"]),
+        (["--gin_file=base.gin", "--steps=4"], ["There is no flag --steps: settings are given as --gin.STEPS=VALUE."]),
+        (["--gin_file=base.gin", "--STEPS=4"], ["There is no flag --STEPS: settings are given as --gin.STEPS=VALUE."]),
+        (["--gin_file=base.gin", "STEPS=4"], ["'STEPS=4' is no flag: settings are given as --gin.STEPS=4."]),
+        (["base.gin"], ["'base.gin' is no flag: give it as --gin_file=base.gin."]),
+        (["--gin_file="], ["There is no gin file ''"]),
+        (["--gin_file=" + "x" * 5000], ["There is no gin file"]),
+        (["--gin_file=base.gin", "--start_timeout=nan"], ["seconds, not nan"]),
+        (["--gin_file=base.gin", "--start_timeout=1e400"], ["start_timeout"]),
+        (["--gin_file=base.gin", "--heartbeat_timeout=-1"], ["heartbeat_timeout"]),
         (["--gin_file"], ["gin_file"]),
     ],
 )
@@ -304,6 +313,36 @@ def test_usage_lists_files_with_their_headers(capsys: pytest.CaptureFixture[str]
     assert "models/small.gin  A small model." in text and "--gin.NAME=VALUE" in text
     assert main.main(["--help"]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_help_puts_runs_first_and_says_what_they_take(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    head = (
+        "# Trains a prompt.\n# on two lines.\n# Command: x\n#   more\n# Hardware: a TPU. Time: 5 min. Expected: 90.\n"
+    )
+    (folder / "base.gin").write_text(head + BASE.partition("\n")[2])
+    main.main(["--help"])
+    _, listed = capsys.readouterr().out.split("Runs:\n")
+    runs, parts = listed.split("\nParts")
+    assert runs == (
+        "  base.gin\n      Trains a prompt.\n      on two lines.\n      Hardware: a TPU. Time: 5 min. Expected: 90.\n"
+    )
+    assert "models/small.gin" in parts
+
+
+def test_help_of_a_run_lists_its_macros(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    flag = with_line(folder, 'TASK = "a # b"  # what it trains on')
+    assert main.main([flag, "--help", "--gin.DEFAULT_STEPS=7"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:4] == [
+        "  TASK = 'a # b'  # what it trains on",
+        "  STEPS = %DEFAULT_STEPS",
+        "  DEFAULT_STEPS = 7",
+    ]
+    assert not CALLS and not Path("runs").exists()
+
+
+def test_gin_file_needs_no_suffix() -> None:
+    assert main.main(["--gin_file=base"]) == 0
+    assert CALLS[-1]["workdir"] == Path("runs/base")
 
 
 GIN = ROOT / "gin"

@@ -14,12 +14,19 @@ from promot_jax.errors import UserError
 PATTERNS = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model",
+    "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 
 
 def is_remote(path: str) -> bool:
     """Whether a path is a remote address."""
     return path.startswith(("hf://", "gs://"))
+
+
+def spelled(path: str) -> str:
+    """`hf://org/name` for `org/name` where nothing of that name, nor a folder `org`, is here; else the path itself."""
+    is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path, re.ASCII) and len(path) < 200
+    return f"hf://{path}" if is_name and not Path(path.partition("/")[0]).exists() else path
 
 
 def locate(path: str) -> Path:

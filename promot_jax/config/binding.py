@@ -48,14 +48,21 @@ def bind(
     for name in sorted(names & configurables.keys()):
         module, attribute = configurables[name].split(":")
         targets[name] = getattr(importlib.import_module(module), attribute)
+    if "workdir" not in inspect.signature(targets.get(chosen.selector, _run)).parameters:
+        place = settings["", "run", "job"].location
+        raise UserError(f"{place}: run.job is {chosen!r}, which is no job; jobs are such as @promot and @compare.")
     for name, target in targets.items():
-        _register(name, target, is_job=name == chosen.selector)
+        _register(name, target, settings, is_job=name == chosen.selector)
 
     settings = gin_files.settings(paths, overrides)  # with references to what is now registered
     for setting in settings.values():
         _bind(setting, targets)
     gin.finalize()
-    job: functools.partial[Any] = gin.get_configurable("run")()()
+    try:
+        job: functools.partial[Any] = gin.get_configurable("run")()()
+    except RecursionError:
+        checks.check_circle(settings)
+        raise
     checks.check_overrides(settings, list(gin_files.parse(gin.operative_config_str(), "operative configuration")))
     return job
 
@@ -71,12 +78,18 @@ def _run(job: Callable[..., Any]) -> Callable[..., Any]:
     return job
 
 
-def _register(name: str, target: Callable[..., Any], is_job: bool) -> None:
+def _register(
+    name: str, target: Callable[..., Any], settings: Mapping[checks.Key, gin_files.Statement], is_job: bool
+) -> None:
     """Makes `target` known to gin. Its arguments are checked when gin calls it; a job only gets ready to be called."""
 
     def call(**arguments: Any) -> Any:
-        arguments = checks.check_arguments(checks.scoped(gin.current_scope_str(), name), target, arguments)
-        return functools.partial(target, **arguments) if is_job else target(**arguments)
+        called = checks.scoped(gin.current_scope_str(), name)
+        arguments = checks.check_arguments(called, target, arguments, settings)
+        try:
+            return functools.partial(target, **arguments) if is_job else target(**arguments)
+        except UserError as error:
+            raise checks.explained(error, called, settings) from None
 
     call.__signature__ = inspect.signature(target)  # type: ignore[attr-defined]  # where gin looks for defaults
     with gin_config.interactive_mode():  # so that names may be registered again in the same process

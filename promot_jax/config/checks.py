@@ -5,9 +5,13 @@ names. Here names are checked before anything is imported, arguments against the
 (by msgspec), and overrides for having an effect. Statements and references are gin's own.
 """
 
+import dataclasses
 import graphlib
 import inspect
 import itertools
+import math
+import re
+import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -18,6 +22,9 @@ from promot_jax.config.gin_files import Statement, is_override
 from promot_jax.errors import UserError, nearest
 
 _MACRO, _CONSTANT = "gin.macro", "gin.constant"  # what gin makes of %NAME and of %gin.REQUIRED
+LIMIT = 2**32  # of all whole numbers
+_WORDS = {int: "an integer", float: "a number", str: "a text", bool: "True or False", types.NoneType: "None"}
+_PLURAL = {"an integer": "integers", "a number": "numbers", "a text": "texts"}
 Key = tuple[str, str, str]  # scope, selector, argument: ("", NAME, "") for a macro
 
 
@@ -46,6 +53,21 @@ def macros(value: Any) -> list[Key]:
     return [("/".join(scopes), name, "") for *scopes, name in paths]
 
 
+def check_circle(settings: Mapping[Key, Statement]) -> None:
+    """Raises `UserError` with `A -> B -> A` for names that refer to each other in a circle."""
+    graph: dict[str, dict[str, str]] = {}  # by name, what it refers to, and where
+    for key, setting in settings.items():
+        called = [reference.selector for reference in references(setting.value) if reference.evaluate]
+        names = [*map(written, macros(setting.value)), *(name for name in called if name != _MACRO)]
+        graph.setdefault(key[1] if key[2] else written(key), {}).update(dict.fromkeys(names, setting.location))
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        names = error.args[1][::-1]
+        place, circle = graph[names[0]][names[1]], " -> ".join(names)
+        raise UserError(f"{place}: these settings refer to each other in a circle: {circle}.") from None
+
+
 def check_names(
     settings: Mapping[Key, Statement], known: Collection[str], macros_elsewhere: Callable[[], set[str]]
 ) -> None:
@@ -68,11 +90,7 @@ def check_names(
             hint = nearest(name, map(written, values))
             raise UserError(f"{setting.location}: {name} has no value{hint}, add --gin.{name}=VALUE.")
 
-    try:
-        graphlib.TopologicalSorter({key: macros(setting.value) for key, setting in settings.items()}).prepare()
-    except graphlib.CycleError as error:
-        key = error.args[1][0]
-        raise UserError(f"{settings[key].location}: the macro {written(key)} is defined by itself.") from error
+    check_circle({key: setting for key, setting in settings.items() if key in values})
     used = {key for setting in settings.values() for key in macros(setting.value)}
     for key in sorted(values - used):
         # A file may serve other runs than this one; the command line speaks of this run only.
@@ -101,13 +119,31 @@ def check_overrides(settings: Mapping[Key, Statement], operative: Collection[Sta
             raise UserError(f"{setting.location} changes nothing in this run, which is made of {run}.")
 
 
-def check_arguments(name: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def typed(settings: Mapping[Key, Statement], scope: str, selector: str, argument: str) -> tuple[str, str, str]:
+    """Returns how a user wrote an argument: the name, the value as text, and in brackets the file, "" for a flag.
+
+    The innermost scope counts. What a macro sets goes by the macro: `TRAIN_STEPS`, not `model/Training.steps`.
+    """
+    scopes = ["", *itertools.accumulate(scope.split("/"), scoped)] if scope else [""]
+    key = next(((s, selector, argument) for s in reversed(scopes) if (s, selector, argument) in settings), None)
+    if key is None:
+        return written((scope, selector, argument)), "", ""
+    while getattr(settings[key].value, "selector", "") == _MACRO:
+        key = macros(settings[key].value)[0]
+    place = settings[key].location
+    return written(key), repr(settings[key].value), "" if is_override(settings[key]) else f" ({place})"
+
+
+def check_arguments(
+    name: str, target: Callable[..., Any], arguments: Mapping[str, Any], settings: Mapping[Key, Statement] | None = None
+) -> dict[str, Any]:
     """Returns the keyword arguments to call `target` with; a mistyped number arrives here as a string.
 
     Args:
-        name: what the settings call `target`, for the message.
+        name: what the settings call `target`, with its scope.
         target: a function or a class.
         arguments: keyword arguments; `workdir` may be missing, a job gets it later.
+        settings: all settings that hold, to name those that the user wrote.
 
     Raises:
         UserError: a required argument is missing, or one has the wrong type.
@@ -121,27 +157,62 @@ def check_arguments(name: str, target: Callable[..., Any], arguments: Mapping[st
     except NameError:  # a type that is imported for type checkers only
         hints = {}
     checked = {}
+    scope, _, selector = name.rpartition("/")
     for key, value in arguments.items():
         hint = hints.get(key, Any)
         fits, checked[key] = fit(value, hint)
-        if not fits:
-            raise UserError(f"{name}.{key} has to be {_in_words(hint)}, not {value!r}.")
+        if problem := (out_of_range(value) or ("" if fits else f"has to be {in_words(hint)}")):
+            label, shown, place = typed(settings or {}, scope, selector, key)
+            raise UserError(f"{label} {problem}, not {shown or repr(value)}{place}.")
     return checked
+
+
+def explained(error: UserError, name: str, settings: Mapping[Key, Statement]) -> UserError:
+    """Returns the error of building what the settings call `name`, with what the user wrote for the arguments in it."""
+    scope, _, selector = name.rpartition("/")
+    message = str(error)
+    arguments = {key[2] for key in settings if key[1] == selector and re.search(rf"\b{key[2]}\b", message)}
+    known = (typed(settings, scope, selector, argument) for argument in sorted(arguments, key=message.index))
+    shown = [f"{label} = {value}{place}" for label, value, place in known if label not in message and value]
+    return UserError(f"{message.removesuffix('.')} ({', '.join(shown)})." if shown else message)
+
+
+def out_of_range(value: Any) -> str:
+    """Returns what is wrong with a number or text that nothing can hold or use; "" for a good one, or a container."""
+    if isinstance(value, dict | list | tuple):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return next(filter(None, map(out_of_range, items)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "has to be finite"
+    if isinstance(value, int) and abs(value) >= LIMIT:  # JAX keeps 32 bits of a seed: 2**32 would be the seed 0
+        return f"has to stay below {LIMIT} in size"
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        return "has to be text in UTF-8 without the character of code 0"
+    return ""
 
 
 def fit(value: Any, hint: Any) -> tuple[bool, Any]:
     """Returns whether `value` fits a type hint, and what to pass on: a list becomes a tuple where one is asked for."""
     try:
         converted = msgspec.convert(value, hint)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeError):
         return False, value
     except TypeError:  # msgspec does not know this hint, such as a union of two dataclasses
         return True, value
     return True, converted if isinstance(converted, tuple) else value
 
 
-def _in_words(hint: Any) -> str:
-    """Returns `int`, `str | None` or `one of 'a', 'b'`."""
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(repr, typing.get_args(hint)))}"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+def in_words(hint: Any) -> str:
+    """Returns a type hint as a reader of gin files knows it: `an integer or None`, `one of 'a', 'b'`, `a mapping`."""
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(dict.fromkeys(map(in_words, inner)))
+    if origin in _WORDS:
+        return _WORDS[origin]
+    if dataclasses.is_dataclass(origin):
+        return f"@{getattr(origin, '__name__', origin)}()"
+    kind = "a mapping" if isinstance(origin, type) and issubclass(origin, Mapping) else "a list"
+    of = _PLURAL.get(in_words(inner[kind == "a mapping"])) if inner else None
+    return f"{kind} of {of}" if of else kind

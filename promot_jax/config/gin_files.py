@@ -5,6 +5,9 @@ gin's parser reads them into its `BindingStatement(scope, selector, arg_name, va
 includes it, forgets where a value was set, and takes no string without quotes.
 """
 
+import contextlib
+import io
+import itertools
 import re
 import tokenize
 from collections.abc import Iterable, Iterator
@@ -32,10 +35,43 @@ def of_package() -> dict[str, Path]:
 
 
 def listing() -> str:
-    """Returns a line per gin file of the package: its name and the first line of its header."""
-    lines = {name: path.read_text("utf-8").partition("\n")[0].lstrip("# ") for name, path in of_package().items()}
-    width = max(map(len, lines), default=0)
-    return "".join(f"  {name:{width}}  {line}\n" for name, line in lines.items())
+    """Returns the gin files of the package: runs with what they do, need and give, then the parts that go with them."""
+    runs = {name: path for name, path in of_package().items() if ("", "run", "job") in settings([path])}
+    parts = {name: _header(path)[0] for name, path in of_package().items() if name not in runs}
+    width = max(map(len, parts), default=0)
+    lines = [f"  {name:{width}}  {about}\n" for name, about in parts.items()]
+    told = [f"  {name}\n" + "".join(f"      {line}\n" for line in _about(path)) for name, path in runs.items()]
+    return f"Runs:\n{''.join(told)}\nParts, to be given after a run's file:\n{''.join(lines)}"
+
+
+def _header(path: Path) -> list[str]:
+    comments = itertools.takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    return [line.removeprefix("#").removeprefix(" ") for line in comments] or [""]
+
+
+def _about(path: Path) -> list[str]:
+    """The header of a run's gin file without its command, and without tables of scores."""
+    lines = _header(path)
+    needs = itertools.dropwhile(lambda line: not line.startswith("Hardware:"), lines)
+    about = itertools.takewhile(lambda line: not line.startswith(("Command:", "Hardware:")), lines)
+    return [*about, *itertools.takewhile(lambda line: "   " not in line, needs)]
+
+
+def macros_of_run(paths: Iterable[Path], overrides: Iterable[tuple[str, str]]) -> str:
+    """Returns a line for each macro of a run: its name, value, and the comment beside it."""
+    lines = []
+    for (scope, name, argument), setting in settings(paths, overrides).items():
+        if not argument:
+            place, _, number = setting.location.rpartition(" line ")
+            line = find(place, (folder(), Path())).read_text("utf-8").splitlines()[int(number) - 1] if place else ""
+            comment = next((f"  {token.string}" for token in _tokens(line) if token.type == tokenize.COMMENT), "")
+            lines.append(f"  {f'{scope}/' * bool(scope)}{name} = {setting.value!r}{comment}\n")
+    return "".join(lines)
+
+
+def _tokens(line: str) -> Iterator[tokenize.TokenInfo]:
+    with contextlib.suppress(tokenize.TokenError, SyntaxError):  # the first line of a longer value
+        yield from tokenize.generate_tokens(io.StringIO(line).readline)
 
 
 def macros_of_package() -> set[str]:
@@ -44,10 +80,11 @@ def macros_of_package() -> set[str]:
 
 
 def find(name: str, folders: Iterable[Path]) -> Path:
-    """Returns the first file called `name` in `folders`; a `UserError` names the nearest one of the package."""
-    for place in folders:
-        if (place / name).is_file():
-            return place / name
+    """Returns the first file called `name`, or `name.gin`, in `folders`; a `UserError` names the package's nearest."""
+    for path in (place / f"{name}{suffix}" for place in folders for suffix in ("", ".gin") if name):
+        with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+            if path.is_file():
+                return path
     if name.startswith("methods/"):
         method = name.removeprefix("methods/").removesuffix(".gin")
         given = "NAME_1shot (promot_1shot)" if method == "one_shot" else method
@@ -61,7 +98,7 @@ def read(path: Path, parents: tuple[Path, ...] = ()) -> Iterator[Statement]:
         raise UserError(f"{path} includes itself.")
     name = str(path.relative_to(folder()) if path.is_relative_to(folder()) else path)
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name} cannot be read as a gin file: {error}.") from error
     for statement in parse(text, name):
@@ -111,3 +148,5 @@ def parse(text: str, name: str) -> Iterator[Statement]:
         )
         message = re.sub(r".*Failed to parse token (.*)", r"cannot read \1, a string needs quotes", message, flags=re.S)
         raise UserError(f"{name} line {line}: {message.strip().rstrip('.')}.") from error
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:  # keys that are lists, brackets without end
+        raise UserError(f"{name}: a value cannot be read ({error or type(error).__name__}).") from error

@@ -51,6 +51,7 @@ YOUNGER = {
     "exemplar_draws": 1,
     "weight_dtype": "float32",
     "samples": 5,
+    "prompt_task": "",
 }
 
 

@@ -26,6 +26,8 @@ class Experiment:
     # Trained prompts where a job takes them: a file or stage 1's folder, or several by name,
     # `{"sentiment": "runs/a", ...}`; "" for none.
     prompt_path: str | Mapping[str, str] = ""  # PROMPT_PATH
+    # Name of a prompt without description (a released array, or in a T5X checkpoint); its base model is not verified.
+    prompt_task: str = ""  # PROMPT_TASK
     force_prompt: bool = False  # take a prompt that was trained on another base model
     seed: int = 0  # of data order, initialisation and dropout
     dtype: str = "float32"  # of activations and products; or "bfloat16"
@@ -46,6 +48,8 @@ class Experiment:
             raise UserError(
                 f"SEED is not negative and PROMPT_LENGTH at least 1, not {self.seed}, {self.prompt_length}."
             )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f'Experiment.dtype is "float32" or "bfloat16", not {self.dtype!r}.')
         if self.data_shards < 1:
             raise UserError(f"DATA_SHARDS is at least 1, not {self.data_shards}.")
         lengths = self.feature_lengths

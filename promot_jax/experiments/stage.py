@@ -12,6 +12,7 @@ from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed import hosts
 from promot_jax.experiments import hooks
 from promot_jax.experiments.final_evaluation import settings_of
+from promot_jax.experiments.initial_params import prompt_init
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.train_stream import train_batches
@@ -175,10 +176,10 @@ def _save_prompt(session: Session, folder: Path, stage: Stage, trained: Trained,
     experiment = session.experiment
     info = soft_prompts.PromptInfo(
         task=experiment.task,
-        length=experiment.prompt_length,
+        length=len(trained.params["prompt"][experiment.task]),
         step=0 if stage.fixed_prompt else trained.best_step,
         score=score,
-        initialiser=stage.fixed_prompt or experiment.prompt_init.method,
+        initialiser=prompt_init(experiment, stage).method,
         base=session.base.fingerprint,
     )
     saved = soft_prompts.save(folder / "prompt", trained.params["prompt"][experiment.task], info)

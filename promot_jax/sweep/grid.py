@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -153,7 +154,8 @@ def _plan(tuning: Tuning, method: str) -> list[tuple[Any, ...]]:
 def _check_folder(what: str, name: str, others: Iterable[str] = ()) -> None:
     """Raises UserError for a folder outside the comparison's, or one in it that is or may become another one's."""
     first, *rest = PurePath(name).parts or ("",)
-    if not first or ".." in (first, *rest) or PurePath(name).is_absolute():
+    too_long = any(len(os.fsencode(part)) > 200 for part in (first, *rest))  # 255 bytes, less a temporary file's prefix
+    if not first or ".." in (first, *rest) or PurePath(name).is_absolute() or too_long:
         raise UserError(f"{what} becomes a folder in the comparison's own, which {name!r} cannot be.")
     if first in others or methods.parse(first)[0] in methods.METHODS:
         raise UserError(f"{what} becomes a folder, and that of {name!r} is for the cells of {first!r}: choose another.")

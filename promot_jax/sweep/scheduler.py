@@ -21,6 +21,7 @@ from promot_jax.experiments.method import run_method
 from promot_jax.experiments.session import Session, check_data, check_method, open_session, with_experiment
 from promot_jax.params import freezing
 from promot_jax.results import schema
+from promot_jax.results.schema import Comparison
 from promot_jax.sweep import status
 from promot_jax.sweep.collect import latest, publish
 from promot_jax.sweep.grid import Cell, Grid
@@ -38,8 +39,10 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         TrainingError: cells failed. The others have been run and reported.
         PreemptedError: while a cell runs, or between looks at those of other processes.
     """
-    if stale <= 0:
-        raise UserError(f"compare.stale is {stale}; it has to be a positive number of seconds.")
+    if not 0 < stale <= 1e9:  # the lease's thread waits for a tenth of it, and a wait has a limit
+        raise UserError(f"STALE is {stale}; it has to be a number of seconds above 0, at most 1e9.")
+    if serve is not None and not 0 <= serve < 2**16:
+        raise UserError(f"SERVE is {serve}, which is no port: give one from 1 to 65535, or 0 for any.")
     cells = list(grid.cells())
     experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
     for experiment in experiments:
@@ -267,6 +270,18 @@ def _report(grid: Grid, stale: float) -> None:
         if grid.tasks:
             print(f"\n{task}", flush=True)
         print("\n" + terminal.table(comparison), flush=True)
-        print(f"\nReport: {reports[task]}", flush=True)
+        print("\n" + _next_steps(grid, comparison, reports[task]), flush=True)
     if grid.tasks:
         print(f"All tasks: {whole}", flush=True)
+
+
+def _next_steps(grid: Grid, comparison: Comparison, report: Path) -> str:
+    """Where the report is, and what to do with the ProMoT model, or with that of the last method."""
+    from promot_jax.report import terminal
+
+    chosen = {name: selection.chosen for name, selection in comparison.selection.items()}
+    for run in sorted(comparison.runs, key=lambda run: (run.method == "promot", -run.seed), reverse=True):
+        for cell in comparison.cells:
+            if (cell.method, cell.seed, cell.varied) == (run.method, run.seed, chosen.get(run.method, {})):
+                return terminal.next_steps(report, run, grid.workdir / cell.folder)
+    return f"Report: {report.with_suffix('.html')} and {report.name}"

@@ -159,9 +159,10 @@ class _Log:
         self.restart()
 
     def evaluation(self, step: int, entry: dict[str, Any]) -> None:
-        scalars = {name: value for name, value in entry.items() if isinstance(value, float)}
-        self._write(step, {f"eval/{name}": value for name, value in scalars.items()})
-        shown = "  ".join(f"{name} {value:.1f}" for name, value in scalars.items())
+        names = {name: f"eval/{name}" for name in entry} | {"loss": "train/mean_loss"}  # since the evaluation before
+        scalars = {names[name]: value for name, value in entry.items() if isinstance(value, float)}
+        self._write(step, scalars)
+        shown = "  ".join(f"{tag} {value:.{4 if 'loss' in tag else 1}f}" for tag, value in scalars.items())
         print(f"[{self._name}] step {step}: {shown}", flush=True)
 
 

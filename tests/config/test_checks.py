@@ -82,7 +82,10 @@ def test_references_are_found_in_containers() -> None:
     ("lines", "message"),
     [
         (["train.x = %A", "A = %B", "B = [%C]"], "a.gin line 3: C has no value"),
-        (["train.x = %A", "A = %B", "B = {%A: 1}"], "a.gin line 2: the macro A is defined by itself."),
+        (
+            ["train.x = %A", "A = %B", "B = {%A: 1}"],
+            "a.gin line 2: these settings refer to each other in a circle: A -> B -> A.",
+        ),
         (["train.x = {%A: [%s/C]}", "A = 1", "C = 2"], r"a.gin line 1: s/C has no value \(did you mean 'C'\?\)"),
         (["train.x = %A", "A = [%gin.REQUIRED]"], "A has no value yet: add --gin.A=VALUE."),
         (["train.x = @gin.singleton()"], r"a.gin line 1: nothing is called 'gin.singleton' \(did you mean"),

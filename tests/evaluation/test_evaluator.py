@@ -196,6 +196,27 @@ def test_each_row_says_what_its_output_scores(base: Pretrained, oracle: Any) -> 
     assert [row.score for row in rows] == [None, None]
 
 
+def _fails_on_one_class(targets: list[str], predictions: list[str]) -> dict[str, float]:
+    return {"balance": 100 / (len(set(targets)) - 1)}
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("metric", "split_size", "says"),
+    [
+        (_fails_on_one_class, 6, r"'balance' of task 'tiny_failing', computed anew .* fails \(ZeroDivisionError"),
+        (lambda targets, predictions: None, 2, r"of task 'tiny_failing' fails \(AttributeError"),
+    ],
+)
+def test_a_metric_that_raises_is_named(base: Pretrained, oracle: Any, metric: Any, split_size: int, says: str) -> None:
+    """Resamples of a few examples may hold one class alone (Efron and Tibshirani, 1993: drawn with replacement)."""
+    oracle(right)
+    register.register("tiny_failing", tiny_tasks.reviews, tiny_tasks.REVIEW, [metric])
+
+    with pytest.raises(UserError, match=says):
+        evaluator(base, task="tiny_failing").target(plain(base), "test", split_size)
+
+
 def test_format_share_is_that_of_the_fine_tuned_task(base: Pretrained, oracle: Any) -> None:
     def answer(prompt: str) -> str:
         """Half of the colours in the format of the review task; sizes right, in their own format."""
@@ -207,9 +228,11 @@ def test_format_share_is_that_of_the_fine_tuned_task(base: Pretrained, oracle: A
     shares = {name: task.format_share for name, task in found.tasks.items()}
     assert 0 < share < 100 and shares == {"tiny_colour": pytest.approx(share), "tiny_size": 0}
     assert found.format_share == pytest.approx(share / 2)
-    # A mixture's labels are those of all its tasks; without a fine-tuned task, or with an open one, there is no share.
+    # A task that shares labels with the fine-tuned one (here a task of the mixture) would show 100 % of right answers:
+    # it has no share, and the mean leaves it out. Without a fine-tuned task, or with an open one, there is none at all.
     of_pair = evaluator(base, task="tiny_pair").icl(plain(base), 1, "test", 10)[0]
-    assert of_pair.tasks["tiny_size"].format_share == 100
+    assert of_pair.tasks["tiny_size"].format_share is None
+    assert of_pair.format_share == of_pair.tasks["tiny_colour"].format_share == pytest.approx(share)
     for task in ("", "tiny_colour"):
         assert evaluator(base, task=task).icl(plain(base), 1, "test", 10)[0].format_share is None
 

@@ -88,21 +88,21 @@ def _run(tuned_on: str, method: str, run: Run) -> dict[str, Any]:
 
 
 def _scores(run: Run) -> Rows:
-    rows = [["task", "metric", "score", "95 % interval", "format share (%)"]]
+    rows = [["task", "metric", "score", "95 % interval", "format share (%)", "n"]]
     for shots, icl in run.icl.items():
         for task, score in icl.tasks.items():
             interval = " to ".join(_value(end) for end in score.ci95 or ())
-            numbers = [_value(score.score), interval, _value(score.format_share)]
+            numbers = [_value(score.score), interval, _value(score.format_share), str(score.n)]
             rows.append([f"{task}, {shots}-shot", score.metric, *numbers])
     return rows
 
 
 def _curve(run: Run) -> Rows:
-    rows = [["stage", "step", "loss", "target", "icl", "format_share"]]
+    rows = [["stage", "step", "training loss", "validation loss", "target", "icl", "format_share"]]
     for point in run.curve:
         place = tables.place(point.step, point.alpha).removeprefix("step ")
-        numbers = [_value(value) for value in (point.loss, point.target, point.icl, point.format_share)]
-        rows.append([point.stage, place, *numbers])
+        numbers = (point.loss, point.validation_loss, point.target, point.icl, point.format_share)
+        rows.append([point.stage, place, *map(_value, numbers)])
     return rows
 
 
