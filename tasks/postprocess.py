@@ -26,13 +26,15 @@ def cut(output: str, prefix: str = "") -> str:
 def text(prefix: str = "") -> Postprocess:
     """Returns the post-processor of a task without a label set: the output, `cut` at stop sequence and prefix.
 
-    The target becomes the list of all right answers if the example has `answers`.
+    The target becomes the list of all right answers if the example has `answers`. White space around a target is left
+    out, as around outputs.
     """
 
     def postprocess(output: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> str | list[str]:
         if not is_target:
             return cut(output, prefix)
-        return [a.decode() if isinstance(a, bytes) else str(a) for a in (example or {}).get("answers", ())] or output
+        answers = [a.decode() if isinstance(a, bytes) else str(a) for a in (example or {}).get("answers", ())]
+        return [answer.strip() for answer in answers] or output.strip()
 
     return postprocess
 
@@ -40,7 +42,8 @@ def text(prefix: str = "") -> Postprocess:
 def label(labels: Sequence[str], prefix: str = "", ignore_case: bool = True) -> Postprocess:
     """Returns the post-processor of a task with a label set: the label that the output starts with, else its cut.
 
-    Only the output's first word counts (the first n words for a label of n words).
+    Only the output's first word counts (the first n words for a label of n words). White space around labels and
+    targets is left out, as around outputs, and a target that is a label but for ignored case becomes that label.
 
     Args:
       labels: the label set. A longer label wins over its own beginning ("North America" over "North").
@@ -48,14 +51,14 @@ def label(labels: Sequence[str], prefix: str = "", ignore_case: bool = True) -> 
       ignore_case: whether case is ignored; with labels such as "A", the article "a" would then be a label.
     """
     flags = re.IGNORECASE if ignore_case else re.NOFLAG
-    patterns = [
-        (name, re.compile(re.escape(name) + r"(?!\w)", flags)) for name in sorted(labels, key=len, reverse=True)
-    ]
+    names = sorted((name.strip() for name in labels), key=len, reverse=True)
+    patterns = [(name, re.compile(re.escape(name) + r"(?!\w)", flags)) for name in names]
 
     def postprocess(output: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> str:
         del example
         if is_target:
-            return output
+            target = output.strip()
+            return next((name for name, pattern in patterns if pattern.fullmatch(target)), target)
         answer = cut(output, prefix)
         return next((name for name, pattern in patterns if pattern.match(answer)), answer)
 

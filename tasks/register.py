@@ -10,6 +10,7 @@ Put the module's name in `MIXTURE_OR_TASK_MODULE` and the task's in `MIXTURE_OR_
 """
 
 import functools
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ import seqio
 import tensorflow as tf
 
 from promot_jax.data import examples
+from promot_jax.data.rows import Row, RowsSource
 from promot_jax.errors import UserError, nearest
 
 from . import postprocess
@@ -28,48 +30,8 @@ from .templates import Template
 
 SPLITS = ("train", "validation", "test")
 SHOTS = (0, 1, 4)
-Row = Mapping[str, str]
 MetricFn = Callable[..., Mapping[str, float]]
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
-
-
-class RowsSource(seqio.DataSource):
-    """A SeqIO source of rows in memory; they are read when a data set or a count is first needed.
-
-    If there is a split `train`, there is also the split `examples.EXEMPLARS`, its first rows.
-    """
-
-    def __init__(self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str]):
-        """Takes `rows`, a function from a split's name to its rows; all rows have the same string fields."""
-        super().__init__(splits=[*splits, *([examples.EXEMPLARS] if "train" in splits else [])])
-        self._rows = lambda split: rows("train")[: examples.POOL_ROWS] if split == examples.EXEMPLARS else rows(split)
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        """True: rows are sharded before they are shuffled, so that a shard has the same rows in every epoch."""
-        return True
-
-    def num_input_examples(self, split: str) -> int:
-        """Returns the number of rows, for SeqIO's mixing rates by size."""
-        return len(self._rows(split))
-
-    def list_shards(self, split: str) -> list[str]:
-        """Returns one shard per split."""
-        return [split]
-
-    def get_dataset(
-        self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **unused: Any
-    ) -> tf.data.Dataset:
-        """Returns the rows as a data set of string scalars, one feature per field and `id`."""
-        del unused
-        rows = self._rows(split)
-        columns = {field: [row[field] for row in rows] for field in (rows[0] if rows else ())}
-        columns.setdefault("id", [examples.stable_hash(*row.values()) for row in rows])
-        tensors = {field: tf.constant(values, tf.string, [len(rows)]) for field, values in columns.items()}
-        data = tf.data.Dataset.from_tensor_slices(tensors)
-        if shard_info:
-            data = data.shard(shard_info.num_shards, shard_info.index)
-        return data.shuffle(max(len(rows), 1), seed=seed) if shuffle else data
 
 
 class TfdsSource(seqio.TfdsDataSource):
@@ -123,8 +85,8 @@ def register(
     Args:
       name: letters, digits and underscores.
       rows: a function from a split's name to its rows, called when the split is first read; or a SeqIO source, for
-        instance a `TfdsSource`. A row is a mapping of strings. Its field `id` must be unique within the task; without
-        the field, a hash of the row is the id.
+        instance a `TfdsSource`. A row is a mapping from fields to texts or numbers. Its field `id` must be unique
+        within the split; without the field, a hash of the row is the id.
       template: makes inputs and targets of a row.
       metric_fns: `fn(targets, predictions) -> {name: score on [0, 100]}`; the first key of the first is the task's
         score.
@@ -136,13 +98,14 @@ def register(
         `answers`, strings `[answers]`.
 
     Raises:
-      UserError: a task or mixture of that name exists.
+      UserError: a task or mixture of that name exists, or an argument is of the wrong kind.
     """
     _check_free(name)
+    _check_arguments(name, rows, template, metric_fns, labels, splits)
     default = postprocess.label(labels, template.prefix) if labels else postprocess.text(template.prefix)
     task = seqio.TaskRegistry.add(
         name,
-        source=rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits),
+        source=rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits, name),
         preprocessors=[
             *preprocessors,
             functools.partial(_fill, task=name, template=template, labels=tuple(labels)),
@@ -164,18 +127,50 @@ def register_mixture(name: str, tasks: Sequence[str] | Mapping[str, float]) -> s
       tasks: names, mixed equally, or a mapping from names to rates.
 
     Raises:
-      UserError: a task or mixture of that name exists, or a task is unknown.
+      UserError: a task or mixture of that name exists, a task is unknown, or a rate is not positive and finite.
     """
     _check_free(name)
+    if isinstance(tasks, str) or not tasks:
+        raise UserError(f"mixture {name!r} needs a list of tasks, or a mapping from tasks to rates, not {tasks!r}.")
     rates = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, 1.0)
+    for task, rate in rates.items():
+        examples.check_rate(name, task, rate)
     mixture = seqio.MixtureRegistry.add(name, [(examples.get(task).name, float(rate)) for task, rate in rates.items()])
     _register_shots(name)
     return mixture
 
 
 def _check_free(name: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name, re.ASCII):
+        raise UserError(f"a task or mixture cannot be called {name!r}: use letters, digits and underscores")
     if name in seqio.TaskRegistry.names() or name in seqio.MixtureRegistry.names():
         raise UserError(f"a task or mixture called {name!r} is registered already: choose another name")
+
+
+def _check_arguments(
+    name: str, rows: Any, template: Any, metric_fns: Any, labels: Sequence[str], splits: Sequence[str]
+) -> None:
+    """Raises UserError for an argument of `register` that would fail, or mean something else, when it is used."""
+    if not callable(rows) and not isinstance(rows, seqio.DataSource):
+        raise UserError(f"the rows of task {name!r} are a {type(rows).__name__}: give a function from a split to rows")
+    if not isinstance(template, Template):
+        raise UserError(f"the template of task {name!r} is a {type(template).__name__}: give a templates.Template")
+    try:
+        pieces = [*string.Formatter().parse(template.inputs), *string.Formatter().parse(template.targets)]
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the template of task {name!r} is no format string ({error}): write braces as {{{{ }}}}"
+        ) from error
+    for _, field, form, conversion in pieces:
+        if field == "" or form or conversion:
+            raise UserError(
+                f"the template of task {name!r} has a field without a name or with a format: write {{name}}"
+            )
+    if isinstance(metric_fns, str) or not isinstance(metric_fns, Sequence) or not all(map(callable, metric_fns)):
+        raise UserError(f"metric_fns of task {name!r} is {metric_fns!r}: give a list of functions")
+    for key, names in {"labels": labels, "splits": splits}.items():
+        if isinstance(names, str) or not all(isinstance(each, str) and each.strip() for each in names):
+            raise UserError(f"{key} of task {name!r} is {names!r}: give a list of texts")
 
 
 def _register_shots(name: str) -> None:

@@ -37,6 +37,19 @@ def _no_process_stays() -> Iterator[None]:
     processes.end_all()
 
 
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """SeqIO's registries forget what a test registered."""
+    import seqio
+
+    registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
+    before = [set(registry.names()) for registry in registries]
+    yield
+    for registry, names in zip(registries, before, strict=True):
+        for name in set(registry.names()) - names:
+            registry.remove(name)
+
+
 @pytest.fixture(scope="module")
 def fast_compilation() -> Iterator[None]:
     """For tests on models so small that compiling takes longer than running."""

@@ -1,6 +1,7 @@
 """The entry point: gin files and flags in, one job called, or one error message and a status out."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from promot_jax import main
 from promot_jax.config import gin_files
 from promot_jax.errors import TrainingError, UserError
+from promot_jax.sweep import leases
 
 ROOT = Path(__file__).parents[1]
 CALLS: list[dict[str, Any]] = []
@@ -51,6 +53,12 @@ def train(workdir: Path, stage: Stage, other: Stage | None = None, task: str = "
         raise KeyboardInterrupt
     if fail == "bug":
         raise ZeroDivisionError("a bug")
+    if fail == "disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(workdir / "results.json"))
+    if fail == "pipe":
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    if fail == "library":
+        raise TimeoutError("not the system's")
     (workdir / "results.json").write_text("{}")
 
 
@@ -270,6 +278,30 @@ def test_failures_have_their_status(folder: Path, capsys: pytest.CaptureFixture[
         main.main([flag, "--gin.FAIL=bug"])
 
 
+def test_a_second_run_in_a_workdir_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with leases.alone(tmp_path):
+        assert "in use by" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path}")
+    assert main.main(["--gin_file=base.gin", f"--workdir={tmp_path}"]) == 0
+    assert not list(tmp_path.glob("lease*")) and "lease" not in capsys.readouterr().out
+
+
+def test_a_workdir_that_reads_as_a_pattern_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's `glob` names the characters; Orbax finds no checkpoint below such a folder."""
+    for name in ("run[1]", "run?", "a*/run"):
+        assert "give another --workdir" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / name}")
+    assert not CALLS and not list(tmp_path.glob("run*"))
+
+
+def test_faults_of_the_system_are_one_sentence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words are those of errno(3)."""
+    flag = with_line(folder, "train.fail = %FAIL")
+    said = error(capsys, flag, "--gin.FAIL=disk")
+    assert "'runs/mine/results.json': No space left on device. What was saved before is whole" in said
+    assert "Nobody reads the output any more. The same command resumes" in error(capsys, flag, "--gin.FAIL=pipe")
+    with pytest.raises(TimeoutError):
+        main.main([flag, "--gin.FAIL=library"])
+
+
 def test_unusable_workdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert "workdir" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / 'file'}")
@@ -378,3 +410,19 @@ def test_names_exist_and_are_light() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("output", ["closed", "full"])
+def test_process_whose_output_goes_nowhere(tmp_path: Path, output: str) -> None:
+    """As `| head -1` leaves it, or a full disk: no traceback, not even that of Python's own flush at exit."""
+    reader, closed = os.pipe()
+    os.close(reader)
+    with open(closed if output == "closed" else "/dev/full", "w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "promot_jax.main", "--help"],
+            stdout=out, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, text=True,
+        )  # fmt: skip
+        assert done.returncode in (0, 2) and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
+        assert done.returncode == 0 or "command resumes the run" in done.stderr
+    if output == "full":
+        os.close(closed)

@@ -56,5 +56,7 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     assert all(path.name in usage.stderr for path in (ROOT / "gin").glob("*.gin"))
     missing = python("-m", "promot_jax.main", "--gin_file=nested/prob.gin", path=target, cwd=elsewhere)
     assert missing.returncode == 2 and "did you mean 'nested/probe.gin'?" in missing.stderr
+    script = python(str(target / "bin" / "promot_jax"), "--gin_file=nested/prob.gin", path=target, cwd=elsewhere)
+    assert (script.returncode, script.stderr) == (2, missing.stderr)
     tasks = python("-c", "import promot_jax.tasks as t; print(t.__file__)", path=target, cwd=elsewhere)
     assert tasks.stdout.strip() == str(target / "promot_jax" / "tasks" / "__init__.py"), tasks.stderr

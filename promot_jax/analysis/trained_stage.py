@@ -25,8 +25,18 @@ from promot_jax.results.schema import StageRecord
 Json = dict[str, Any]
 
 # What a stage's batches and first parameters depend on; the rest of the experiment is the caller's.
-OWN = ("checkpoint", "task", "feature_lengths", "seed", "dtype", "prompt_length", "prompt_path", "force_prompt")
-OLDER = {"vocabulary": "", "data_shards": 1}  # as runs were done before these were settings
+OWN = (
+    "checkpoint",
+    "task",
+    "feature_lengths",
+    "seed",
+    "dtype",
+    "prompt_length",
+    "prompt_path",
+    "prompt_task",
+    "force_prompt",
+)
+OLDER = {"vocabulary": "", "data_shards": 1, "prompt_task": ""}  # as runs were done before these were settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +152,10 @@ def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tr
         experiment = dataclasses.replace(session.experiment, prompt_path=path)
         trained = saved_prompts(dataclasses.replace(session, experiment=experiment))
         yield {"model": model, "prompt": {task: next(iter(trained.values()))} if isinstance(path, str) else trained}
-    chosen = session.experiment.prompt_init
-    yield {"model": model, "prompt": fresh_prompt(session, chosen)}
-    yield {"model": model, "prompt": fresh_prompt(session, dataclasses.replace(chosen, method="uniform"))}
+    text = settings["training"].get("prompt_text", "")
+    for stage in methods.stages():
+        if stage.name == settings["stage"] and stage.prompt:
+            yield {"model": model, "prompt": fresh_prompt(session, dataclasses.replace(stage, prompt_text=text))}
 
 
 def _prompts(experiment: Experiment, folder: Path, stage: str) -> list[str | dict[str, str]]:

@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
 from promot_jax import files, trees
+from promot_jax.checkpoints.answers import GENERATION, TOKENIZER
 from promot_jax.checkpoints.huggingface import config as hf_config
 from promot_jax.checkpoints.huggingface import names, safetensors
 from promot_jax.checkpoints.huggingface.load import CONFIG, INDEX, SINGLE
@@ -75,21 +76,26 @@ def _fill(folder: Path, base: Pretrained, prompts: Prompts, dtype: str) -> None:
         raise UserError(f"A tokenizer of kind {type(vocabulary).__name__} is not written as Hugging Face files.")
     if tokens:
         vocabulary = vocabulary.fast()
-    roles = {"bos_token_id": vocabulary.bos_id, "eos_token_id": vocabulary.eos_id, "pad_token_id": vocabulary.pad_id}
+    ends = list(base.end_ids)
+    roles: dict[str, Any] = {"bos_token_id": vocabulary.bos_id, "pad_token_id": vocabulary.pad_id}
+    roles["eos_token_id"] = ends if len(ends) > 1 else vocabulary.eos_id
     roles |= {"decoder_start_token_id": 0} if family == "t5" else {}
-    generation: dict[str, Any] = dict(roles)
+    generation = dict(roles)
     vocabulary.save(folder)
+    if template := base.answers.chat_template:
+        _put_template(folder / TOKENIZER, template)
     if vocabulary.add_bos and vocabulary.bos_id is not None:
         _put_bos(folder / "tokenizer.json", vocabulary.bos_id)
+    first, between = config["vocab_size"], None
     if tokens:
-        first = config["vocab_size"]
         _add_prompts(sources, family, config, base.params, prompts)
         described |= {"vocab_size": first + len(tokens), "tie_word_embeddings": False}
         generation["suppress_tokens"] = list(range(first, first + len(tokens)))
         between = _extend_tokenizer(folder / "tokenizer.json", first, tokens, vocabulary)
-        (folder / "README.md").write_text(_note(family, prompts, first, between, vocabulary), encoding="utf-8")
+    note = _note_prompted(family, prompts, first, between, vocabulary) if tokens else _note_stripped(family)
+    (folder / "README.md").write_text(note + _NOTE, encoding="utf-8")
     _write_json(folder / CONFIG, described | roles | {"torch_dtype": dtype})
-    _write_json(folder / "generation_config.json", generation)
+    _write_json(folder / GENERATION, generation)
     _write_tensors(folder, sources, dtype)
 
 
@@ -154,6 +160,16 @@ def _add_prompts(
     sources["lm_head.weight"] = Source(shape, untied)
 
 
+def _put_template(file: Path, template: str | Mapping[str, str]) -> None:
+    """Adds a chat template where every version of transformers reads it, or several by name."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(template, str):
+        config["chat_template"] = template
+    else:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in template.items()]
+    _write_json(file, config)
+
+
 def _put_bos(file: Path, bos_id: int) -> None:
     """Has the tokenizer itself start every input with the token; a flag in its config alone is not heeded."""
     tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
@@ -197,41 +213,61 @@ def _extend_tokenizer(file: Path, first: int, tokens: list[str], vocabulary: Any
     return None
 
 
-def _note(family: str, prompts: Prompts, first: int, between: str | None, vocabulary: Any) -> str:
-    """README.md: what was added and how to use it."""
-    auto = "AutoModelForSeq2SeqLM" if family == "t5" else "AutoModelForCausalLM"
-    lines = ["# A model with its soft prompts as tokens", ""]
-    lines += ["| task | tokens | ids |", "|---|---|---|"]
-    start = first
+_AUTO = {"t5": "AutoModelForSeq2SeqLM", "decoder": "AutoModelForCausalLM"}
+# The end of every README.md.
+_NOTE = """
+In training and evaluation a text that has the name of a control token in it (`<|im_end|>`, `</s>`) was text. Without
+a further argument this tokenizer reads it as that token, so that data could end a sequence or open a turn; it reads
+text as text by `tokenizer(text, split_special_tokens=True)`.
+"""
+
+
+def _note_stripped(family: str) -> str:
+    """README.md of a model alone: how to use it."""
+    auto = _AUTO[family]
+    return f"""# A model without soft prompts
+
+```python
+from transformers import AutoTokenizer, {auto}
+tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
+ids = tokenizer(text, return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids)[0], skip_special_tokens=True))
+```
+
+generation_config.json has the tokens that end an answer, tokenizer_config.json the chat template where there is one.
+"""
+
+
+def _note_prompted(family: str, prompts: Prompts, first: int, between: str | None, vocabulary: Any) -> str:
+    """README.md of a model with prompts: what was added and how to use it."""
+    auto, rows = _AUTO[family], ""
     for name in sorted(prompts):
-        last = len(prompts[name]) - 1
-        lines.append(f"| {name} | `<promot_{name}_0>` to `<promot_{name}_{last}>` | {start} to {start + last} |")
-        start += last + 1
-    name = min(prompts)
-    lines += [
-        "",
-        "For a task of the table, put all of its tokens, in order, in front of the input; for anything else leave them",
-        "out: the model is then the plain one. Nothing may stand before them, a beginning-of-sequence token included.",
-        "",
-        "```python",
-        f"from transformers import AutoTokenizer, {auto}",
-        f'tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")',
-        f'prompt = [f"<promot_{name}_{{i}}>" for i in range({len(prompts[name])})]',
-        "ids = tokenizer.convert_tokens_to_ids(prompt) + tokenizer(text).input_ids",
-        "```",
-        "",
-    ]
+        last = first + len(prompts[name]) - 1
+        rows += f"| {name} | `<promot_{name}_0>` to `<promot_{name}_{last - first}>` | {first} to {last} |\n"
+        first = last + 1
+    name, one_string = min(prompts), ""
     if between is not None:
         bos = (" + tokenizer.bos_token" if vocabulary.add_bos else "") + (f' + "{between}"' if between else "")
-        lines += [
-            "A server that takes text only (vLLM and the like) reads the same ids from one string:",
-            f'`tokenizer("".join(prompt){bos} + text{"" if family == "t5" else ", add_special_tokens=False"})`.',
-            "",
-        ]
-    lines += [
-        "These tokens are never generated: their rows of the output head are the mean of all others, so that greedy",
-        "decoding and beams cannot choose them, and `suppress_tokens` in generation_config.json forbids them when",
-        "sampling. A server that does not read that file wants the ids in its own list of forbidden tokens.",
-        "",
-    ]
-    return "\n".join(lines)
+        one_string = f"""
+A server that takes text only (vLLM and the like) reads the same ids from one string:
+`tokenizer("".join(prompt){bos} + text{"" if family == "t5" else ", add_special_tokens=False"})`.
+"""
+    return f"""# A model with its soft prompts as tokens
+
+| task | tokens | ids |
+|---|---|---|
+{rows}
+For a task of the table, put all of its tokens, in order, in front of the input; for anything else leave them
+out: the model is then the plain one. Nothing may stand before them, a beginning-of-sequence token included.
+
+```python
+from transformers import AutoTokenizer, {auto}
+tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
+prompt = [f"<promot_{name}_{{i}}>" for i in range({len(prompts[name])})]
+ids = tokenizer.convert_tokens_to_ids(prompt) + tokenizer(text).input_ids
+```
+{one_string}
+These tokens are never generated: their rows of the output head are the mean of all others, so that greedy
+decoding and beams cannot choose them, and `suppress_tokens` in generation_config.json forbids them when
+sampling. A server that does not read that file wants the ids in its own list of forbidden tokens.
+"""

@@ -14,6 +14,7 @@ from promot_jax.errors import UserError
 PATTERNS = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model",
+    "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from promot_jax import assets, methods, trees
+from promot_jax.checkpoints.answers import Answers, of_folder, of_gguf, template_of
 from promot_jax.checkpoints.huggingface import load as hf
 from promot_jax.checkpoints.locate import is_remote, locate, spelled
 from promot_jax.checkpoints.orbax import Saved
 from promot_jax.checkpoints.placement import Placed, place
-from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint
+from promot_jax.checkpoints.t5x.load import Checkpoint, is_checkpoint, is_prompt, refuse_tensorflow
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.models import CONFIGS, Config, Model, build
@@ -30,25 +31,23 @@ _PADDING = 128  # rows; tables are padded to multiples of 64 or 128
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model ready to train or to ask.
+    """A model ready to train or to ask."""
 
-    Attributes:
-        model: family and config.
-        params: `params["model"]`, float32, placed on the mesh.
-        vocabulary: its tokenizer.
-        base: fingerprint of the base model; a fine-tuned model has that of the one it started from.
-        fingerprint: of these very parameters.
-        path: where it was loaded from, as given.
-        leaves: how many leaves were loaded, new and unused.
-    """
-
-    model: Model
-    params: trees.Tree
+    model: Model  # family and config
+    params: trees.Tree  # `params["model"]`, float32, placed on the mesh
     vocabulary: "Vocabulary"
-    base: str
-    fingerprint: str
-    path: str
-    leaves: dict[str, int]
+    base: str  # fingerprint of the base model; a fine-tuned model has that of the one it started from
+    fingerprint: str  # of these very parameters
+    path: str  # where it was loaded from, as given
+    leaves: dict[str, int]  # how many were loaded, new and unused
+    # End tokens and chat template that came with it.
+    answers: Answers = dataclasses.field(default_factory=Answers)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer, the tokenizer's end of sequence first."""
+        ids = dict.fromkeys((self.vocabulary.eos_id, *self.answers.end_ids))
+        return tuple(i for i in ids if 0 <= i < self.model.config.vocab_size)
 
     @property
     def accepts(self) -> tuple[str, ...]:
@@ -101,34 +100,33 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
         local.exists()
     except OSError as error:  # a name that is too long, say
         raise UserError(f"Cannot read {path[:200]!r}: {error.strerror or error}.") from error
+    refuse_tensorflow(local)
     if hf.is_folder(local):
-        sizes, placed, tokenizer, leaves = _read_hf(local, partitioner, without, options)
+        sizes, placed, tokenizer, leaves, answers = _read_hf(local, partitioner, without, options)
     elif is_checkpoint(local):
-        sizes, placed, tokenizer, leaves = _read_t5x(local, partitioner, without, options)
+        sizes, placed, tokenizer, leaves, answers = _read_t5x(local, partitioner, without, options)
     elif (stage := _stage_folder(local)) is not None:
         return _load_stage(stage, path, partitioner, options, without)
     else:
         file = local if is_remote(path) else assets.resolve(path)
-        sizes, placed, tokenizer, leaves = _read_gguf(file, partitioner, without, options)
+        sizes, placed, tokenizer, leaves, answers = _read_gguf(file, partitioner, without, options)
+    from promot_jax.data.vocabularies.load import within
+
     sizes = agree(sizes, options.config, path)
-    if tokenizer.vocab_size > sizes.vocab_size:  # ids beyond the table are soft prompts
-        raise UserError(
-            f"{path} has a tokenizer of {tokenizer.vocab_size} tokens and {sizes.vocab_size} embedding rows; "
-            "take both from the same model."
-        )
+    tokenizer = within(tokenizer, sizes.vocab_size, path)  # ids from there on are soft prompts
     config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=0.0)  # in training it is the stage's
     base = placed.fingerprint
-    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves)
+    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves, answers)
 
 
-_Read = tuple[Config, Placed, "Vocabulary", dict[str, int]]
+_Read = tuple[Config, Placed, "Vocabulary", dict[str, int], Answers]
 
 
 def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
     """A Hugging Face folder, with its tokenizer unless another is given."""
     from promot_jax.data.vocabularies.load import load as load_vocabulary
 
-    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model"):
         if os.path.lexists(folder / name):
             hf.inside(folder, name)
     tokenizer = load_vocabulary(options.vocabulary or folder)
@@ -136,9 +134,10 @@ def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], o
     def accept(family: str, sizes: dict[str, Any]) -> None:
         agree(CONFIGS[family](**sizes), options.config, str(folder))
 
+    said = of_folder(folder, Path(options.vocabulary or folder))
     loaded = hf.read(folder, partitioner, without, accept)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
-    return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves
+    return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves, said
 
 
 def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
@@ -154,7 +153,10 @@ def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], 
     tokenizer = load_vocabulary(vocabulary)
     like = jax.eval_shape(build(config).init, jax.random.key(0))
     checkpoint = Checkpoint(folder, {name: leaf.shape for name, leaf in trees.flatten(like).items()})
-    return config, place(checkpoint.shapes, checkpoint.read, partitioner, without), tokenizer, checkpoint.leaves
+    if any(map(is_prompt, checkpoint.unused)):
+        print(f"{folder} holds a soft prompt, too; PROMPT_PATH may name the same path to use it.", flush=True)
+    placed = place(checkpoint.shapes, checkpoint.read, partitioner, without)
+    return config, placed, tokenizer, checkpoint.leaves, Answers((), template_of(Path(vocabulary)))
 
 
 def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
@@ -175,7 +177,10 @@ def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], o
         tokenizer = TokenizerVocabulary.from_gguf(gguf.read_metadata(file))
     loaded = gguf.read(file, partitioner, without)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": 0}
-    return loaded.config, loaded.placed, tokenizer, leaves
+    said = of_gguf(loaded.metadata, file.name)
+    if options.vocabulary:
+        said = said._replace(chat_template=template_of(Path(options.vocabulary)) or said.chat_template)
+    return loaded.config, loaded.placed, tokenizer, leaves, said
 
 
 def agree(found: Config, given: Config | None, path: str) -> Config:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from promot_jax.errors import UserError
-from promot_jax.files import replacing
+from promot_jax.files import delete_leftovers, replacing
 
 
 def local(file: Path) -> Path:
@@ -36,6 +36,7 @@ def copied(path: str, files: Mapping[str, Any]) -> Path:
     listing = json.dumps([path, *((name, int(stat.length), int(stat.mtime)) for name, stat in stats.items())])
     target = cache / hashlib.sha256(listing.encode()).hexdigest()[:32]
     if not target.is_dir():
+        delete_leftovers(cache)
         with replacing(target) as scratch:
             scratch.mkdir()
             for name, file in files.items():

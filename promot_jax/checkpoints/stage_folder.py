@@ -32,7 +32,8 @@ def overlay(folder: Path, step: int, params: trees.Tree, *, some: bool = False) 
 
     With `some` it may have trained others too: a prompt, in joint tuning, beside the model that is asked for.
     """
-    checkpoints = Saved(folder / "checkpoints")
+    stage = describe(folder)  # None of one that still trains
+    checkpoints = Saved(folder / "checkpoints", stage.run if stage else "")
     saved = checkpoints.shapes(step)
     trained, frozen = trees.partition(params, lambda name: name in saved)
     return trees.merge(checkpoints.parameters(step, trained, some=some), frozen)

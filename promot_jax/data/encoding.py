@@ -48,21 +48,48 @@ class Encoder:
 
     def inputs(self, text: str, task: str = "") -> list[int]:
         """Ids of an input text, with the soft prompt of its task prepended."""
-        virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
-        start = [] if self.bos_id is None else [self.bos_id]
-        end = [] if self.sentinel_id is None else [self.sentinel_id]
-        end += [] if self.continues else [self.eos_id]
-        return [*([] if virtual is None else virtual.tolist()), *start, *self.encode(text), *end]
+        return self._framed(self.encode(text), task)
 
     def tokens(self, example: "Example") -> Tokens:
-        """Ids of an example; one space separates a target from the input that it continues.
+        """Ids of an example; a target that continues its input has the ids that it has in the text of both.
+
+        The input's ids are always those that the model generates from, of the input alone. Where a token of the text of
+        both would cross from input to target, as " True" does if the input ends in a space, the target has the ids of
+        its text after a line break instead, which no tokenizer merges with a word.
 
         Raises:
             UserError: the input is empty, so that nothing precedes the first target.
         """
-        inputs = self.inputs(example.inputs, example.task)
+        ids = self.encode(example.inputs)
+        inputs = self._framed(ids, example.task)
         if not inputs:
             raise UserError(f"Example {example.id!r} of task {example.task!r} has an empty input; leave it out.")
-        gap = " " if self.continues and example.targets and not example.inputs[-1:].isspace() else ""
-        targets = [*self.encode(gap + example.targets), self.eos_id]
-        return Tokens(inputs, targets)
+        if not self.continues:
+            return Tokens(inputs, [*self.encode(example.targets.removeprefix(" ")), self.eos_id])
+        text = joined(example.inputs, example.targets)[len(example.inputs) :]
+        return Tokens(inputs, [*self._after(example.inputs, ids, text), self.eos_id])
+
+    def _framed(self, ids: Sequence[int], task: str) -> list[int]:
+        virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
+        start = [] if self.bos_id is None else [self.bos_id]
+        end = [] if self.sentinel_id is None else [self.sentinel_id]
+        end += [] if self.continues else [self.eos_id]
+        return [*([] if virtual is None else virtual.tolist()), *start, *ids, *end]
+
+    def _after(self, before: str, ids: Sequence[int], text: str) -> Sequence[int]:
+        """Ids of a text after another, whose own `ids` are given."""
+        for start, start_ids in ((before, ids), ("\n", self.encode("\n"))):
+            both = self.encode(start + text)
+            if list(both[: len(start_ids)]) == list(start_ids):
+                return both[len(start_ids) :]
+        return self.encode(text)
+
+
+def joined(inputs: str, targets: str) -> str:
+    """Input and target as one text: one space between them, which neither has to bring and either may.
+
+    None is put where the input is empty or ends in white space, or the target is empty or starts with it.
+    """
+    if not inputs or inputs[-1].isspace():
+        return inputs + targets.removeprefix(" ")
+    return inputs + ("" if not targets or targets[0].isspace() else " ") + targets

@@ -12,6 +12,8 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
+import numbers
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +28,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from promot_jax.errors import UserError, nearest
+from promot_jax.errors import RUN_ERRORS, UserError, described, nearest, users_code
 
 # Exemplars come from the first rows of the training split in storage order, so that a split of millions of rows is
 # never read whole.
@@ -49,7 +51,7 @@ class Example:
     task: str  # registered name (so "capital_4shot" in a 4-shot mixture)
     id: str  # unique within the task, independent of the order or sharding of the data
     inputs: str  # the query, template filled in, without exemplars
-    targets: str  # the answer, without a leading space
+    targets: str  # the answer; one leading space is the one that separates it from its input
     labels: tuple[str, ...]  # the label set; empty for an open task
     prefix: str  # post-processing cuts an output from the second occurrence of this on; "" cuts nothing
     shots: int  # number of exemplars to prepend
@@ -62,10 +64,8 @@ class Example:
 def import_tasks(modules: Sequence[str]) -> None:
     """Imports modules that register tasks; raises UserError naming a module that cannot be imported."""
     for module in modules:
-        try:
+        with users_code(f"Importing task module {module!r}", advice="; look at its name, its path and that line"):
             importlib.import_module(module)
-        except (ImportError, TypeError, ValueError) as error:
-            raise UserError(f"task module {module!r} cannot be imported ({error}): check its name and path") from None
 
 
 def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
@@ -140,10 +140,14 @@ def read(name: str, split: str, *, limit: int | None = None, within: int | None 
     if isinstance(provider, seqio.Mixture):
         raise UserError(f"{name!r} is a mixture: read its tasks one by one ({', '.join(task_names(name))})")
     _check_split(provider, split)
-    elements = itertools.islice(_elements(provider, split, shuffle=False), within)
-    examples = [_example(provider, raw) for raw in elements]
-    examples.sort(key=lambda e: (stable_hash("0", e.id), e.id, e.inputs))
+    examples = sorted(stored(provider, split, within), key=lambda e: (stable_hash("0", e.id), e.id, e.inputs))
     return examples[:limit]
+
+
+def stored(task: seqio.Task, split: str, within: int | None = None) -> Iterator[Example]:
+    """Yields the examples of a split in storage order; `within` is a number of rows, None for all."""
+    for raw in itertools.islice(_elements(task, split, shuffle=False), within):
+        yield _example(task, split, raw)
 
 
 def pool(name: str, limit: int | None = None) -> list[Example]:
@@ -182,12 +186,28 @@ def stream(name: str, split: str, *, seed: int, shard: int = 0, shards: int = 1)
     Raises:
       UserError: `name` is unknown, one of its tasks lacks the split, or the split or shard is empty.
     """
-    provider = get(name)
     tasks = [seqio.TaskRegistry.get(task) for task in task_names(name)]
     for task in tasks:
         _check_split(task, split)
-    rates = np.array([1.0 if provider is task else provider.get_rate(task) for task in tasks])
+    rates = np.array(mixing_rates(name))
     return _mix(tasks, rates / rates.sum(), split, seed, seqio.ShardInfo(shard, shards) if shards > 1 else None)
+
+
+def mixing_rates(name: str) -> list[float]:
+    """Returns the rate of each task of `task_names`; raises UserError for one that is no positive, finite number."""
+    provider = get(name)
+    if isinstance(provider, seqio.Task):
+        return [1.0]
+    rates = {task: float(provider.get_rate(seqio.TaskRegistry.get(task))) for task in task_names(name)}
+    for task, rate in rates.items():
+        check_rate(name, task, rate)
+    return list(rates.values())
+
+
+def check_rate(mixture: str, task: str, rate: Any) -> None:
+    """Raises UserError for a rate of a task in a mixture that is no positive, finite number."""
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < float(rate) < math.inf:
+        raise UserError(f"mixture {mixture!r} mixes task {task!r} at rate {rate!r}: rates are positive numbers")
 
 
 def stable_hash(*parts: str) -> str:
@@ -208,7 +228,7 @@ def _mix(
         if raw is None:
             advice = f"; shard {shard.index} of {shard.num_shards} is empty: lower DATA_SHARDS" if shard else ""
             raise UserError(f"split {split!r} of task {tasks[i].name!r} has no examples{advice}")
-        yield _example(tasks[i], raw)
+        yield _example(tasks[i], split, raw)
 
 
 class _Shots(seqio.Task):
@@ -250,16 +270,18 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
     from_cache = _is_cached(task)
     if task.requires_caching and not from_cache:
         raise UserError(f"task {task.name!r} is read from a cache only: name its folder in SEQIO_CACHE_DIRS")
-    damage = (tf.errors.OpError, ValueError, KeyError)  # a local name: at exit a stream may outlive the module
+    passed, damage = RUN_ERRORS, Exception  # local names: at exit a stream may outlive the module
     try:
         if from_cache:
             _check_files(task.cache_dir, split)
         with contextlib.nullcontext() if options["shuffle"] else in_storage_order():
             dataset = task.get_dataset(None, split, use_cached=from_cache, try_in_mem_cache=False, **options)
         yield from dataset.as_numpy_iterator()
-    except damage as error:
+    except passed:
+        raise
+    except damage as error:  # of any kind: sources and preprocessors are the user's
         if not from_cache:
-            raise
+            raise UserError(f"split {split!r} of task {task.name!r} cannot be read ({described(error)})") from error
         reason = " ".join(str(error).split())
         raise UserError(
             f"the cache of task {task.name!r} in {task.cache_dir} is damaged or out of date ({reason}): delete it and "
@@ -296,10 +318,21 @@ def _check_split(task: seqio.Task, split: str) -> None:
         raise UserError(f"task {task.name!r} has no split {split!r}: it has {', '.join(task.splits)}")
 
 
-def _example(task: seqio.Task, raw: Mapping[str, Any]) -> Example:
+def _example(task: seqio.Task, split: str, raw: Mapping[str, Any]) -> Example:
     """Makes an Example of one element; missing features get defaults."""
     if "targets" not in raw:
         raise UserError(f"task {task.name!r} has no feature 'targets', only {', '.join(raw)}")
+    try:
+        return _decoded(task, raw)
+    except UnicodeDecodeError as error:
+        text = error.object[max(error.start - 30, 0) : error.end + 30]
+        raise UserError(
+            f"split {split!r} of task {task.name!r} has a text that is no UTF-8: byte "
+            f"0x{error.object[error.start]:02x} in {text!r}"
+        ) from error
+
+
+def _decoded(task: seqio.Task, raw: Mapping[str, Any]) -> Example:
     inputs = _text(task, raw, "inputs") if "inputs" in raw else ""
     targets = _text(task, raw, "targets")
     return Example(

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 
 from promot_jax.data import examples as text
+from promot_jax.data.encoding import joined
 from promot_jax.data.examples import Example, stable_hash
 from promot_jax.errors import UserError
 
@@ -119,7 +120,7 @@ def compose(
     shortened only if it does not fit alone and has a `suffix` (articles to summarise): then the last words before the
     suffix are left out. Raises UserError if the query alone does not fit and may not be shortened.
     """
-    shots = [f"{e.inputs} {e.targets}" for e in exemplars]
+    shots = [joined(e.inputs, e.targets) for e in exemplars]
     for dropped in range(len(shots) + 1):
         prompt = SEPARATOR.join([*shots[dropped:], example.inputs])
         tokens = count_tokens(prompt)

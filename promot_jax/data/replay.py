@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from promot_jax.data.encoding import joined
 from promot_jax.errors import UserError
 from promot_jax.models.batch_layout import Tokens
 
@@ -49,7 +50,7 @@ def passages(examples: Iterator["Example"], encoder: "Encoder", inputs: int, tar
     end = [] if encoder.continues else [encoder.eos_id]
     short = 0
     for example in examples:
-        ids = list(encoder.encode(f"{example.inputs} {example.targets}".strip()))
+        ids = list(encoder.encode(joined(example.inputs, example.targets).strip()))
         if len(ids) < 2:
             short += 1
             if short == 1000:

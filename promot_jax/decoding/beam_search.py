@@ -22,21 +22,13 @@ Array = jax.Array
 
 
 class Beams(NamedTuple):
-    """The state of a search.
+    """The state of a search."""
 
-    Attributes:
-        length: tokens so far, the same in every row that still runs.
-        scores: log-probabilities of the live hypotheses, likeliest first, -inf for none, `[batch, beams]`.
-        live: tokens of the live hypotheses, -1 after the last, `[batch, beams, max_tokens]`.
-        best: score of the best finished hypothesis, -inf for none, `[batch]`.
-        finished: tokens of the best finished hypothesis, -1 after the last, `[batch, max_tokens]`.
-    """
-
-    length: Array
-    scores: Array
-    live: Array
-    best: Array
-    finished: Array
+    length: Array  # tokens so far, the same in every row that still runs
+    scores: Array  # log-probabilities of the live hypotheses, likeliest first, -inf for none, `[batch, beams]`
+    live: Array  # tokens of the live hypotheses, -1 after the last, `[batch, beams, max_tokens]`
+    best: Array  # score of the best finished hypothesis, -inf for none, `[batch]`
+    finished: Array  # tokens of the best finished hypothesis, -1 after the last, `[batch, max_tokens]`
 
 
 def search(

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 
-def stop_mask(token_strings: Sequence[str], stop: str, eos_id: int) -> np.ndarray:
-    """Returns bool `[vocab]`: True for the end-of-sequence token, and for every token that contains the stop text."""
+def stop_mask(token_strings: Sequence[str], stop: str, *end_ids: int) -> np.ndarray:
+    """Returns bool `[vocab]`: True for the tokens that end an answer, and for every one that contains the stop text."""
     mask = np.array([bool(stop) and stop in text for text in token_strings])
-    mask[eos_id] = True
+    mask[list(end_ids)] = True
     return mask
 
 

@@ -7,27 +7,16 @@ from promot_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """Settings of generation.
+    """Settings of generation."""
 
-    Attributes:
-        max_tokens: longest output, the stop token included.
-        temperature: 0 is greedy.
-        top_k: sample among the `top_k` likeliest tokens; 0 is all.
-        top_p: sample among the likeliest tokens with this total probability.
-        stop: text at which an output ends; it is cut off. Answers of the tasks here are one line, so this default saves
-            time and changes no score.
-        beams: width of a beam search; 1 is greedy or sampled.
-        length_penalty: of beam search: log-probabilities are divided by T5X's brevity penalty
-            `((5 + length) / 6) ** length_penalty`.
-    """
-
-    max_tokens: int = 16
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    max_tokens: int = 16  # longest output, the stop token included
+    temperature: float = 0.0  # 0 is greedy
+    top_k: int = 0  # sample among so many likeliest tokens; 0 is all
+    top_p: float = 1.0  # sample among the likeliest tokens with this total probability
+    # Text at which an output ends; it is cut off. Answers of the tasks here are one line, so this saves time only.
     stop: str = "\n"
-    beams: int = 1
-    length_penalty: float = 0.6
+    beams: int = 1  # width of a beam search; 1 is greedy or sampled
+    length_penalty: float = 0.6  # of beam search, T5X's: log-probabilities are divided by `((5 + length) / 6) ** it`
 
     def __post_init__(self) -> None:
         """Raises UserError for values out of range."""

@@ -8,6 +8,8 @@ host is named on every host, in one sentence. Connections are made at
 """
 
 import contextlib
+import hashlib
+import ipaddress
 import json
 import os
 import select
@@ -16,12 +18,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from promot_jax.errors import UserError
 
 _RETRY = 0.2  # seconds between attempts to reach host 0
-_LONGEST = 1 << 16  # bytes of a message
+_LONGEST = 1 << 20  # bytes of a message
+_HELLO = 5.0  # seconds for the first words of either side
+_STRANGERS = 256  # connections that have not said who they are; the oldest go first
 
 
 class Lifeline:
@@ -46,7 +50,7 @@ class Lifeline:
         self._id, self._deadline = host_id, time.monotonic() + start_timeout
         self._start_timeout, self._address = start_timeout, address
         self._writing, self._reading, self._ending = threading.Lock(), threading.Lock(), False
-        me = {"host": host_id, "hosts": num_hosts, "name": socket.gethostname()}
+        me = {"token": _token(), "host": host_id, "hosts": num_hosts, "name": socket.gethostname()}
         self._peers: dict[int, socket.socket] = {}
         self.names: list[str] = self._await_hosts(me) if host_id == 0 else self._reach_host_0(me)
 
@@ -57,33 +61,61 @@ class Lifeline:
     # ---- meeting -----------------------------------------------------------------------------------------------------
 
     def _await_hosts(self, me: dict[str, Any]) -> list[str]:
-        """Host 0 waits for the others."""
-        names = {0: me["name"]}
-        try:
-            with _listen(self._address[1]) as server:
-                while len(names) < me["hosts"] or self._drop_closed(names):
-                    server.settimeout(max(0.01, self._deadline - time.monotonic()))
-                    peer, _ = server.accept()
-                    hello = _receive(peer, 5.0)
-                    host, name = hello.get("host"), hello.get("name")
-                    if not isinstance(host, int) or not isinstance(name, str):
-                        peer.close()  # somebody else's connection
-                        continue
-                    before = self._peers.pop(host, None)
-                    self._peers[host] = peer  # so that it hears of a refusal, too
-                    self._check(hello, me, names, before)
-                    names[host] = name
-        except TimeoutError:
-            missing = sorted(set(range(me["hosts"])) - set(names))
-            message = (
-                f"{_counted(missing)} of {me['hosts']} did not join within {self._start_timeout:g} s; start all of "
-                f"them with the same command, and let them reach {self._address[0]}:{self._address[1]}."
-            )
-            self._refuse(message)
+        """Host 0 waits for the others. Whoever else connects is dropped, and keeps nobody waiting."""
+        names, strangers = {0: me["name"]}, dict[socket.socket, tuple[float, bytes]]()  # since when, what they sent
+        with contextlib.ExitStack() as opened, selectors.DefaultSelector() as ready:
+            servers = [opened.enter_context(server) for server in listen(*self._address)]
+            opened.callback(lambda: list(map(socket.socket.close, strangers)))
+            for server in servers:
+                ready.register(server, selectors.EVENT_READ)
+            while len(names) < me["hosts"] or self._drop_closed(names):
+                now = time.monotonic()
+                if now >= self._deadline:
+                    self._refuse_missing(me, names)
+                for key, _ in ready.select(min(0.2, self._deadline - now)):
+                    peer: Any = key.fileobj
+                    if peer in servers:
+                        with contextlib.suppress(OSError):  # gone already, or too many files are open
+                            peer, _ = peer.accept()
+                            peer.setblocking(False)
+                            ready.register(peer, selectors.EVENT_READ)
+                            strangers[peer] = (now, b"")
+                    elif (sent := strangers[peer][1] + (_arrived(peer) or b"")).endswith(b"\n"):
+                        del strangers[peer]
+                        ready.unregister(peer)
+                        self._welcome(peer, _parse(sent), me, names)
+                    else:
+                        strangers[peer] = (strangers[peer][0] if sent != strangers[peer][1] else 0.0, sent)
+                late = [peer for peer, (since, sent) in strangers.items() if now - since > _HELLO or len(sent) > 4096]
+                for peer in [*late, *list(strangers)[: max(0, len(strangers) - _STRANGERS)]]:
+                    if strangers.pop(peer, None):
+                        ready.unregister(peer)
+                        peer.close()
         for peer in self._peers.values():  # the listener is closed: JAX opens its own
             with contextlib.suppress(OSError):  # whoever is gone is found out by watching
                 _send(peer, {"names": [names[host] for host in sorted(names)]})
         return [names[host] for host in sorted(names)]
+
+    def _welcome(self, peer: socket.socket, hello: dict[str, Any], me: dict[str, Any], names: dict[int, str]) -> None:
+        """Counts a host of this run; closes the connection of anybody else."""
+        host, name = hello.get("host"), hello.get("name")
+        if hello.get("token") != _token() or type(host) is not int or not isinstance(name, str):
+            peer.close()
+            return
+        peer.settimeout(_HELLO)
+        before = self._peers.pop(host, None)
+        self._peers[host] = peer  # so that it hears of a refusal, too
+        self._check(hello, me, names, before)
+        names[host] = name
+        with contextlib.suppress(OSError):  # gone: found out before the others hear of it
+            _send(peer, {"joined": True})
+
+    def _refuse_missing(self, me: dict[str, Any], names: dict[int, str]) -> NoReturn:
+        missing = sorted(set(range(me["hosts"])) - set(names))
+        self._refuse(
+            f"{_counted(missing)} of {me['hosts']} did not join within {self._start_timeout:g} s; start all of "
+            f"them with the same command, and let them reach {self._address[0]}:{self._address[1]}."
+        )
 
     def _drop_closed(self, names: dict[int, str]) -> bool:
         """Drops hosts that joined and ended since; whether there were any. They may be started again."""
@@ -108,7 +140,7 @@ class Lifeline:
             message = f"Two hosts have the id {host}: {names[host]} and {name}; give each a --host_id of its own."
             self._refuse(message, *([] if before is None else [before]))
 
-    def _refuse(self, message: str, *others: socket.socket) -> None:
+    def _refuse(self, message: str, *others: socket.socket) -> NoReturn:
         for peer in (*self._peers.values(), *others):
             with contextlib.suppress(OSError):
                 _send(peer, {"refused": message})
@@ -125,8 +157,9 @@ class Lifeline:
                 continue
             with contextlib.suppress(OSError):
                 _send(peer, me)
-            # Host 0 began to wait earlier or later than we did, and knows better who is missing.
-            answer = _receive(peer, left + self._start_timeout)
+            answer = _receive(peer, _HELLO)
+            if "joined" in answer:  # host 0 began to wait earlier or later than we did, and knows better who is missing
+                answer = _receive(peer, left + self._start_timeout)
             if "names" in answer:
                 self._peers[0] = peer
                 return list(answer["names"])
@@ -221,15 +254,49 @@ class Lifeline:
                         _send(peer, message)
 
 
-def _listen(port: int) -> socket.socket:
+def listen(name: str, port: int) -> list[socket.socket]:
+    """Listens at the addresses that a name means where they are this machine's own, otherwise at all of them.
+
+    A name may mean a loopback address to its own machine alone, as in Debian's /etc/hosts, and another to all others.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    servers: list[socket.socket] = []
     try:
-        if socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        return socket.create_server(("", port))
+        for family, address in own_addresses(name, port):
+            servers.append(socket.create_server(address, family=family, backlog=_STRANGERS))
+        if not servers and socket.has_dualstack_ipv6():
+            servers = [socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)]
+        return servers or [socket.create_server(("", port))]
     except OSError as error:
+        for server in servers:
+            server.close()
         raise UserError(
             f"Host 0 cannot listen at port {port} ({os.strerror(error.errno or 0)}); choose another --coordinator."
         ) from None
+
+
+def own_addresses(name: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    """The addresses of a name at which this machine can be reached by all; none where that cannot be known."""
+    try:
+        found = {(family, address) for family, *_, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)}
+    except OSError:
+        return []
+    known: list[tuple[socket.AddressFamily, tuple[Any, ...]]] = []
+    for family, address in sorted(found):
+        local = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+        if local and name not in (address[0], "localhost"):
+            return []
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind((address[0], 0, *address[2:]))
+            known.append((family, address))
+    return known
+
+
+def _token() -> str:
+    """What the hosts of a run know and others do not: `PROMOT_JAX_TOKEN`, if it is set, makes it a secret."""
+    return hashlib.sha256(b"promot_jax 1 " + os.environ.get("PROMOT_JAX_TOKEN", "").encode()).hexdigest()
 
 
 def _send(peer: socket.socket, message: dict[str, Any]) -> None:
@@ -238,18 +305,20 @@ def _send(peer: socket.socket, message: dict[str, Any]) -> None:
 
 def _receive(peer: socket.socket, timeout: float) -> dict[str, Any]:
     """One message; an empty one if there is none in time, or it is none of ours."""
-    peer.settimeout(timeout)
-    data = b""
+    data, deadline = b"", time.monotonic() + timeout
     with contextlib.suppress(OSError):
-        while not data.endswith(b"\n") and len(data) < _LONGEST and (more := peer.recv(4096)):
+        while not data.endswith(b"\n") and len(data) < _LONGEST:
+            peer.settimeout(max(0.01, deadline - time.monotonic()))
+            if not (more := peer.recv(1)):  # what follows the message is not for us
+                break
             data += more
-    return _parse(data.rstrip(b"\n"))
+    return _parse(data)
 
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         message = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
 

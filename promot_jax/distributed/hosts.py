@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from promot_jax.distributed.heartbeat import Lifeline
+from promot_jax.distributed.heartbeat import Lifeline, own_addresses
 from promot_jax.errors import HostError, UserError
 
 T = TypeVar("T")
@@ -87,16 +87,20 @@ def join(
         )
     if min(start_timeout, heartbeat_timeout, barrier_timeout) <= 0:
         raise UserError("--start_timeout, --heartbeat_timeout and --barrier_timeout are seconds, more than 0.")
-    lifeline = Lifeline((name.strip("[]"), int(port)), num_hosts, host_id, start_timeout)
+    name = name.strip("[]")
+    lifeline = Lifeline((name, int(port)), num_hosts, host_id, start_timeout)
     import jax
 
     # Its handler of SIGTERM would take the place of ours (`preemption`).
     jax.config.update("jax_enable_preemption_service", False)
+    own = [address[0] for _, address in own_addresses(name, int(port))]
     jax.distributed.initialize(
         coordinator,
         num_hosts,
         host_id,
         local_devices,
+        # Where it cannot be known: all addresses, JAX's default.
+        coordinator_bind_address=(f"[{own[0]}]:{port}" if ":" in own[0] else f"{own[0]}:{port}") if own else None,
         initialization_timeout=int(start_timeout) + 1,
         heartbeat_timeout_seconds=2 * int(heartbeat_timeout) + 1,  # ours comes first, with names
     )

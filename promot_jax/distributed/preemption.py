@@ -1,4 +1,8 @@
-"""Preemption: a notice by SIGTERM or from the cloud stops all hosts of a run at the same step, saved."""
+"""What stops a run, saved: SIGTERM, Ctrl-C, the cloud's notice, a lost lease; all hosts stop at the same step.
+
+Each sets a flag, at which the run looks where it can stop. An exception raised by a signal's handler would be lost in a
+callback of the garbage collector or of an import, which Python lets nothing out of.
+"""
 
 import contextlib
 import http.client
@@ -11,13 +15,34 @@ from pathlib import Path
 from types import FrameType
 
 from promot_jax.distributed import hosts
-from promot_jax.errors import PreemptedError
+from promot_jax.errors import PreemptedError, TakenOverError
 
 # https://cloud.google.com/compute/docs/instances/create-use-preemptible: "TRUE" from the notice on, 30 s ahead.
 GCE_NOTICE = "http://metadata.google.internal/computeMetadata/v1/instance/preempted"
 
+_AGAIN = b"Interrupted: stops at the next step, saved. Ctrl-C again stops at once, unsaved.\n"
+
 _noticed = threading.Event()
+_interrupted = False  # by Ctrl-C
+_saves = False  # within `saving`
+_lost = ""  # how the lease on the run's folder was lost
 _rounds = 0  # calls of `stops`, the same on all hosts
+_as_it_is = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Heeds Ctrl-C (SIGINT) until the block ends: it raises KeyboardInterrupt, but for the first one within `saving`.
+
+    A process that was started with SIGINT ignored, as by `nohup` or `&`, goes on ignoring it.
+    """
+    global _interrupted
+    try:
+        with _handled(signal.SIGINT) if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else _as_it_is:
+            yield
+    finally:
+        _interrupted = False
+        _noticed.clear()
 
 
 @contextlib.contextmanager
@@ -29,27 +54,70 @@ def heeded(notice: str = "", period: float = 5.0) -> Iterator[None]:
         period: seconds between questions.
     """
     global _rounds
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        _noticed.set()
-
-    _rounds = 0
-    _noticed.clear()
-    done = threading.Event()
-    # Only the main thread hears signals, and only it may set their handlers.
-    hears = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, note) if hears else None
+    _rounds, done = 0, threading.Event()
     polling = threading.Thread(target=_poll, args=(notice, period, done), name="preemption notice", daemon=True)
     if notice:
         polling.start()
     try:
-        yield
+        with _handled(signal.SIGTERM):
+            yield
     finally:
         done.set()
         if notice:
-            polling.join(2 * period)  # the default handler would end this process
-        if hears:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            polling.join(2 * period)  # a late notice would stop another run
+        if not _interrupted:
+            _noticed.clear()
+
+
+@contextlib.contextmanager
+def _handled(number: signal.Signals) -> Iterator[None]:
+    """Handles a signal here, in the main thread: no other hears signals, or may set their handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, _note)
+    try:
+        yield
+    finally:
+        signal.signal(number, before or signal.SIG_DFL)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _interrupted
+    again = _noticed.is_set()
+    _noticed.set()
+    if number == signal.SIGINT:
+        _interrupted = True
+        if again or not _saves:
+            raise KeyboardInterrupt
+        os.write(2, _AGAIN)  # `print` may be in the middle of another line
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """Within this block the first Ctrl-C only sets the flag: whoever opens it asks `stops` often, and saves."""
+    global _saves
+    _saves = True
+    try:
+        yield
+    finally:
+        _saves = False
+
+
+def lost(how: str) -> None:
+    """Notes, from any thread, that another process has taken the run's folder over; "" once this one let go of it."""
+    global _lost
+    _lost = how
+
+
+def word() -> str:
+    """How the run was told to stop, in messages."""
+    return "interrupted" if _interrupted else "preempted"
+
+
+def interrupted() -> bool:
+    """Whether Ctrl-C told this run to stop."""
+    return _interrupted
 
 
 def stops() -> bool:
@@ -57,8 +125,13 @@ def stops() -> bool:
 
     All hosts call this equally often, and between two calls wait for each other in a collective: so when a host calls
     for a stop at its next call, no other host can already have made that one.
+
+    Raises:
+        TakenOverError: the run's folder is another process's, in which nothing may be saved.
     """
     global _rounds
+    if _lost:
+        raise TakenOverError(_lost)
     if hosts.count() == 1:
         return _noticed.is_set()
     _rounds += 1
@@ -75,7 +148,7 @@ def check(where: str) -> None:
         where: "during an evaluation".
     """
     if stops():
-        raise PreemptedError(f"Preempted {where}.")
+        raise PreemptedError(f"{word().capitalize()} {where}.")
 
 
 def notice_address(wanted: str) -> str:
@@ -98,5 +171,5 @@ def _poll(address: str, period: float, done: threading.Event) -> None:
         refused = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
         with refused, opener.open(request, timeout=period) as answer:
             if answer.read(16).strip() == b"TRUE" and not done.is_set():
-                os.kill(os.getpid(), signal.SIGTERM)
+                _noticed.set()
                 return

@@ -10,8 +10,9 @@ import msgspec
 from promot_jax import trees
 from promot_jax.data import examples as text
 from promot_jax.data.exemplars import choose, compose
+from promot_jax.data.task_functions import judge, scores
 from promot_jax.decoding.output_text import SENTINELS
-from promot_jax.errors import UserError
+from promot_jax.errors import UserError, users_code
 from promot_jax.evaluation.format_share import format_share
 from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.results import bootstrap
@@ -207,13 +208,10 @@ class Evaluator:
 
     def _score(self, name: str, answers: Sequence[tuple[Question, str]], intervals: bool) -> Scored[Score]:
         task = text.get(name)
-        each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
         rows, targets, answered = [], [], []
         for question, raw in answers:
             example, request, dropped = question.example, question.request, question.dropped_shots
-            features = {**example.features, **dataclasses.asdict(example)}
-            target = task.postprocess_fn(example.targets, example=features, is_target=True)
-            answer = task.postprocess_fn(self._sampler.answer(raw), example=features, is_target=False)
+            target, answer, score = judge(task, example, self._sampler.answer(raw))
             row = Output(
                 task=text.base_task(name),
                 id=example.id,
@@ -224,26 +222,16 @@ class Evaluator:
                 target=target,
                 raw=raw,
                 output=answer,
-                score=None if each is None else each(target, answer),
+                score=score,
             )
             rows.append(row)
             targets.append(target)
             answered.append(answer)
-        metrics: dict[str, float] = {}
-        for metric_fn in task.metric_fns:
-            # SeqIO's own metrics wrap their numbers.
-            metrics |= {
-                key: float(getattr(value, "value", value)) for key, value in metric_fn(targets, answered).items()
-            }
-        if not metrics:
-            raise UserError(f"Task {name!r} has no metric; register it with metric_fns.")
+        metrics = scores(task, targets, answered)
         metric = next(iter(metrics))
-        if not 0 <= metrics[metric] <= 100:
-            raise UserError(
-                f"Task {name!r} scores {metric} = {metrics[metric]}; its first metric must lie in [0, 100]."
-            )
         sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
-        ci95 = bootstrap.interval(sample) if intervals else None
+        with users_code(f"Metric {metric!r} of task {name!r}, computed anew for part of the examples,"):
+            ci95 = bootstrap.interval(sample) if intervals else None
         share = None if self._shares_labels(name) else format_share([str(answer) for answer in answered], self._labels)
         entry = Score(
             metric=metric, score=metrics[metric], ci95=ci95, n=len(rows), format_share=share, metrics={**metrics}

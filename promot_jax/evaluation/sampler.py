@@ -1,6 +1,7 @@
 """Text in, text out: a model generates for requests, in batches; inference and evaluation share it."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,9 +59,10 @@ class Sampler:
         self._sentinels = vocabulary.sentinels if settings.sentinel else {}
         if settings.sentinel and SENTINELS[0] not in self._sentinels:
             raise UserError(f"The tokenizer of this model has no {SENTINELS[0]}; set Evaluation.sentinel = False.")
-        stops = stop_mask(vocabulary.token_strings(), settings.decoding.stop, vocabulary.eos_id)
+        strings = vocabulary.token_strings()
         # Padding rows of the head, if any, stop too: they are no token.
-        self._stops = np.pad(stops, (0, base.model.config.vocab_size - len(stops)), constant_values=True)
+        padding = range(len(strings), base.model.config.vocab_size)
+        self._stops = stop_mask([*strings, *("" for _ in padding)], settings.decoding.stop, *base.end_ids, *padding)
 
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
         """Returns the model's raw output for every request, in order.
@@ -123,7 +125,9 @@ class Sampler:
                 )
 
     def _text(self, ids: np.ndarray) -> str:
-        output = spelled([int(i) for i in ids if i >= 0], self._sentinels, self.base.vocabulary.decode)
+        ends = {-1, *self.base.end_ids}
+        answer = itertools.takewhile(lambda i: i not in ends, map(int, ids))
+        output = spelled(list(answer), self._sentinels, self.base.vocabulary.decode)
         stop = self.settings.decoding.stop
         return output.split(stop, 1)[0] if stop else output
 

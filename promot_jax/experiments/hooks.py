@@ -9,6 +9,7 @@ from promot_jax import files, trees
 from promot_jax.distributed import hosts
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.session import Session
+from promot_jax.experiments.validation_loss import ValidationLoss
 from promot_jax.methods.base import Stage
 from promot_jax.params import lora
 from promot_jax.results import records
@@ -21,16 +22,20 @@ def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:
     """Returns what evaluates parameters on the validation split: `(params, step)` to the scores of that step.
 
     It scores the fine-tuning task with its soft prompt prepended and, where the stage tunes the model, ICL with the
-    prompt stripped; it writes the outputs to `outputs/` in the stage's folder.
+    prompt stripped; it writes the outputs to `outputs/` in the stage's folder. The task's loss there is among them.
     """
     settings = session.experiment.evaluation
+    losses: list[ValidationLoss] = []  # its examples, read and encoded at the first step
 
     def evaluate(params: trees.Tree, step: int) -> Json:
         names = prompts_of_tasks(session.experiment, params.get("prompt"))
         merged = lora.merge(params, stage.lora)
+        if not losses:
+            losses.append(ValidationLoss(session, merged.get("prompt")))
         target = session.evaluator.target(merged, settings.curve_split, settings.curve_target_examples, names)
         rows, entry = target.rows, target.entry
         scores: Json = {"target": entry.score, "target_ci95": entry.ci95, "target_n": entry.n}
+        scores["validation_loss"] = losses[0](merged)
         if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
             stripped = merged if stage.keeps_lora else {"model": params["model"]}
             limits = (settings.curve_shots, settings.curve_split, settings.curve_examples)

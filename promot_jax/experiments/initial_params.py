@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from promot_jax import trees
 from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.checkpoints.t5x import load as t5x
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
@@ -22,32 +24,42 @@ def start(session: Session, plan: Sequence[Stage]) -> trees.Tree:
     """What the first stage of a method starts from: the base model, and the prompt and LoRA that its stages attach."""
     params: trees.Tree = {"model": session.base.params}
     if any(stage.prompt for stage in plan):
-        chosen = session.experiment.prompt_init
-        fixed = next((stage.fixed_prompt for stage in plan if stage.fixed_prompt), chosen.method)
-        params["prompt"] = fresh_prompt(session, dataclasses.replace(chosen, method=fixed))
+        params["prompt"] = fresh_prompt(session, next(stage for stage in plan if stage.prompt))
     if shape := next((stage.lora for stage in plan if stage.lora), None):
         params["lora"] = fresh_lora(session, shape)
     return params
 
 
-def fresh_prompt(session: Session, initialiser: PromptInit | None = None) -> trees.Tree:
-    """The first prompt of the training task, on the mesh; `Experiment.prompt_init`'s unless an initialiser is given."""
+def fresh_prompt(session: Session, stage: Stage) -> trees.Tree:
+    """The first prompt of the training task, on the mesh: the stage's own, or `Experiment.prompt_init`'s."""
     from promot_jax.data import examples
 
     experiment, base = session.experiment, session.base
     labels: list[str] = []
     for task in examples.task_names(experiment.task):
         labels += [label for example in examples.read(task, "train", within=1) for label in example.labels]
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 1)
-    rows = (initialiser or experiment.prompt_init).rows(
-        key,
-        experiment.prompt_length,
+    labels = list(dict.fromkeys(labels))
+    initialiser, length = prompt_init(experiment, stage), experiment.prompt_length
+    if stage.prompt_text:
+        if "{labels}" in stage.prompt_text and not labels:
+            raise UserError(f"The prompt of stage {stage.name} names the labels of {experiment.task}, which has none.")
+        text = stage.prompt_text.replace("{labels}", ", ".join(labels))
+        initialiser, length = dataclasses.replace(initialiser, text=text), len(base.vocabulary.encode(text))
+    rows = initialiser.rows(
+        jax.random.fold_in(jax.random.key(experiment.seed), 1),
+        length,
         (base.model.config.vocab_size, base.model.config.emb_dim),
         partial(base.model.input_rows, base.params),
         base.vocabulary.encode,
-        list(dict.fromkeys(labels)),
+        labels,
     )
     return experiment.partitioner.place({"prompt": {experiment.task: rows}})["prompt"]
+
+
+def prompt_init(experiment: Experiment, stage: Stage) -> PromptInit:
+    """The initialiser of a stage's prompt: `Experiment.prompt_init`, with the method that the stage asks for."""
+    asked = stage.fixed_prompt or ("text" if stage.prompt_text else experiment.prompt_init.method)
+    return dataclasses.replace(experiment.prompt_init, method=asked)
 
 
 def fresh_lora(session: Session, settings: Lora) -> trees.Tree:
@@ -69,9 +81,17 @@ def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
         UserError: nothing there, or a prompt of another model.
     """
     given = experiment.prompt_path
-    loaded = {}
+    forced = experiment.force_prompt
+    loaded: dict[str, Any] = {}
     for name, path in {"": given}.items() if isinstance(given, str) else given.items():
-        array, info = soft_prompts.load(path, base.accepts, experiment.force_prompt)
+        if not name and not isinstance(given, str):
+            raise UserError(f'PROMPT_PATH gives {path!r} the name ""; give it the name of its task.')
+        task = name or experiment.prompt_task or (experiment.task if forced else "")
+        if t5x.is_checkpoint(Path(path)):
+            array = soft_prompts.checked(t5x.read_prompt(Path(path)), path)
+            info = soft_prompts.undescribed(array, path, task)
+        else:
+            array, info = soft_prompts.load(path, base.accepts, forced, task)
         loaded[name or info.task] = array
     width = base.model.config.emb_dim
     for name, array in loaded.items():

@@ -77,6 +77,6 @@ def _prompt_per_task(
             print(f"[{stage.name}] takes the prompt of {task} from {paths[task]}.", flush=True)
             continue
         alone, folders[task] = narrowed(session, task), folder / task
-        begun = {"model": params["model"], "prompt": fresh_prompt(alone)}
+        begun = {"model": params["model"], "prompt": fresh_prompt(alone, stage)}
         found[task] = run_stage(alone, folders[task], stage, training, begun)["prompt"][task]
     return found, folders

@@ -1,6 +1,7 @@
 """What a folder was started with: a run goes on there only with the same settings."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from promot_jax import files, trees
 from promot_jax.errors import UserError
 from promot_jax.experiments.session import tasks_of
 from promot_jax.experiments.settings import Experiment
-from promot_jax.results import schema
+from promot_jax.results import records, schema
 from promot_jax.results.schema import Run
 
 Json = dict[str, Any]
@@ -50,29 +51,46 @@ YOUNGER = {
     "exemplar_draws": 1,
     "weight_dtype": "float32",
     "samples": 5,
+    "prompt_task": "",
 }
 
 
-def keep_settings(folder: Path, settings: Json) -> None:
-    """Writes the settings of a run at its start, and refuses to go on in a folder that was started with others."""
-    settings = files.plain(settings)
+_IMMATERIAL = ("/log_period", "/keep_period")  # settings that change no result
+
+
+def keep_settings(folder: Path, settings: Json, finished: str = "results.json") -> str:
+    """Writes the settings of a run at its start, and refuses to go on in a folder that was started with others.
+
+    Args:
+        folder: of the run.
+        settings: as they are now.
+        finished: name of the file that finished work leaves in the folder.
+
+    Returns:
+        A digest of the settings that the run was started with.
+
+    Raises:
+        UserError: other settings, damaged ones, or none beside finished work.
+    """
     path = folder / "settings.json"
-    if not path.is_file():
+    advice = f"put it back, or delete {folder} to start again"
+    if not path.exists():
+        if (folder / finished).is_file():
+            raise UserError(f"{folder} holds a finished {finished}, but no settings.json that says of what: {advice}.")
         files.write(settings, path)
-        return
-    try:
-        before = {_renamed(key): value for key, value in trees.flatten(json.loads(path.read_text("utf-8"))).items()}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {folder} to start again.") from error
-    now = trees.flatten(settings)
+    document = records.read(path, dict[str, Any], advice)
+    before = {_renamed(key): value for key, value in trees.flatten(document).items()}
+    told = {key: value for key, value in before.items() if not key.endswith(_IMMATERIAL)}
+    now = trees.flatten(files.plain(settings))
     for key in sorted({*before, *now}):
         for one in (before, now):
             one.setdefault(key, YOUNGER.get(key.rpartition("/")[2]))
-        if before.get(key) != now.get(key) and not key.endswith(("/log_period", "/keep_period")):
+        if before.get(key) != now.get(key) and not key.endswith(_IMMATERIAL):
             raise UserError(
                 f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: give another "
                 "--workdir, or delete the folder to start again."
             )
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _renamed(key: str) -> str:

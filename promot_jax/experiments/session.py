@@ -46,24 +46,30 @@ class Session:
         return self.sampler.encoder.with_prompts(prompt_ids, self.experiment.task)
 
 
-def open_session(experiment: Experiment, others: Sequence[Experiment] = ()) -> Session:
-    """Imports the tasks, checks the names, loads the model.
+def open_session(experiment: Experiment, others: Sequence[Experiment] = (), *, reads_data: bool = True) -> Session:
+    """Imports the tasks, checks their names and rows, loads the model.
 
     Args:
         experiment: model and data.
         others: experiments that this process will come to (`with_experiment`): their tasks may be cached ones too.
+        reads_data: whether the job reads the tasks' rows; otherwise they are not looked at.
 
     Raises:
-        UserError: an unknown task, mixture or checkpoint. Names are checked before the model is read.
+        UserError: an unknown task, mixture or checkpoint, or rows that cannot be used (`data.validation`). All but the
+            checkpoint is checked before the model is read.
     """
     check_data(experiment)
-    from promot_jax.data import examples
+    from promot_jax.data import examples, validation
 
     folders = [experiment.cache_dirs] if isinstance(experiment.cache_dirs, str) else experiment.cache_dirs
     tasks = [task for other in (experiment, *others) for task in tasks_of(other)]
     examples.use_caches(folders, tasks)
     if cached := examples.cached(tasks):
         print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
+    if reads_data:
+        for other in (experiment, *others):
+            trained = examples.task_names(other.task) if other.task else ()
+            validation.check(tasks_of(other), trained, (other.evaluation.curve_split, other.evaluation.split))
     started = time.monotonic()
     base = load_base(experiment)
     print(
@@ -83,11 +89,13 @@ def tasks_of(experiment: Experiment) -> list[str]:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Imports the tasks; raises UserError for names, splits and shots that would fail only after hours of training."""
+    """Imports the tasks; raises UserError for names, splits, shots and rates that would fail only after hours."""
     early_checks.check_names(experiment)
     from promot_jax.data import examples
 
     examples.import_tasks([experiment.modules] if isinstance(experiment.modules, str) else experiment.modules)
+    if experiment.task:
+        examples.mixing_rates(experiment.task)
     settings = experiment.evaluation
     wanted = ("train", settings.curve_split, settings.split)
     for name in tasks_of(experiment):

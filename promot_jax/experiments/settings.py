@@ -26,6 +26,8 @@ class Experiment:
     # Trained prompts where a job takes them: a file or stage 1's folder, or several by name,
     # `{"sentiment": "runs/a", ...}`; "" for none.
     prompt_path: str | Mapping[str, str] = ""  # PROMPT_PATH
+    # Name of a prompt without description (a released array, or in a T5X checkpoint); its base model is not verified.
+    prompt_task: str = ""  # PROMPT_TASK
     force_prompt: bool = False  # take a prompt that was trained on another base model
     seed: int = 0  # of data order, initialisation and dropout
     dtype: str = "float32"  # of activations and products; or "bfloat16"

@@ -12,6 +12,7 @@ from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed import hosts
 from promot_jax.experiments import hooks
 from promot_jax.experiments.final_evaluation import settings_of
+from promot_jax.experiments.initial_params import prompt_init
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.train_stream import train_batches
@@ -42,7 +43,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     attached = {"model": True, "prompt": stage.prompt, "lora": stage.lora}
     params = {subtree: tree for subtree, tree in params.items() if attached[subtree]}
     settings = _settings(session, stage, training, params)
-    hosts.decide(lambda: keep_settings(folder, settings), "the settings")
+    run = hosts.decide(lambda: keep_settings(folder, settings, stage_folder.STAGE_FILE), "the settings")
     finished = records.decide(lambda: stage_folder.describe(folder), StageRecord, "a finished stage")
     if finished:
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
@@ -50,9 +51,9 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     evaluate = hooks.curve_evaluation(session, folder, stage)
     left_out: dict[str, int] = {}
     if stage.candidates is not None:
-        trained = _choose(session, folder, stage, stage.candidates, params, evaluate)
+        trained = _choose(session, folder, stage, stage.candidates, params, evaluate, run)
     else:
-        trained, left_out = _train(session, folder, stage, training, params, evaluate)
+        trained, left_out = _train(session, folder, stage, training, params, evaluate, run)
     curve = records.parse(trained.curve, list[StepEvaluation], f"The curve of {stage.name}")
     score = next(entry.target for entry in curve if entry.step == trained.best_step)
     assert score is not None  # every evaluation scores the target
@@ -70,6 +71,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
         seconds=trained.seconds,
         curve=curve,
         lora=files.plain(dataclasses.asdict(stage.lora)) if stage.keeps_lora and stage.lora else None,
+        run=run,
         **left_out,
     )
     stage_folder.record(folder, record)
@@ -91,7 +93,13 @@ def recorded(stage: Stage, training: Training) -> Json:
 
 
 def _train(
-    session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree, evaluate: hooks.Evaluate
+    session: Session,
+    folder: Path,
+    stage: Stage,
+    training: Training,
+    params: trees.Tree,
+    evaluate: hooks.Evaluate,
+    run: str,
 ) -> tuple[Trained, dict[str, int]]:
     """Runs the loop on the training stream; returns its result, and counts of what the stream left out."""
     experiment = session.experiment
@@ -117,6 +125,7 @@ def _train(
             partitioner=experiment.partitioner,
             seed=experiment.seed,
             write=write,
+            run=run,
         )
     return trained, _left_out(stage, examples, stream)
 
@@ -135,7 +144,13 @@ def _left_out(stage: Stage, examples: "Mapping[int, WithExemplars]", stream: "Sh
 
 
 def _choose(
-    session: Session, folder: Path, stage: Stage, candidates: Candidates, params: trees.Tree, evaluate: hooks.Evaluate
+    session: Session,
+    folder: Path,
+    stage: Stage,
+    candidates: Candidates,
+    params: trees.Tree,
+    evaluate: hooks.Evaluate,
+    run: str,
 ) -> Trained:
     """Evaluates candidates between the base and the tuned model, and keeps the best; of equals that closer to the base.
 
@@ -150,7 +165,7 @@ def _choose(
         print(f"[{stage.name}] {shown}: target {point['target']:.1f}", flush=True)
     best = max((point for point in curve if point["step"]), key=lambda point: (point["target"], -point["step"]))["step"]
     model = candidates.at(best, base, params["model"])
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", run=run)
     if checkpoints.latest() != best:
         checkpoints.save(best, {"params": {"model": model}}, {"curve": curve}, float(best))
     checkpoints.close()
@@ -161,10 +176,10 @@ def _save_prompt(session: Session, folder: Path, stage: Stage, trained: Trained,
     experiment = session.experiment
     info = soft_prompts.PromptInfo(
         task=experiment.task,
-        length=experiment.prompt_length,
+        length=len(trained.params["prompt"][experiment.task]),
         step=0 if stage.fixed_prompt else trained.best_step,
         score=score,
-        initialiser=stage.fixed_prompt or experiment.prompt_init.method,
+        initialiser=prompt_init(experiment, stage).method,
         base=session.base.fingerprint,
     )
     saved = soft_prompts.save(folder / "prompt", trained.params["prompt"][experiment.task], info)

@@ -9,8 +9,10 @@ from promot_jax import files, trees
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.initial_params import load_prompts
+from promot_jax.experiments.resume_guard import keep_settings
 from promot_jax.experiments.session import load_base
 from promot_jax.experiments.settings import Experiment
+from promot_jax.params.fingerprint import fingerprint
 from promot_jax.results.provenance import commit, versions
 
 
@@ -21,7 +23,7 @@ def export(
 
     Args:
         workdir: gets `stripped/` and, with prompts, `with_prompts/` (Hugging Face folders), and `t5x/checkpoint_0`;
-            none of them may be there already.
+            none of them may be there already; those of the same export that was killed are kept.
         experiment: model and prompts (`prompt_path`).
         dtype: of the Hugging Face folders, "float32" or "bfloat16"; T5X checkpoints are float32.
         formats: which to write, of "huggingface" and "t5x".
@@ -41,12 +43,22 @@ def export(
     wanted = {"stripped": "huggingface", "with_prompts": "huggingface", "t5x": "t5x"}
     targets = [workdir / name for name, kind in wanted.items() if kind in formats]
     targets = [target for target in targets if experiment.prompt_path or target.name != "with_prompts"]
+    killed = (workdir / "settings.json").is_file() and not (workdir / "results.json").is_file()
     for target in targets:  # before the model is read
-        if target.exists():
+        if target.exists() and not killed:
             raise UserError(f"{target} exists already; delete it, or give another --workdir.")
     base = load_base(experiment)
     prompts = load_prompts(experiment, base) if experiment.prompt_path else {}
+    settings = {"export": {"model": base.fingerprint, "prompts": fingerprint(prompts), "dtype": dtype}}
+    if any(target.exists() for target in targets):
+        keep_settings(workdir, settings)
+    else:
+        (workdir / "results.json").unlink(missing_ok=True)
+        files.write(settings, workdir / "settings.json")
     for target in targets:
+        if target.exists():
+            print(f"{target} is complete.", flush=True)
+            continue
         if target.name == "t5x":
             write.write(target, 0, base.params)
         else:

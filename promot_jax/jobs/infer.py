@@ -34,7 +34,10 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         asked = hosts.decide(partial(_inputs, inputs), "the inputs")
     else:
         asked = [(text, None) for text in inputs]
-    session = open_session(experiment)
+    for number, (text, _) in enumerate(asked, 1):
+        if text != text.encode("utf-8", "ignore").decode():
+            raise UserError(f"Input {number} has half a character: a surrogate alone.")
+    session = open_session(experiment, reads_data=False)
     from promot_jax.evaluation.sampler import Request  # imports TensorFlow, after the names have been checked
 
     params: trees.Tree = {"model": session.base.params}
@@ -60,6 +63,7 @@ def _inputs(path: str) -> list[tuple[str, str | None]]:
     """Reads what to ask: texts, each with the name of its prompt where the file gives one."""
     try:
         whole = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
+        whole = whole.removeprefix("\ufeff")  # a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the inputs in {path!r}: {error}.") from error
     lines = whole.removesuffix("\n").split("\n") if whole else []  # splitlines() would cut at U+2028 within a text
@@ -67,6 +71,8 @@ def _inputs(path: str) -> list[tuple[str, str | None]]:
         return [(line, None) for line in lines if line]
     asked: list[tuple[str, str | None]] = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             text, prompt = row["input"], row.get("prompt")

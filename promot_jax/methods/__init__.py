@@ -51,7 +51,7 @@ def label(text: str) -> str:
 
 
 @functools.cache
-def _stages() -> tuple[Stage, ...]:
+def stages() -> tuple[Stage, ...]:
     """All methods' stages, first stages before second ones."""
     placed = [(place, stage) for method in METHODS.values() for place, stage in enumerate(method().stages)]
     return tuple(stage for _, stage in sorted(placed, key=lambda pair: pair[0]))
@@ -59,13 +59,13 @@ def _stages() -> tuple[Stage, ...]:
 
 def stage_names() -> tuple[str, ...]:
     """Names of all methods' stages."""
-    return tuple(dict.fromkeys(stage.name for stage in _stages()))
+    return tuple(dict.fromkeys(stage.name for stage in stages()))
 
 
 @functools.cache
 def model_tuning() -> tuple[str, ...]:
-    """Names of the stages that tune the model, in the order of `_stages`; step 0 of their curves is no update yet."""
-    return tuple(dict.fromkeys(stage.name for stage in _stages() if stage.tunes_model))
+    """Names of the stages that tune the model, in the order of `stages`; step 0 of their curves is no update yet."""
+    return tuple(dict.fromkeys(stage.name for stage in stages() if stage.tunes_model))
 
 
 def alone() -> dict[str, str]:
@@ -94,5 +94,5 @@ def hyperparameters() -> dict[str, dataclasses.Field[Any]]:
 
 def optimizers() -> tuple[str, ...]:
     """Names of the optimizers that some stage has besides the budget's (`Stage.optimizer`)."""
-    names = [name for stage in _stages() for name in (stage.optimizer, stage.prompt_optimizer) if name]
+    names = [name for stage in stages() for name in (stage.optimizer, stage.prompt_optimizer) if name]
     return tuple(dict.fromkeys(names))

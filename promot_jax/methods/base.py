@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from promot_jax.data.replay import Replay
 from promot_jax.errors import UserError
@@ -27,14 +28,21 @@ Array = jax.Array
 class BatchLosses(Protocol):
     """What an objective may compute of a batch; `training.objective` does it in chunks of the target positions."""
 
+    @property
+    def weights(self) -> Array:
+        """1 at target tokens and 0 at padding, `[batch, targets]`."""
+
     def cross_entropy(self, token_weights: Array | None = None) -> Array:
         """Sum over target tokens of the cross-entropy, each times its weight `[batch, targets]`, in nats."""
 
     def divergence(self) -> Array:
         """Sum over target tokens of KL(start || trained) of the next token, in nats; start as in `uses_start`."""
 
-    def per_token(self, measure: Callable[[Array, Array], Array]) -> Array:
-        """`measure(log_probs [..., vocab], targets [...])` of every target token, `[batch, targets]`, no gradient."""
+    def per_token(self, measure: Callable[[Array, Array], Array], *, at_start: bool = False) -> Array:
+        """`measure(log_probs [..., vocab], targets [...])` of every target token, `[batch, targets]`, no gradient.
+
+        Of the model that is trained or, `at_start`, of the model at the stage's start (`Objective.uses_start`).
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +83,9 @@ class Stage:
     prompt: bool = False  # whether each example's soft prompt is prepended to its input
     # How a prompt that no stage trains is drawn (`PromptInit.method`); "" for one that is trained.
     fixed_prompt: str = ""
+    # Text whose tokens the prompt starts as, as many rows as they are; "{labels}" stands for the task's label set. ""
+    # for `Experiment.prompt_init`.
+    prompt_text: str = ""
     lora: Lora | None = None  # shape of the LoRA that is attached to the model, None for none
     # Whether LoRA is part of the model that the stage leaves, in context too. Otherwise it is removed like a prompt: it
     # serves the fine-tuned task only.
@@ -92,9 +103,9 @@ class Stage:
     candidates: Candidates | None = None  # models to evaluate instead of training, None for training
 
     def __post_init__(self) -> None:
-        """Raises UserError where the model at the start would meet a prompt that it does not have."""
-        if self.prompt and self.objective.uses_start:
-            raise UserError(f"Stage {self.name} has a prompt, which the base model of its objective does not know.")
+        """Raises UserError where the model at the start would meet a prompt that has changed since."""
+        if "prompt" in self.trains and self.objective.uses_start:
+            raise UserError(f"Stage {self.name} trains a prompt, which the model at its start does not know.")
 
     @property
     def tunes_model(self) -> bool:
@@ -110,6 +121,8 @@ class Stage:
         """Values beside `Training` that its result depends on, as `settings.json` holds them next to those."""
         hooks: list[Any] = [hook for hook in (self.objective, self.penalty, self.candidates) if hook is not None]
         values = {name: value for hook in hooks for name, value in dataclasses.asdict(hook).items()}
+        if self.prompt_text:
+            values["prompt_text"] = self.prompt_text
         parts = {"lora": self.lora, "replay": self.replay}
         return values | {name: dataclasses.asdict(part) for name, part in parts.items() if part is not None}
 
@@ -150,3 +163,8 @@ def check_weight(name: str, weight: float) -> None:
 def all_but(pattern: str) -> tuple[str, ...]:
     """`freeze` patterns that leave only those parameters of the model trained whose path `pattern` matches."""
     return (rf"model/(?!(?:{pattern})$).*",)
+
+
+def log_prob(log_probs: Array, targets: Array) -> Array:
+    """Log-probability of each target, `[...]`, from `[..., vocab]`; a measure for `BatchLosses.per_token`."""
+    return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]

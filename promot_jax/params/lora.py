@@ -26,16 +26,11 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Settings of LoRA: which kernels get a low-rank update, and its size.
+    """Settings of LoRA: which kernels get a low-rank update, and its size."""
 
-    Attributes:
-        rank: of the update; the paper's first stage uses 2 and 4 (its table of other models and methods).
-        alpha: the update is `alpha / rank * A @ B`.
-        targets: patterns over the paths of kernels, `model/...`; a kernel that any of them matches gets an update.
-    """
-
-    rank: int = 4
-    alpha: float = 8.0
+    rank: int = 4  # of the update; the paper's first stage uses 2 and 4 (its table of other models and methods)
+    alpha: float = 8.0  # the update is `alpha / rank * A @ B`
+    # Patterns over the paths of kernels, `model/...`; a kernel that any of them matches gets an update.
     targets: tuple[str, ...] = (r"model/.*attention/(query|value)/kernel",)
 
     def __post_init__(self) -> None:

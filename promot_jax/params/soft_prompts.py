@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from promot_jax import files
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError, nearest
+from promot_jax.params.fingerprint import fingerprint
 
 Array = jax.Array
 
@@ -44,22 +46,17 @@ METHODS = ("uniform", "uniform_positive", "vocabulary", "labels", "text", "file"
 class PromptInit:
     """The initialiser of a soft prompt.
 
-    Attributes:
-        method: "uniform" (`[-scale, scale]`, as in the paper), "uniform_positive" (`[0, scale]`; the prompt-tuning
-            code base calls it uniform), "vocabulary" (rows of the embedding table, drawn without replacement),
-            "labels" (the class labels, each the mean of its tokens; the other rows as "vocabulary"), "text" (the
-            tokens of a text, repeated to length), or "file" (a saved prompt, or a bare `.npy`).
-        scale: bound of the uniform range.
-        first: "vocabulary" and "labels" draw from the first `first` rows (frequent tokens); 0 is all.
-        text: of method "text".
-        path: of method "file".
+    Its method is "uniform" (`[-scale, scale]`, as in the paper), "uniform_positive" (`[0, scale]`; the prompt-tuning
+    code base calls it uniform), "vocabulary" (rows of the embedding table, drawn without replacement), "labels" (the
+    class labels, each the mean of its tokens; the other rows as "vocabulary"), "text" (the tokens of a text, repeated
+    to length), or "file" (a saved prompt, or a bare `.npy`).
     """
 
     method: str = "uniform"
-    scale: float = 0.5
-    first: int = 0
-    text: str = ""
-    path: str = ""
+    scale: float = 0.5  # bound of the uniform range
+    first: int = 0  # "vocabulary" and "labels" draw from so many first rows (frequent tokens); 0 is all
+    text: str = ""  # of method "text"
+    path: str = ""  # of method "file"
 
     def __post_init__(self) -> None:
         """Raises UserError for an unknown method and values out of range."""
@@ -102,7 +99,7 @@ class PromptInit:
                 raise UserError("The prompt initialiser 'text' was given an empty text; set PromptInit.text.")
             return lookup(jnp.resize(jnp.asarray(ids), (length,))).astype(jnp.float32)
         if self.method == "file":
-            array = _read_array(_array_path(self.path))
+            array, _ = _read(_array_path(self.path))
             if array.shape != (length, embed):
                 raise UserError(
                     f"The prompt in {self.path} has shape {array.shape}; PROMPT_LENGTH and the model ask for "
@@ -123,32 +120,31 @@ class PromptInit:
 
 @dataclasses.dataclass(frozen=True)
 class PromptInfo:
-    """The description of a saved prompt, in the JSON file beside its array.
+    """The description of a saved prompt, in the JSON file beside its array."""
 
-    Attributes:
-        task: that the prompt was trained on.
-        length: rows.
-        step: of the checkpoint that it was taken from.
-        score: target score there on the validation split, in [0, 100], or None.
-        initialiser: `PromptInit.method`.
-        base: fingerprint of the base model that it was trained on.
-    """
-
-    task: str
-    length: int
-    step: int
-    score: float | None
-    initialiser: str
-    base: str
+    task: str  # that the prompt was trained on
+    length: int  # rows
+    step: int  # of the checkpoint that it was taken from
+    score: float | None  # target score there on the validation split, in [0, 100]
+    initialiser: str  # `PromptInit.method`
+    base: str  # fingerprint of the base model that it was trained on
+    # Fingerprint of the array, which `save` adds; "" in files that were written without one.
+    values: str = dataclasses.field(default="", compare=False)
 
 
 def save(folder: str | os.PathLike[str], array: Any, info: PromptInfo) -> Path:
     """Writes `prompt.json` and then `prompt.npy` into a folder, each atomically; returns the array's path.
 
     All hosts call this; host 0 writes.
+
+    Raises:
+        UserError: the array is no prompt of finite numbers, or the task has no name.
     """
     path = Path(folder) / "prompt.npy"
-    array = np.asarray(hosts.whole(array), np.float32)
+    array = checked(np.asarray(hosts.whole(array), np.float32), f"The soft prompt for {path}")
+    if not info.task:
+        raise UserError(f"The soft prompt for {path} has no task: give the name of one.")
+    info = dataclasses.replace(info, values=fingerprint({"prompt": array}))
     files.write(dataclasses.asdict(info), path.with_suffix(".json"))
     if hosts.is_writer():
         with files.replacing(path) as made:
@@ -156,13 +152,17 @@ def save(folder: str | os.PathLike[str], array: Any, info: PromptInfo) -> Path:
     return path
 
 
-def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = False) -> tuple[np.ndarray, PromptInfo]:
+def load(
+    path: str | os.PathLike[str], accepted: Sequence[str], force: bool = False, task: str = ""
+) -> tuple[np.ndarray, PromptInfo]:
     """Reads a saved prompt.
 
     Args:
-        path: the array file, its folder, or the working folder of the run that trained it.
+        path: the array file, its folder, or the working folder of the run that trained it. An array without
+            description, as prompt-tuning releases them, needs a `task`.
         accepted: fingerprints of the base models whose prompts fit the model.
         force: also accept a prompt of another base model.
+        task: name of an array without description.
 
     Returns:
         The array `[length, embed]`, float32, and its description.
@@ -171,16 +171,9 @@ def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = Fa
         UserError: no prompt at the path, a damaged one, or one of another base model.
     """
     array_path = _array_path(path)
-    array = _read_array(array_path)
-    description = array_path.with_suffix(".json")
-    try:
-        info = PromptInfo(**json.loads(description.read_text()))
-    except FileNotFoundError as error:
-        raise UserError(f"The prompt {array_path} lacks its description {description.name}; copy both.") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{description} is not the description of a prompt: {error}.") from error
-    if info.length != array.shape[0]:
-        raise UserError(f"{description} says {info.length} rows, but {array_path} holds {array.shape[0]}.")
+    array, info = _read(array_path)
+    if info is None:
+        return array, undescribed(array, array_path, task)
     if info.base not in accepted and not force:
         raise UserError(
             f"The prompt {array_path} was trained on another base model ({info.base[:12]}, this one is "
@@ -189,10 +182,44 @@ def load(path: str | os.PathLike[str], accepted: Sequence[str], force: bool = Fa
     return array, info
 
 
+def _read(array_path: Path) -> tuple[np.ndarray, PromptInfo | None]:
+    """Reads an array and the description beside it, None where there is none, and holds them against each other."""
+    array, path = _read_array(array_path), array_path.with_suffix(".json")
+    try:
+        info = msgspec.convert(vars(PromptInfo(**json.loads(path.read_bytes()))), PromptInfo)
+    except FileNotFoundError:
+        return array, None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not the description of a prompt: {error}.") from error
+    if not info.task:
+        raise UserError(f"{path} is not the description of a prompt: it names no task.")
+    if info.length != len(array):
+        raise UserError(f"{path} says {info.length} rows, but {array_path} holds {len(array)}.")
+    if info.values not in ("", fingerprint({"prompt": array})):
+        raise UserError(f"{array_path} holds other values than {path} describes; copy both again.")
+    return array, info
+
+
+def undescribed(array: np.ndarray, path: str | os.PathLike[str], task: str) -> PromptInfo:
+    """Describes a prompt that came without description, and says that its base model is not verified.
+
+    Raises:
+        UserError: `task` is empty.
+    """
+    if not task:
+        raise UserError(
+            f"The prompt {os.fspath(path)} lacks its description prompt.json; copy both. If it has none (a released "
+            "prompt), name it by PROMPT_TASK: its base model is then not verified."
+        )
+    print(f"The prompt {task!r} of {os.fspath(path)} has no description: its base model is not verified.", flush=True)
+    return PromptInfo(task, len(array), step=0, score=None, initialiser="file", base="")
+
+
 def _array_path(path: str | os.PathLike[str]) -> Path:
     if not str(path):
         raise UserError("PROMPT_PATH is empty; set it to a prompt file or to stage 1's working folder.")
-    for place in ("", "prompt.npy", "prompt/prompt.npy", "stage1/prompt/prompt.npy"):
+    # The last is what prompt-tuning writes, a file named after the parameter.
+    for place in ("", "prompt.npy", "prompt/prompt.npy", "stage1/prompt/prompt.npy", "encoder.prompt.prompt.prompt"):
         if (Path(path) / place).is_file():
             return Path(path) / place
     raise UserError(f"No prompt at {path}; give a prompt.npy or the working folder of a finished stage 1.")
@@ -204,6 +231,19 @@ def _read_array(path: Path) -> np.ndarray:
             array = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python: a damaged one raises nearly anything
         raise UserError(f"{path} is not a prompt array (.npy): {error}.") from error
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise UserError(f"{path} does not hold a prompt of shape [length, embed].")
-    return array.astype(np.float32)
+    return checked(array, str(path))
+
+
+def checked(array: np.ndarray, origin: str) -> np.ndarray:
+    """Returns a prompt as float32.
+
+    Raises:
+        UserError: its shape is not `[length, embed]`, or it holds values that are not finite numbers.
+    """
+    if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
+        raise UserError(f"{origin} does not hold a prompt of shape [length, embed].")
+    with np.errstate(over="ignore"):  # wider floats may overflow
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{origin} holds values that are not finite numbers; train the prompt again, or copy it again.")
+    return array

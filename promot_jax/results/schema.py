@@ -159,6 +159,7 @@ class StageRecord(Document, frozen=True, kw_only=True):
     dropped_shots: Count | None = None  # exemplars that did not fit into the training inputs
     curve: list[StepEvaluation]  # evaluations during training
     lora: dict[str, Any] | None = None  # fields of `Lora`, where LoRA stays in the model
+    run: str = ""  # digest of the settings, which its checkpoints have too; "" in those of earlier versions
 
 
 class Alignment(Record, frozen=True, kw_only=True):

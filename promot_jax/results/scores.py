@@ -93,6 +93,7 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
     step: Count  # counted from the start of its stage
     stage: str  # name of the stage
     loss: float | None = NULL  # mean training loss since the evaluation before
+    validation_loss: float | None = None  # mean cross-entropy per target token of the fine-tuned task
     target: Percent | None = NULL  # score of the fine-tuned task
     icl: Percent | None = NULL  # ICL normalised average
     format_share: Percent | None = NULL  # mean over the ICL tasks, in percent

@@ -2,7 +2,7 @@
 
 A lease is the file `lease.<n>` in the folder, created exclusively; its owner touches it regularly. A lease that was not
 touched for long has a dead owner. Whoever creates `lease.<n + 1>` takes the folder over, again exclusively. An owner
-that was merely stopped finds, when it continues, that the highest lease is not its own, and is interrupted.
+that was merely stopped finds, when it continues, that the highest lease is not its own, and ends (`preemption.lost`).
 
 This needs a file system with exclusive creation, such as local disks, NFS and Lustre; a mounted bucket may lack it.
 Locks of the package `filelock` (4.3) do not serve: its lease expires only for a process that watched it for that long,
@@ -12,7 +12,6 @@ so that a new process cannot take over at once what died yesterday, and all proc
 import contextlib
 import json
 import os
-import signal
 import socket
 import tempfile
 import threading
@@ -22,8 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from promot_jax.distributed import preemption
 from promot_jax.errors import UserError
 
+STALE = 60.0  # seconds after which the lease on a run's folder has expired
 _PROCESS = uuid.uuid4().hex  # a process id alone may be that of a predecessor
 
 
@@ -71,9 +72,44 @@ def hold(folder: Path, stale: float) -> Iterator[bool]:
     finally:
         done.set()
         heartbeat.join()
+        preemption.lost("")
         for old in _numbers(folder):  # this process's last: until then nobody sees a free folder
             if _is_mine(folder, old) or (old < number and not _living_owner(folder, old, stale)):
                 _path(folder, old).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, stale: float = STALE) -> Iterator[None]:
+    """Holds the lease on a run's folder: a second run in it is refused.
+
+    An owner that cannot be seen from here may be dead, for instance in a container that was started again. So there is
+    a wait for its next sign of life, or until its lease has expired.
+
+    Args:
+        folder: of the run.
+        stale: as in `owner`.
+
+    Raises:
+        UserError: another process works in the folder, or it cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        first: tuple[int, float] | None = None
+        while not stack.enter_context(hold(folder, stale)):
+            with contextlib.suppress(FileNotFoundError):  # released at this moment
+                number = _numbers(folder)[-1:] or [0]
+                sign = (number[0], _path(folder, number[0]).stat().st_mtime)
+                if _is_here(_read(folder, number[0])) or (first and sign != first):
+                    raise UserError(in_use(folder, owner(folder, stale)))
+                if first is None:
+                    print(f"Waits whether {owner(folder, stale)} still works in {folder}.", flush=True)
+                first = sign
+            time.sleep(min(1.0, stale / 10))
+        yield
+
+
+def in_use(folder: Path, owner: str) -> str:
+    """What is said to a second run in a folder."""
+    return f"{folder} is in use by {owner}: stop it, wait until it ends, or give another --workdir."
 
 
 def _take(folder: Path, stale: float) -> int | None:
@@ -88,7 +124,8 @@ def _take(folder: Path, stale: float) -> int | None:
     except FileExistsError:
         return None
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({**_machine(), "pid": os.getpid(), "process": _PROCESS, "started": started}, file)
+        owner = {"pid": os.getpid(), "process": _PROCESS, "started": started, "stale": stale}
+        json.dump(_machine() | owner, file)
     # Since it was read, the expired lease may have been taken over and released, and the folder leased anew.
     if any(_living_owner(folder, other, stale) for other in _numbers(folder) if other != number):
         _path(folder, number).unlink(missing_ok=True)
@@ -114,6 +151,11 @@ def _read(folder: Path, number: int) -> dict[str, Any]:
     return lease if isinstance(lease, dict) and isinstance(lease.get("pid"), int) else {}
 
 
+def _is_here(lease: dict[str, Any]) -> bool:
+    """Whether a lease is of a process that this one could see."""
+    return bool(lease) and all(lease.get(key) == value for key, value in _machine().items())
+
+
 def _is_mine(folder: Path, number: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return bool(_read(folder, number).get("process") == _PROCESS)
@@ -125,11 +167,13 @@ def _living_owner(folder: Path, number: int, stale: float) -> str:
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.") as probe:
             now = os.stat(probe.name).st_mtime  # by the clock that stamps the folder's files, maybe a file server's
-        expired = now - _path(folder, number).stat().st_mtime > stale
+        silent = now - _path(folder, number).stat().st_mtime
         lease = _read(folder, number)
     except FileNotFoundError:  # released at this moment
         return ""
-    if lease and all(lease.get(key) == value for key, value in _machine().items()):
+    given = lease.get("stale")  # its owner, who may touch it more rarely, has another idea of it
+    expired = silent > max(stale, given if isinstance(given, int | float) else 0)
+    if _is_here(lease):
         mine = lease.get("process") == _PROCESS
         expired |= not mine and (lease["pid"] == os.getpid() or not _is_running(lease["pid"]))
     if expired:
@@ -148,12 +192,14 @@ def _is_running(pid: int) -> bool:
 
 
 def _touch(folder: Path, number: int, period: float, done: threading.Event) -> None:
-    """Touches a lease until `done`; interrupts the process if the highest lease is no longer its own."""
+    """Touches a lease until `done`; tells the run to end if the highest lease is no longer its own."""
     while not done.wait(period):
         with contextlib.suppress(OSError):  # a file server may be away for a moment
             if _numbers(folder)[-1:] != [number] or not _is_mine(folder, number):
-                print(f"{folder} was taken over by another process, as this one gave no sign of life.", flush=True)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                preemption.lost(
+                    f"{folder} was taken over by another process, as this one gave no sign of life for too long; so "
+                    "this one ends, and saves nothing there."
+                )
                 return
             os.utime(_path(folder, number))
 

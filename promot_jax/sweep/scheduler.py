@@ -16,7 +16,7 @@ from typing import Any
 
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts, preemption
-from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
+from promot_jax.errors import HostError, PreemptedError, TakenOverError, TrainingError, UserError
 from promot_jax.experiments.method import run_method
 from promot_jax.experiments.session import Session, check_data, check_method, open_session, with_experiment
 from promot_jax.params import freezing
@@ -81,7 +81,8 @@ def _check_frozen(grid: Grid, cells: Sequence[Cell], session: Session) -> None:
     tunings = [(grid.tuning_of(cell), cell.method) for cell in cells]
     tuned = [(tuning, stage) for tuning, method in tunings for stage in tuning.method(method).stages]
     for patterns in {tuning.of(stage).freeze: None for tuning, stage in tuned if stage.trains == ("model",)}:
-        freezing.split({"model": session.base.params}, ("model",), patterns)
+        if patterns:
+            freezing.split({"model": session.base.params}, ("model",), patterns)
 
 
 @contextlib.contextmanager
@@ -162,7 +163,7 @@ class _Process:
         """Runs a cell; what it fails with is written down, and the other cells go on."""
         try:
             self._run(cell)
-        except (UserError, PreemptedError, HostError):
+        except (UserError, PreemptedError, HostError, TakenOverError, OSError):
             raise
         except Exception as error:
             lasting = isinstance(error, TrainingError)  # it would end in the same way again

@@ -48,6 +48,7 @@ def train(
     partitioner: Partitioner,
     seed: int,
     write: Write,
+    run: str = "",
 ) -> Trained:
     """Trains one stage, or resumes an interrupted run of it, to bitwise the same result.
 
@@ -62,19 +63,21 @@ def train(
         partitioner: places batches and optimizer state.
         seed: of dropout.
         write: hook, takes `(step, scalars)` of every update and evaluation.
+        run: digest of the run's settings, which its checkpoints have to have.
 
     Returns:
         The best checkpoint's parameters, by target score on the validation split (the later of equals), and the curve.
 
     Raises:
-        PreemptedError: after a notice; the state is saved.
+        PreemptedError: after a notice or Ctrl-C; the state is saved.
+        TakenOverError: another process took the folder over; nothing is saved in it.
         TrainingError: the loss or the gradient is not finite.
         UserError: nothing to train, or checkpoints of another run in the folder.
     """
     # ---- the state, fresh or resumed ---------------------------------------------------------------------------------
     state, constants, rest, transform = build(model, params, stage, training, partitioner)
     _announce(stage, training, params, state.params)
-    checkpoints = StageCheckpoints(folder, stage.name, keep_period=training.keep_period)
+    checkpoints = StageCheckpoints(folder, stage.name, keep_period=training.keep_period, run=run)
     state, progress = checkpoints.resume(state)
     done = checkpoints.step
     update = make_step(model, transform, stage, training, shardings(state))
@@ -99,27 +102,28 @@ def train(
         checkpoints.save(step, state, progress)
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
-    if done == 0:
-        measure(0, None, params)
-    elif progress.losses and due(done):  # preempted in this evaluation
-        evaluate_and_save(done)
-    log.restart()
-    for step, batch in enumerate(hosts.timely(batches, "the next batch"), 1):
-        if step <= done:
-            continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
-        if step > training.steps:
-            break
-        state, metrics = update(state, constants, partitioner.batch(batch), key)
-        scalars = {name: float(value) for name, value in metrics.items()}
-        if not all(map(math.isfinite, scalars.values())):
-            raise _not_finite(stage.name, step, scalars, checkpoints)
-        progress.losses.append(scalars["loss"])
-        log.update(step, scalars)
-        if due(step):
-            evaluate_and_save(step)
-            log.restart()
-        if preemption.stops():
-            checkpoints.preempt(step, state, progress)
+    with preemption.saving():
+        if done == 0:
+            measure(0, None, params)
+        elif progress.losses and due(done):  # preempted in this evaluation
+            evaluate_and_save(done)
+        log.restart()
+        for step, batch in enumerate(hosts.timely(batches, "the next batch"), 1):
+            if step <= done:
+                continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
+            if step > training.steps:
+                break
+            state, metrics = update(state, constants, partitioner.batch(batch), key)
+            scalars = {name: float(value) for name, value in metrics.items()}
+            if not all(map(math.isfinite, scalars.values())):
+                raise _not_finite(stage.name, step, scalars, checkpoints)
+            progress.losses.append(scalars["loss"])
+            log.update(step, scalars)
+            if due(step):
+                evaluate_and_save(step)
+                log.restart()
+            if preemption.stops():
+                checkpoints.preempt(step, state, progress)
 
     # ---- the best checkpoint -----------------------------------------------------------------------------------------
     candidates = [entry for entry in progress.curve if entry["step"] > 0]
@@ -155,9 +159,10 @@ class _Log:
         self.restart()
 
     def evaluation(self, step: int, entry: dict[str, Any]) -> None:
-        scalars = {name: value for name, value in entry.items() if isinstance(value, float)}
-        self._write(step, {f"eval/{name}": value for name, value in scalars.items()})
-        shown = "  ".join(f"{name} {value:.1f}" for name, value in scalars.items())
+        names = {name: f"eval/{name}" for name in entry} | {"loss": "train/mean_loss"}  # since the evaluation before
+        scalars = {names[name]: value for name, value in entry.items() if isinstance(value, float)}
+        self._write(step, scalars)
+        shown = "  ".join(f"{tag} {value:.{4 if 'loss' in tag else 1}f}" for tag, value in scalars.items())
         print(f"[{self._name}] step {step}: {shown}", flush=True)
 
 

@@ -28,24 +28,35 @@ class Losses:
     batch: Tree  # `targets` and `weights` [batch, targets], and what `Model.hidden` takes
     label_smoothing: float  # of the cross-entropy
     start: Tree | None  # parameters of the model at the stage's start, where the objective uses them
+    table: Array | None  # soft prompts, which the stage does not train where the objective uses `start`
+
+    @property
+    def weights(self) -> Array:
+        """1 at target tokens and 0 at padding, `[batch, targets]`."""
+        return self.batch["weights"]
 
     def cross_entropy(self, token_weights: Array | None = None) -> Array:
         """Sum over target tokens of the cross-entropy, each times its weight `[batch, targets]`."""
-        weights = self.batch["weights"] if token_weights is None else self.batch["weights"] * token_weights
+        weights = self.weights if token_weights is None else self.weights * token_weights
         return chunked_cross_entropy(
             self.model, self.params, self.hidden, self.batch["targets"], weights, self.label_smoothing
         )
 
     def divergence(self) -> Array:
         """Sum over target tokens of KL(start || trained) of the next token."""
-        assert self.start is not None  # `Objective.uses_start`
-        hidden = self.model.hidden(self.start, None, self.batch)
-        return chunked_divergence(self.model, self.params, self.hidden, self.start, hidden, self.batch["weights"])
+        return chunked_divergence(
+            self.model, self.params, self.hidden, self.start, self._hidden_at_start(), self.weights
+        )
 
-    def per_token(self, measure: Callable[[Array, Array], Array]) -> Array:
+    def per_token(self, measure: Callable[[Array, Array], Array], *, at_start: bool = False) -> Array:
         """`measure(log_probs, targets)` of every target token, `[batch, targets]`, without a gradient."""
-        hidden = jax.lax.stop_gradient(self.hidden)
-        return chunked_per_token(self.model, self.params, hidden, self.batch["targets"], measure)
+        params, hidden = (self.start, self._hidden_at_start()) if at_start else (self.params, self.hidden)
+        hidden = jax.lax.stop_gradient(hidden)
+        return chunked_per_token(self.model, params, hidden, self.batch["targets"], measure)
+
+    def _hidden_at_start(self) -> Array:
+        assert self.start is not None  # `Objective.uses_start`
+        return self.model.hidden(self.start, self.table, self.batch)
 
 
 def batch_loss(model: Model, stage: Stage, training: Training) -> Callable[[Tree, Tree, Tree, Array], Array]:
@@ -61,7 +72,7 @@ def batch_loss(model: Model, stage: Stage, training: Training) -> Callable[[Tree
         table = soft_prompts.table(params.get("prompt"))
         hidden = model.hidden(weights, table, batch, key if training.dropout_rate else None)
         start: Any = trees.merge(frozen.get("model", {}), constants[START]) if stage.objective.uses_start else None
-        return stage.objective(Losses(model, weights, hidden, batch, training.label_smoothing, start))
+        return stage.objective(Losses(model, weights, hidden, batch, training.label_smoothing, start, table))
 
     return loss
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from promot_jax import trees
 from promot_jax.checkpoints.orbax import Checkpoints, existing
+from promot_jax.distributed import preemption
 from promot_jax.errors import PreemptedError
 from promot_jax.training.state import TrainState
 
@@ -38,17 +39,17 @@ class StageCheckpoints:
         step: of the last save; 0 for none.
     """
 
-    def __init__(self, folder: Path, name: str, *, keep_period: int):
-        self._name, self._folder = name, folder / "preempted"
-        self._evaluated = Checkpoints(folder / "checkpoints", keep_period=keep_period)
-        self._preempted = existing(self._folder)
+    def __init__(self, folder: Path, name: str, *, keep_period: int, run: str):
+        self._name, self._folder, self._run = name, folder / "preempted", run
+        self._evaluated = Checkpoints(folder / "checkpoints", keep_period=keep_period, run=run)
+        self._preempted = existing(self._folder, run)
         self.step = 0
 
     def resume(self, state: TrainState) -> tuple[TrainState, Progress]:
         """Reads the newest save onto the shapes and shardings of a fresh state; that state where nothing is saved.
 
         Raises:
-            UserError: the checkpoint belongs to another model or optimizer.
+            UserError: the checkpoint is damaged, or belongs to another model, optimizer or run.
         """
         evaluated = self._evaluated.latest() or 0
         preempted = self._preempted.latest() or 0 if self._preempted else 0
@@ -70,10 +71,10 @@ class StageCheckpoints:
         """Saves a state, unless it is saved already, and raises PreemptedError."""
         self._evaluated.close()
         if step > self.step:
-            checkpoints = self._preempted or Checkpoints(self._folder)
+            checkpoints = self._preempted or Checkpoints(self._folder, run=self._run)
             _save(checkpoints, step, state, progress, -1.0)
             checkpoints.close()
-        raise PreemptedError(f"[{self._name}] preempted; the state of step {step} is saved.")
+        raise PreemptedError(f"[{self._name}] {preemption.word()}; the state of step {step} is saved.")
 
     def newest(self) -> Path | None:
         """The newest evaluated checkpoint, once it is on disk; None for none."""

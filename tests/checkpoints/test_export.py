@@ -16,6 +16,7 @@ from promot_jax import main
 from promot_jax.checkpoints import export, pretrained
 from promot_jax.checkpoints.huggingface import load, safetensors
 from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.checkpoints.t5x import write
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
@@ -51,7 +52,8 @@ def test_files_of_a_folder(base: Pretrained, stripped: Path) -> None:
     again = pretrained.load(str(stripped), Partitioner())
     assert again.fingerprint == base.fingerprint and again.model == base.model and again.vocabulary == base.vocabulary
     assert sorted(path.name for path in stripped.iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
     ]  # fmt: skip
 
 
@@ -60,6 +62,17 @@ def test_note_says_how(prompted: Path) -> None:
     assert "| a | `<promot_a_0>` to `<promot_a_2>` | 272 to 274 |" in note
     assert "| b | `<promot_b_0>` to `<promot_b_1>` | 275 to 276 |" in note
     assert 'tokenizer("".join(prompt) + text, add_special_tokens=False)' in note
+
+
+def test_control_tokens_in_data(base: Pretrained, stripped: Path, prompted: Path) -> None:
+    """Both notes say how transformers reads data as we do, and transformers does."""
+    text = f"a{tiny.TOKENS[2]}b"
+    for folder in (stripped, prompted):
+        tokenizer = hf_models.load(folder)[1]
+        assert tokenizer(text).input_ids != base.vocabulary.encode(text)
+        assert tokenizer(text, split_special_tokens=True).input_ids == base.vocabulary.encode(text)
+        assert "`tokenizer(text, split_special_tokens=True)`" in (folder / "README.md").read_text()
+    assert "AutoModelForCausalLM" in (stripped / "README.md").read_text()
 
 
 def test_beginning_of_sequence(base: Pretrained, tmp_path: Path) -> None:
@@ -131,3 +144,28 @@ def test_job(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert tokenizer.convert_tokens_to_ids("<promot_tiny_review_2>") == len(tiny.TOKENS) + 2
     assert main.main(command) == 2
     assert "stripped exists already" in capsys.readouterr().err
+
+
+def test_job_that_was_killed_goes_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two folders; reference: the same command in a folder of its own."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = tiny.command(tiny_folder, "export.gin", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "write", killed)
+        assert main.main(command) == 130
+    before = (tmp_path / "run" / "stripped" / "model.safetensors").stat()
+    other = tiny.command(tiny_folder, "export.gin", tmp_path / "run", **{"export.dtype": "bfloat16"})
+    assert main.main(other) == 2
+    assert "was started with export/dtype = float32, now it is bfloat16" in capsys.readouterr().err
+    assert main.main(command) == 0
+    after = (tmp_path / "run" / "stripped" / "model.safetensors").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert main.main(tiny.command(tiny_folder, "export.gin", tmp_path / "whole")) == 0
+    names = [{path.relative_to(run) for path in run.rglob("*")} for run in (tmp_path / "run", tmp_path / "whole")]
+    assert names[0] == names[1]
+    assert main.main(command) == 2

@@ -1,6 +1,8 @@
 """Checkpoints: what is written, what is kept, what is taken for a checkpoint and what is refused."""
 
 import asyncio
+import json
+import resource
 import shutil
 
 import jax
@@ -233,3 +235,126 @@ def test_a_stage_is_finished_once_it_is_recorded(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no finished run that trained a model"):
         pretrained.load(str(tmp_path / "empty"), Partitioner())
+
+
+def changed(opened, folder, change):
+    """A checkpoint of step 4 as a disk that lies gives it back: Orbax's files are whole, one leaf is another."""
+    state, elsewhere = make_state(4), Checkpoints(folder / "elsewhere")
+    elsewhere.save(4, change(state), PROGRESS, 10.0)
+    elsewhere.close()
+    save(opened(), {4: 10})
+    shutil.rmtree(folder / "checkpoints/4/state")
+    shutil.copytree(folder / "elsewhere/4/state", folder / "checkpoints/4/state")
+    return opened()
+
+
+def flipped(array):
+    """One bit of one element."""
+    words = np.asarray(array).copy().view(np.uint32)
+    words.reshape(-1)[3] ^= np.uint32(1)
+    return jax.device_put(words.view(np.float32), array.sharding)
+
+
+def test_one_flipped_bit_of_a_parameter_is_refused(opened, tmp_path):
+    """The right values are those that were saved, bit for bit; Orbax itself reads the file without a word."""
+    checkpoints = changed(opened, tmp_path, lambda state: state | {"params": jax.tree.map(flipped, state["params"])})
+    for read in (checkpoints.restore, lambda step, like: checkpoints.parameters(step, like["params"])):
+        with pytest.raises(UserError, match=r"4 is damaged \(the values of prompt/task are not those .*put a copy"):
+            read(4, make_state())
+
+
+def test_one_flipped_bit_of_the_optimizer_is_refused(opened, tmp_path):
+    def change(state):
+        leaves, structure = jax.tree.flatten(state["optimizer"])
+        leaves = [flipped(leaf) if leaf.size > 8 and leaf.dtype == np.float32 else leaf for leaf in leaves]
+        return state | {"optimizer": jax.tree.unflatten(structure, leaves)}
+
+    checkpoints = changed(opened, tmp_path, change)
+    with pytest.raises(UserError, match=r"4 is damaged \(the optimizer's values are not those that were saved"):
+        checkpoints.restore(4, make_state())
+    assert_same(checkpoints.parameters(4, make_state()["params"]), make_state(4)["params"])  # of them nothing is wrong
+
+
+def test_a_step_in_the_folder_of_another_is_refused(opened, tmp_path):
+    save(opened(), {4: 10})
+    (tmp_path / "checkpoints/4").rename(tmp_path / "checkpoints/3")
+    checkpoints = opened()
+    for read in (checkpoints.restore, lambda step, like: checkpoints.parameters(step, like["params"])):
+        with pytest.raises(UserError, match=r"checkpoints/3 is damaged \(it is that of step 4, under another name"):
+            read(3, make_state())
+
+
+def test_a_checkpoint_of_another_run_is_refused(opened, tmp_path):
+    save(opened(run="a"), {4: 10})
+    for run in ("a", ""):
+        opened(run=run).restore(4, make_state())
+        Saved(tmp_path / "checkpoints", run).parameters(4, make_state()["params"])
+    other = opened(run="b")
+    for read in (other.restore, lambda step, like: other.parameters(step, like["params"])):
+        with pytest.raises(UserError, match="checkpoints/4 is of a run with other settings; put the right one back"):
+            read(4, make_state())
+
+
+def test_a_checkpoint_of_an_earlier_version_says_nothing_of_its_origin(opened, tmp_path):
+    save(opened(run="a"), {4: 10})
+    path = tmp_path / "checkpoints/4/progress/metadata"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "origin"}))
+    assert_same(opened(run="b").restore(4, make_state())[0], make_state(4))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, float("inf"), float("nan")])
+def test_what_a_file_may_leave_out_has_its_checksum(opened, value):
+    """Zarr leaves out chunks that are the fill value, and -0.0 equals 0.0."""
+    state = {"params": {"prompt": {"task": jnp.full((4, 8), value)}}, "optimizer": (), "step": jnp.int32(4)}
+    checkpoints = opened()
+    checkpoints.save(4, state, PROGRESS, 10.0)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(4, state)
+    assert np.asarray(restored["params"]["prompt"]["task"]).tobytes() == np.full((4, 8), value, np.float32).tobytes()
+
+
+@pytest.mark.parametrize("part", ["progress", "progress/metadata", "state/_METADATA", "state/manifest.ocdbt", "state"])
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_a_part_that_is_missing_or_cut_is_one_sentence(opened, tmp_path, part, how):
+    save(opened(), {4: 10})
+    path = tmp_path / "checkpoints/4" / part
+    if how == "missing":
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        for file in [file for file in (path, *path.rglob("*")) if file.is_file()]:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"The checkpoint .*/4 (is damaged|is gone|does not fit this run)"):
+        opened().restore(4, make_state())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other writes
+@pytest.mark.parametrize("fault", ["a quota", "a file in the way"])
+def test_a_save_that_fails_is_one_sentence_and_the_last_one_stays(opened, tmp_path, fault, caplog, capfd):
+    """The reasons are those of the system: errno(3)."""
+    state = make_state(1) | {"params": {"prompt": {"task": jax.random.normal(jax.random.key(0), (512, 256))}}}
+    checkpoints = opened()
+    checkpoints.save(1, state, PROGRESS, 10.0)
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if fault == "a quota":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    else:
+        (tmp_path / "checkpoints").rename(tmp_path / "moved")
+        (tmp_path / "checkpoints").write_text("")
+    reason = "File too large" if fault == "a quota" else "Not a directory|File exists"
+    try:
+        with pytest.raises(UserError, match=rf"^Cannot save a checkpoint in .*checkpoints \(({reason})\); make room"):
+            save_and_wait(checkpoints, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capfd.readouterr().err and not [r for r in caplog.records if r.levelname == "ERROR"]
+    if fault == "a file in the way":
+        (tmp_path / "checkpoints").unlink()
+        (tmp_path / "moved").rename(tmp_path / "checkpoints")
+    assert opened().latest() == 1
+    opened().restore(1, state)
+
+
+def save_and_wait(checkpoints, state):
+    checkpoints.save(2, state, PROGRESS, 10.0)
+    checkpoints.wait()

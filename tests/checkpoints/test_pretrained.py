@@ -21,6 +21,7 @@ from promot_jax.errors import UserError
 from promot_jax.experiments.initial_params import fresh_prompt
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
+from promot_jax.methods.promot import STAGE1
 from promot_jax.models import DecoderConfig, build
 from promot_jax.params.soft_prompts import PromptInit
 
@@ -77,6 +78,6 @@ def test_prompts_start_from_what_the_first_layer_reads() -> None:
         "", "tiny_review", (), {"inputs": 1, "targets": 1}, "", prompt_init=PromptInit("vocabulary"), prompt_length=9
     )
     base: Any = types.SimpleNamespace(model=model, params=params, vocabulary=types.SimpleNamespace(encode=None))
-    (rows,) = fresh_prompt(Session(experiment, base, None)).values()
+    (rows,) = fresh_prompt(Session(experiment, base, None), STAGE1).values()
     scaled = np.asarray(params["token_embedder"]["embedding"]) * np.float32(config.emb_dim**0.5)
     assert all((row == scaled).all(-1).any() for row in np.asarray(rows)) and rows.shape == (9, config.emb_dim)

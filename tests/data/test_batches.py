@@ -138,7 +138,15 @@ def test_inputs_stand_behind_their_own_prompt():
 
 @pytest.mark.parametrize(
     ("inputs", "targets", "text"),
-    [("Label:", "yes", " yes"), ("Label: ", "yes", "yes"), ("Label:\n", "yes", "yes"), ("Label:", "", "")],
+    [
+        ("Label:", "yes", " yes"),
+        ("Label: ", "yes", "yes"),
+        ("Label:\n", "yes", "yes"),
+        ("Label:", "", ""),
+        ("Label:", " yes", " yes"),
+        ("Label: ", " yes", "yes"),
+        ("Label:", "\nyes", "\nyes"),
+    ],
 )
 def test_the_target_continues_the_input(inputs, targets, text):
     tokens = encoder().tokens(example(inputs, targets))
@@ -150,6 +158,7 @@ def test_inputs_that_are_encoded_end_with_eos_and_targets_stand_alone():
     encoding = dataclasses.replace(encoder(), continues=False)
 
     assert encoding.tokens(example("xy", "z")) == Tokens([200, 201, 202, *encode("xy"), EOS], [*encode("z"), EOS])
+    assert encoding.tokens(example("xy", " z")) == encoding.tokens(example("xy", "z"))
     assert encoding.tokens(example("", "", "none")) == Tokens([EOS], [EOS])  # there is always something to encode
     assert dataclasses.replace(encoding, sentinel_id=77).inputs("xy") == [*encode("xy"), 77, EOS]
     assert dataclasses.replace(encoder(bos=BOS), sentinel_id=77).inputs("xy") == [BOS, *encode("xy"), 77]
@@ -353,7 +362,7 @@ def sharded(held, shards, opened, pack=False):
 
     def open_shard(shard):
         opened.append(shard)
-        numbered = (example("ab"[: 1 + i % 2], chr(2 + shard) + chr(2 + i), task="") for i in itertools.count())
+        numbered = (example("ab"[: 1 + i % 2], chr(40 + shard) + chr(40 + i), task="") for i in itertools.count())
         return train_batches(numbered, batch_size=len(held) // shards, targets=6, pack=pack)
 
     return ShardedBatches(open_shard, shards, np.array(held))
@@ -367,7 +376,7 @@ def test_the_number_of_hosts_changes_no_batch(shards, pack):
     assert opened == [*range(shards)]
     for row in range(8):
         for number, batch in enumerate(alone):
-            shard, place = batch["targets"][row][1:3] - 2  # behind the space
+            shard, place = batch["targets"][row][1:3] - 40  # after the space
             assert shard == row * shards // 8
             if not pack:
                 assert place == number * 8 // shards + row % (8 // shards)

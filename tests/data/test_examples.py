@@ -1,4 +1,5 @@
 import collections
+import importlib
 import itertools
 import json
 import subprocess
@@ -149,10 +150,66 @@ def test_a_mixture_is_not_read_as_one_task() -> None:
 def test_a_module_that_cannot_be_imported(folder: Path) -> None:
     (folder / "broken_tasks.py").write_text("import no_such_package")
 
-    with pytest.raises(UserError, match="'no_tasks_here' cannot be imported"):
+    with pytest.raises(UserError, match="'no_tasks_here' fails"):
         text.import_tasks(["no_tasks_here"])
-    with pytest.raises(UserError, match=r"'broken_tasks' cannot be imported .*no_such_package"):
+    with pytest.raises(UserError, match=r"'broken_tasks' fails .*no_such_package"):
         text.import_tasks(["broken_tasks"])
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("x = 1\n1 / 0", "ZeroDivisionError: division by zero, failing_tasks.py line 2"),
+        ("undefined_name", "NameError: name 'undefined_name' is not defined"),
+        ("def rows(:", "SyntaxError"),
+        ("open('/no/such/file')", "FileNotFoundError"),
+    ],
+)
+def test_a_module_that_fails(folder: Path, source: str, says: str) -> None:
+    (folder / "failing_tasks.py").write_text(source)
+    importlib.invalidate_caches()
+
+    with pytest.raises(UserError, match=rf"'failing_tasks' fails \({says}"):
+        text.import_tasks(["failing_tasks"])
+
+
+def seqio_task(name: str, source: object) -> None:
+    features = {
+        key: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
+        for key in ("inputs", "targets")
+    }
+    data = seqio.FunctionDataSource(source, splits=["train"])
+    seqio.TaskRegistry.add(name, source=data, preprocessors=[], output_features=features, metric_fns=[])
+
+
+def test_bytes_of_another_encoding_in_a_seqio_task() -> None:
+    """`bytes.decode` says where text is no UTF-8."""
+
+    def source(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices({"inputs": ["café".encode("latin-1")], "targets": ["x"]})
+
+    seqio_task("text_latin", source)
+
+    with pytest.raises(UserError, match=r"split 'train' of task 'text_latin' .* no UTF-8: byte 0xe9 in b'caf"):
+        text.read("text_latin", "train")
+
+
+def test_a_seqio_source_that_fails() -> None:
+    def source(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        raise LookupError(f"nothing for {split}")
+
+    seqio_task("text_failing", source)
+
+    with pytest.raises(UserError, match=r"split 'train' of task 'text_failing' cannot be read \(LookupError: nothing"):
+        text.read("text_failing", "train")
+
+
+def test_a_seqio_mixture_with_a_rate_of_nothing() -> None:
+    """NumPy's own sampler refuses such probabilities, with a traceback."""
+    seqio.MixtureRegistry.add("text_rates", [("text_one", 1.0), ("text_two", float("nan"))])
+
+    with pytest.raises(UserError, match="'text_rates' mixes task 'text_two' at rate nan"):
+        text.stream("text_rates", "train", seed=0)
 
 
 @pytest.mark.parametrize("name", ["text_one", "text_mixture_4shot", "text_tokens"])
@@ -210,7 +267,7 @@ def test_an_empty_shard_ends_with_a_sentence() -> None:
 def test_an_empty_split_ends_with_a_sentence() -> None:
     register.register("text_empty", lambda _: [], templates.Template("x", "y"), [metrics.accuracy])
 
-    with pytest.raises(UserError, match="split 'train' of task 'text_empty' has no examples"):
+    with pytest.raises(UserError, match="Task 'text_empty' has no row in its split 'train'"):
         take("text_empty", 1)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promot_jax.data import examples as text
+from promot_jax.data.encoding import joined
 from promot_jax.data.examples import Example
 from promot_jax.data.exemplars import WithExemplars, choose, compose, distinct, draw
 from promot_jax.errors import UserError
@@ -117,12 +118,12 @@ def test_compose(shots: list[str], query: str, room: int) -> None:
         return
     prompt, dropped = compose(asked, exemplars, len, room)
 
-    kept = [f"{e.inputs} {e.targets}" for e in exemplars[dropped:]]
+    kept = [joined(e.inputs, e.targets) for e in exemplars[dropped:]]
     assert prompt == "\n\n".join([*kept, query])
     assert len(prompt) <= room
     if dropped:
         before = exemplars[dropped - 1]
-        assert len(prompt) + len(f"{before.inputs} {before.targets}") + 2 > room
+        assert len(prompt) + len(joined(before.inputs, before.targets)) + 2 > room
 
 
 ARTICLE = Example("task", "a", "Article: one two three four\nSummary:", "short", (), "", 1, suffix="\nSummary:")

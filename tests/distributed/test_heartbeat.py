@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promot_jax.distributed import heartbeat
 from promot_jax.distributed.heartbeat import Lifeline
 from promot_jax.errors import UserError
 
@@ -132,19 +133,106 @@ def connect(port: int, message: bytes) -> socket.socket:
 
 
 def hello(host: int, name: str) -> bytes:
-    return json.dumps({"host": host, "hosts": 3, "name": name}).encode() + b"\n"
+    return json.dumps({"token": heartbeat._token(), "host": host, "hosts": 3, "name": name}).encode() + b"\n"
 
 
 def test_a_host_that_was_started_again_and_strangers() -> None:
     port = free_port()
     first = start((0, 3), port=port)[0]
-    # Connections are taken in their order, and the silent one holds up those that end meanwhile.
     with connect(port, hello(2, "alive")):
         with connect(port, b""):
             for message in (b"GET / HTTP/1.1\r\n\r\n", b"\x80\x00\n", hello(1, "dead"), hello(1, "dead again")):
                 connect(port, message).close()
         again = start((1, 3), port=port)[0]
         assert first.result().names == again.result().names == [NAME, NAME, "alive"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"host": 1, "hosts": 3, "name": "without the token"}\n',
+        b'{"token": "guessed", "host": 1, "hosts": 3, "name": "x"}\n',
+        b"[" * 3000 + b"\n",  # Python's json module raises RecursionError
+        b'{"host": ' + b"9" * 4000 + b"}\n",
+        b"\xff\xfe\x00\n",
+        b"x" * 100_000,
+        hello(True, "no number"),
+    ],
+    ids=["no token", "another token", "nested", "a long number", "no text", "endless", "a boolean"],
+)
+def test_strangers_are_not_counted_and_crash_nothing(message: bytes) -> None:
+    """The hosts of the run are those that it was started with: `NAME` twice and `alive`."""
+    port = free_port()
+    first = start((0, 3), port=port)[0]
+    with connect(port, b""), contextlib.suppress(ConnectionError), connect(port, message):
+        pass
+    with connect(port, hello(2, "alive")):
+        again = start((1, 3), port=port)[0]
+        assert first.result(15).names == again.result(15).names == [NAME, NAME, "alive"]
+
+
+def test_strangers_delay_neither_the_hosts_nor_the_timeout() -> None:
+    """500 connections that say nothing, and one that says a byte now and then."""
+    port = free_port()
+    began = time.monotonic()
+    first = start((0, 3), port=port, timeout=4.0)[0]
+    with contextlib.ExitStack() as opened:
+        slow = opened.enter_context(connect(port, b"{"))
+        for _ in range(500):
+            opened.enter_context(connect(port, b""))
+        while not first.done():
+            with contextlib.suppress(OSError):
+                slow.send(b" ")
+            time.sleep(0.1)
+    assert time.monotonic() - began < 8
+    with pytest.raises(UserError, match=r"^Hosts 1, 2 of 3 did not join within 4 s"):
+        first.result()
+
+    first = start((0, 2), port=port)[0]
+    with contextlib.ExitStack() as opened:
+        for _ in range(500):
+            opened.enter_context(connect(port, b""))
+        began = time.monotonic()
+        assert start((1, 2), port=port)[0].result(15).names == first.result(15).names == [NAME, NAME]
+        assert time.monotonic() - began < 5  # `_HELLO`, for which the silent ones may stay
+
+
+def test_a_host_does_not_wait_for_a_stranger_at_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_HELLO", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # says nothing
+        began = time.monotonic()
+        with pytest.raises(UserError, match="Host 0 did not answer host 1"):
+            start((1, 2), port=server.getsockname()[1], timeout=1.0)[0].result(20)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "resolved", "expected"),
+    [
+        ("127.0.0.1", ["127.0.0.1"], ["127.0.0.1"]),
+        ("localhost", ["127.0.0.1"], ["127.0.0.1"]),
+        ("host-0", ["127.0.1.1"], []),  # of Debian's /etc/hosts: others mean another address by this name
+        ("host-0", ["192.0.2.1"], []),  # RFC 5737: nobody's; as behind a service's or a translated address
+        ("host-0", OSError(), []),
+    ],
+)
+def test_host_0_listens_where_it_is_reached(
+    name: str, resolved: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def getaddrinfo(asked: str, port: int, **options: Any) -> list[Any]:
+        assert asked == name
+        if isinstance(resolved, OSError):
+            raise resolved
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in resolved]
+
+    port = free_port()
+    with monkeypatch.context() as patch:
+        patch.setattr(heartbeat.socket, "getaddrinfo", getaddrinfo)
+        servers = heartbeat.listen(name, port)
+    found = [str(server.getsockname()[0]) for server in servers]
+    for server in servers:
+        server.close()
+    assert found == expected or (not expected and found[0] in ("::", "0.0.0.0"))
 
 
 def test_a_port_in_use() -> None:

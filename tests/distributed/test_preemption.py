@@ -1,5 +1,7 @@
 """A notice, by signal or from the cloud, stops a run at a point that all hosts agree on."""
 
+import contextlib
+import gc
 import os
 import signal
 import threading
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from promot_jax.distributed import hosts, preemption
+from promot_jax.errors import PreemptedError
 
 
 def wait() -> bool:
@@ -30,6 +33,48 @@ def test_sigterm_is_heeded_inside_the_block_only() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
     with preemption.heeded():
         assert not preemption.stops()  # another run
+
+
+class Cycle:
+    """Garbage whose collection is interrupted by Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.cycle = self
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("saving", [False, True])
+def test_ctrl_c_is_not_lost_in_a_garbage_collection(saving: bool) -> None:
+    """Python's reference of `object.__del__`: exceptions that occur during its execution are ignored."""
+    with preemption.interruptible(), preemption.heeded():
+        with preemption.saving() if saving else contextlib.nullcontext():
+            Cycle()
+            gc.collect()
+            assert preemption.stops() and preemption.interrupted()
+        with pytest.raises(PreemptedError, match="Interrupted during"):
+            preemption.check("during a test")
+        with pytest.raises(KeyboardInterrupt):  # once more: by force
+            signal.raise_signal(signal.SIGINT)
+    assert not preemption.stops() and not preemption.interrupted()
+
+
+def test_ctrl_c_ends_at_once_what_does_not_save() -> None:
+    with pytest.raises(KeyboardInterrupt), preemption.interruptible():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with preemption.interruptible():
+            signal.raise_signal(signal.SIGINT)
+            assert not preemption.stops()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(name="cloud")

@@ -196,6 +196,27 @@ def test_each_row_says_what_its_output_scores(base: Pretrained, oracle: Any) -> 
     assert [row.score for row in rows] == [None, None]
 
 
+def _fails_on_one_class(targets: list[str], predictions: list[str]) -> dict[str, float]:
+    return {"balance": 100 / (len(set(targets)) - 1)}
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize(
+    ("metric", "split_size", "says"),
+    [
+        (_fails_on_one_class, 6, r"'balance' of task 'tiny_failing', computed anew .* fails \(ZeroDivisionError"),
+        (lambda targets, predictions: None, 2, r"of task 'tiny_failing' fails \(AttributeError"),
+    ],
+)
+def test_a_metric_that_raises_is_named(base: Pretrained, oracle: Any, metric: Any, split_size: int, says: str) -> None:
+    """Resamples of a few examples may hold one class alone (Efron and Tibshirani, 1993: drawn with replacement)."""
+    oracle(right)
+    register.register("tiny_failing", tiny_tasks.reviews, tiny_tasks.REVIEW, [metric])
+
+    with pytest.raises(UserError, match=says):
+        evaluator(base, task="tiny_failing").target(plain(base), "test", split_size)
+
+
 def test_format_share_is_that_of_the_fine_tuned_task(base: Pretrained, oracle: Any) -> None:
     def answer(prompt: str) -> str:
         """Half of the colours in the format of the review task; sizes right, in their own format."""

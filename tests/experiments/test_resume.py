@@ -165,8 +165,12 @@ def test_preempted_run_goes_on(
 
 
 @pytest.mark.parametrize(
-    "evaluation",
-    [pytest.param(False, marks=pytest.mark.slow, id="a step"), pytest.param(True, id="an evaluation")],
+    ("evaluation", "sent", "status", "word"),
+    [
+        pytest.param(False, signal.SIGTERM, 75, "preempted", marks=pytest.mark.slow, id="a step"),
+        pytest.param(True, signal.SIGTERM, 75, "preempted", marks=pytest.mark.slow, id="an evaluation"),
+        pytest.param(True, signal.SIGINT, 130, "interrupted", id="Ctrl-C in an evaluation"),
+    ],
 )
 def test_preempted_run_says_where_it_stands(
     tiny_folder: Path,
@@ -175,24 +179,29 @@ def test_preempted_run_says_where_it_stands(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     evaluation: bool,
+    sent: signal.Signals,
+    status: int,
+    word: str,
 ) -> None:
-    """SIGTERM at step 3 of stage 2, or while step 4 is evaluated; a checkpoint of either is never the best one."""
+    """A signal at step 3 of stage 2, or while step 4 is evaluated; a checkpoint of either is never the best one."""
     workdir = tmp_path / "run"
     stage = workdir / CELL / "stage2"
     name, step = ("ask", 4) if evaluation else ("batch", 3)
     owner: Any = Sampler if evaluation else Partitioner
-    real = getattr(owner, name)
+    real, told = getattr(owner, name), []
 
     def signalled(self: Any, *args: Any) -> Any:
         found = real(self, *args)
         if (stage / "outputs" / "step_000002.jsonl").exists():
-            os.kill(os.getpid(), signal.SIGTERM)
+            if not told:
+                os.kill(os.getpid(), sent)  # once: the second Ctrl-C ends it by force
+            told.append(sent)
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, signalled)
-        assert main.main(command(tiny_folder, workdir)) == main.PREEMPTED == 75
-    assert f"[stage2] preempted; the state of step {step} is saved. The same command" in capsys.readouterr().err
+        assert main.main(command(tiny_folder, workdir)) == status
+    assert f"[stage2] {word}; the state of step {step} is saved. The same command" in capsys.readouterr().err
     assert [path.name for path in (stage / "preempted").iterdir()] == [str(step)]
     assert [path.name for path in (stage / "checkpoints").iterdir()] == ["2"]
     assert main.main(command(tiny_folder, workdir)) == 0

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,6 +157,10 @@ def test_a_stage_leaves_its_results(name: str, method: str, request: pytest.Fixt
     curves = scalars(workdir / "events")
     assert [step for step, _ in curves["train/loss"]] == [1, 2, 3, 4, 5, 6]
     assert curves["eval/target"] == [(point.step, pytest.approx(point.target)) for point in found.curve]
+    losses = curves["eval/validation_loss"]
+    assert losses == [(point.step, pytest.approx(point.validation_loss)) for point in found.curve]
+    assert losses[-1][1] < losses[0][1] and losses[-1][1] != curves["train/mean_loss"][-1][1]
+    assert "eval/loss" not in curves  # it was that of training
 
 
 def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
@@ -166,7 +171,7 @@ def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
     best = stage_folder.describe(stage1.workdir).best_step
     assert info | {"score": 0} == {
         "task": "tiny_review", "length": 4, "step": best, "score": 0, "initialiser": "vocabulary",
-        "base": stage1.loaded.base,
+        "base": stage1.loaded.base, "values": fingerprint({"prompt": prompt}),
     }  # fmt: skip
     saved = trained(stage1.workdir)
     assert list(saved) == ["prompt/tiny_review"]
@@ -383,12 +388,15 @@ def test_infer_reads_files_and_standard_input(tiny_folder: Path, monkeypatch: py
     lines = ["Animal: ant", "x", "Thing: é\u2028\x0c."]
     want = infer(tiny_folder, "lines", tuple(lines))
     (tiny_folder / "questions.txt").write_text(
-        "Animal: ant\n\nx\nThing: é\u2028\x0c.\n", "utf-8"
-    )  # empty lines ask nothing
+        "Animal: ant\n\nx\nThing: é\u2028\x0c.\n", "utf-8-sig"
+    )  # empty lines ask nothing, nor does a byte order mark
     assert infer(tiny_folder, "file", tiny_folder / "questions.txt") == want
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert infer(tiny_folder, "stdin", "-") == want
-    assert infer(tiny_folder, "again", tiny_folder / "lines" / "outputs.jsonl") == want  # outputs may be asked again
+    outputs = (tiny_folder / "lines" / "outputs.jsonl").read_text("utf-8")
+    # As the codec utf-8-sig writes it, with blank lines: outputs may be asked again.
+    (tiny_folder / "again.jsonl").write_text(outputs + "\n  \n", "utf-8-sig")
+    assert infer(tiny_folder, "again", tiny_folder / "again.jsonl") == want
 
 
 def test_infer_mixes_prompts_and_none(tiny_folder: Path, two_prompts: dict[str, str]) -> None:
@@ -415,6 +423,7 @@ def test_infer_mixes_prompts_and_none(tiny_folder: Path, two_prompts: dict[str, 
         ('{"input": 3}\n', "line 1 is not"),
         ('{"input": "x", "prompt": "other"}\n', "no soft prompt called 'other'"),
         ('{"input": ""}\n', "empty"),
+        ('{"input": "\\ud83d"}\n', "Input 1 has half a character"),
     ],
 )
 def test_infer_names_a_bad_line(
@@ -422,6 +431,27 @@ def test_infer_names_a_bad_line(
 ) -> None:
     (tmp_path / "bad.jsonl").write_text(content)
     assert message in refusal(capsys, tiny_folder, "infer.gin", tmp_path / "run", INPUTS=tmp_path / "bad.jsonl")
+
+
+def test_wrong_rows_end_a_run_before_its_model_is_loaded(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a task in a module of a user's own, with a score in a field and one of them missing."""
+    source = """
+        from promot_jax.tasks import metrics, register, templates
+        ROWS = {s: [{"text": f"{s} {i}", "score": i} for i in range(3)] for s in ("train", "validation", "test")}
+        ROWS["test"][1]["score"] = None
+        template = templates.labelled("Text", "Score", "text", "score")
+        register.register("tiny_wrong", ROWS.__getitem__, template, [metrics.exact_match])
+    """
+    (tmp_path / "wrong_rows.py").write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pretrained, "load", lambda *args, **kwargs: pytest.fail("the model is loaded"))
+    macros = {"MIXTURE_OR_TASK_MODULE": ("tiny_tasks", "wrong_rows"), "MIXTURE_OR_TASK_NAME": "tiny_wrong"}
+
+    said = refusal(capsys, tiny_folder, "promot.gin", tmp_path / "run", **macros)
+
+    assert "Row 2 (the first is 1) of split 'test' of task 'tiny_wrong', field 'score', is missing" in said
 
 
 def test_training_with_one_exemplar_in_front(
@@ -550,12 +580,14 @@ def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tm
 def test_stage2_notices_another_prompt_in_the_same_file(
     tiny_folder: Path, stage1: Run, stage2: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = stage1.workdir / "prompt" / "prompt.npy"
-    kept = file.read_bytes()
-    np.save(file, 2 * np.load(file))
+    files = [stage1.workdir / "prompt" / name for name in ("prompt.json", "prompt.npy")]
+    kept = [file.read_bytes() for file in files]
+    array, info = soft_prompts.load(files[1], (), force=True)
+    soft_prompts.save(files[1].parent, 2 * array, info)
     same = {"PROMPT_PATH": stage1.workdir, "LEARNING_RATE": 2e-3}
     message = refusal(capsys, tiny_folder, "promot_stage2.gin", stage2.workdir, **same)
-    file.write_bytes(kept)
+    for file, data in zip(files, kept, strict=True):
+        file.write_bytes(data)
     assert "was started with start = " in message and "--workdir" in message
     run(tiny_folder, "promot_stage2.gin", stage2.workdir, **same)
 

@@ -15,7 +15,8 @@ from promot_jax import methods, trees
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.methods.base import Objective, Stage
+from promot_jax.methods.base import Stage
+from promot_jax.methods.dft import TargetProbability
 from promot_jax.methods.finetune import FINETUNE
 from promot_jax.methods.kl import Divergence
 from promot_jax.methods.l2sp import SquaredDistance
@@ -254,9 +255,14 @@ def test_a_huge_weight_keeps_the_model(tmp_path):
     assert 0 < away[1] < away[0] / 4
 
 
-def test_kl_with_a_prompt_is_refused():
-    with pytest.raises(UserError, match="has a prompt, which the base model of its objective does not know"):
-        dataclasses.replace(STAGE2, objective=Divergence(1.0))
+def test_kl_with_a_prompt_is_that_of_the_model_with_the_prompt():
+    """The prompt of stage 2 is frozen; one that is trained is another than at the start."""
+    frozen = {"prompt": PARAMS["prompt"], "start": PARAMS["model"]}
+    batch, apart = batch_of(0, attached=True), dataclasses.replace(STAGE2, objective=Divergence(1.0))
+    before = update(STAGE2, rooms("model"), rooms("prompt"), batch)[1]["loss"]
+    assert update(apart, rooms("model"), frozen, batch)[1]["loss"] == pytest.approx(before, rel=1e-5)
+    with pytest.raises(UserError, match="trains a prompt, which the model at its start does not know"):
+        dataclasses.replace(STAGE2, trains=("model", "prompt"), objective=Divergence(1.0))
 
 
 @pytest.mark.parametrize(
@@ -274,23 +280,12 @@ def test_settings_that_cannot_be(method, setting):
         methods.METHODS[method](**setting).check()
 
 
-@dataclasses.dataclass(frozen=True)
-class Dft(Objective):
-    """DFT (arXiv 2508.05629): each token's loss times its detached probability. The hook that token weights use."""
-
-    def __call__(self, losses):
-        weights = losses.per_token(
-            lambda log_probs, targets: jnp.exp(jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0])
-        )
-        return losses.cross_entropy(weights)
-
-
 @pytest.mark.parametrize("chunk", [losses.CHUNK, 4 * VOCAB, 8 * VOCAB])
 def test_token_weights_have_no_gradient(moved, chunk, monkeypatch):
     """Of 4 rows of 3 targets: all at once, one position at a time, two and a padded one."""
     monkeypatch.setattr(losses, "CHUNK", chunk)
     batch = batch_of(0)
-    got, metrics = update(Stage("dft", ("model",), objective=Dft()), moved, {}, batch)
+    got, metrics = update(Stage("dft", ("model",), objective=TargetProbability()), moved, {}, batch)
 
     def by_hand(model, weights):
         log_probs = jax.nn.log_softmax(target_logits(MODEL, model, None, batch))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from forward import target_logits
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax import main, methods, trees
@@ -24,6 +25,7 @@ from promot_jax.experiments import method as method_module
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.method import run_method
 from promot_jax.experiments.train_stream import train_batches
+from promot_jax.models.batch_layout import Tokens
 from promot_jax.params import soft_prompts
 from promot_jax.results import schema
 from promot_jax.results.comparison import comparison
@@ -35,6 +37,7 @@ SHORT |= {"TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8}}
 OWN = {
     "replay": {"REPLAY_TASK": "tiny_text", "REPLAY_RATE": 0.5, "REPLAY_TARGETS": 5},
     "freeze": {"FREEZE": 1},
+    "promot_stm": {"STM_PERPLEXITY": 1e6},
     "wise_ft": {"ALPHAS": "(0.0, 0.5, 1.0)"},
     "multitask_finetune": {"MIXTURE_OR_TASK_NAME": "tiny_pair"},
     "multitask_promot": {"MIXTURE_OR_TASK_NAME": "tiny_pair"},
@@ -99,7 +102,35 @@ def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[st
     return {path for path, leaf in after.items() if path not in before or leaf.tobytes() != before[path].tobytes()}
 
 
-METHODS = [name for name in methods.METHODS if not name.startswith("promot_lora_r")]
+# One run of each kind: token weights differ in their loss alone (test_token_weights.py), texts in their words,
+# `lora_all` and `gate_up_only` in what they train (test_what_is_trained.py).
+LIKE_OTHERS = {"dft", "eaft", "talr", "stm", "asft", "promot_dft", "promot_eaft", "promot_talr", "promot_asft"}
+LIKE_OTHERS |= {"hard_prompt", "hard_prompt_long", "lora_all", "gate_up_only", "promot_lora_r2", "promot_lora_r4"}
+METHODS = [name for name in methods.METHODS if name not in LIKE_OTHERS]
+
+
+@pytest.mark.parametrize("method", ["hard_prompt", "hard_prompt_long", "hard_prompt_labels", "promot_text"])
+def test_a_prompt_of_text_is_the_text(opened: session.Session, method: str) -> None:
+    """Before any update the model with the prompt is the base model that reads the text's tokens, bitwise."""
+    stage = methods.METHODS[method]().stages[0]
+    (rows,) = initial_params.start(opened, [stage])["prompt"].values()
+    text = stage.prompt_text.replace("{labels}", "good, bad")
+    words, model = opened.base.vocabulary.encode(text), opened.base.model
+    assert len(rows) == len(words) > 0 and stage.fixed_prompt == ("" if method == "promot_text" else "text")
+    inputs, targets = opened.base.vocabulary.encode("a good film answer:"), [5, 6]
+    virtual = range(model.config.vocab_size, model.config.vocab_size + len(words))
+    logits = [
+        target_logits(model, opened.base.params, table, model.layout([[Tokens([*ids, *inputs], targets)]], 400, 2))
+        for ids, table in ((virtual, rows), (words, None))
+    ]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_labels_of_a_task_without_any_are_refused(opened: session.Session) -> None:
+    stage, open_task = methods.METHODS["hard_prompt_labels"]().stages[0], "tiny_text"
+    other = session.with_experiment(opened, dataclasses.replace(opened.experiment, task=open_task))
+    with pytest.raises(UserError, match="names the labels of tiny_text, which has none"):
+        initial_params.start(other, [stage])
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,4 @@
-"""Value-only and attention-only tuning: which leaves of each model family they train."""
+"""Tuning of some kernels alone: which leaves of each model family it trains."""
 
 import jax
 import pytest
@@ -29,3 +29,26 @@ def test_projections_alone_are_trained(family: str, method: str, kernels: tuple[
     trained, _ = freezing.split({"model": model}, stage.trains, stage.freeze)
     assert set(trees.flatten(trained)) == {f"{place}/{name}/kernel" for place in attentions for name in kernels}
     assert not freezing.layer_masks(trained, stage.freeze)  # whole stacks
+
+
+MLPS = {"decoder": ["model/decoder/layers/mlp"], "T5": ["model/decoder/layers/mlp", "model/encoder/layers/mlp"]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gates_and_up_projections_alone_are_trained(family: str) -> None:
+    (stage,) = METHODS["gate_up_only"]().stages
+    model = jax.eval_shape(build(FAMILIES[family][0]).init, jax.random.key(0))
+    trained, _ = freezing.split({"model": model}, stage.trains, stage.freeze)
+    assert set(trees.flatten(trained)) == {f"{mlp}/{name}/kernel" for mlp in MLPS[family] for name in ("wi_0", "wi_1")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_of_all_linear_layers(family: str) -> None:
+    """Every kernel of every layer, as PEFT's `target_modules="all-linear"`, which leaves out the output layer."""
+    (stage,) = METHODS["lora_all"]().stages
+    model = jax.eval_shape(build(FAMILIES[family][0]).init, jax.random.key(0))
+    assert stage.lora is not None and stage.lora.scale == 2
+    lora = jax.eval_shape(stage.lora.init, jax.random.key(0), model)
+    kernels = [path for path in trees.flatten({"model": model}) if "/layers/" in path and path.endswith("/kernel")]
+    wanted = {path.replace("kernel", f"lora_{side}").replace("model/", "", 1) for path in kernels for side in "ab"}
+    assert set(trees.flatten(lora)) == wanted

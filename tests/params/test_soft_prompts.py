@@ -227,6 +227,70 @@ def test_a_prompt_needs_its_description(saved):
         soft_prompts.load(path, ACCEPTED, force=True)
 
 
+def test_changed_values_are_refused(saved):
+    """Reference: SHA-256, by which any other bit is another prompt; rows times 100 keep every shape."""
+    path, array = saved
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1
+    for change in (lambda: path.write_bytes(flipped), lambda: np.save(path, array * 100)):
+        change()
+        with pytest.raises(UserError, match=r"holds other values than .*prompt\.json describes"):
+            soft_prompts.load(path, ACCEPTED, force=True)
+        with pytest.raises(UserError, match="holds other values"):
+            rows(PromptInit("file", path=str(path)), 5)
+    path.write_bytes(whole)
+    assert np.array_equal(soft_prompts.load(path, ACCEPTED)[0], array)
+
+
+def test_a_description_of_before_has_no_fingerprint(saved):
+    path, array = saved
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert len(described.pop("values")) == 64
+    path.with_suffix(".json").write_text(json.dumps(described))
+    np.save(path, array + 1)
+    assert np.array_equal(soft_prompts.load(path, ACCEPTED)[0], array + 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_numbers_that_are_not_finite_are_neither_saved_nor_read(saved, bad):
+    """Reference: IEEE 754; 1e300 is finite as it is stored and is not in float32."""
+    path, array = saved
+    wide = array.astype(np.float64)
+    wide[2, 3] = bad
+    before = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    with pytest.raises(UserError, match="not finite"), np.errstate(over="ignore"):
+        soft_prompts.save(path.parent, wide, INFO)
+    assert before == (path.read_bytes(), path.with_suffix(".json").read_bytes())
+    np.save(path, wide)
+    for read in (lambda: soft_prompts.load(path, ACCEPTED), lambda: rows(PromptInit("file", path=str(path)), 5)):
+        with pytest.raises(UserError, match="not finite"):
+            read()
+
+
+def test_a_prompt_has_a_task(saved):
+    path, array = saved
+    with pytest.raises(UserError, match="has no task"):
+        soft_prompts.save(path.parent, array, PromptInfo("", 5, 1, None, "uniform", "a"))
+    for wrong in ({"task": ""}, {"task": 3}, {"base": None}, {"length": "5"}, {"values": 1}):
+        path.with_suffix(".json").write_text(json.dumps(vars(INFO) | wrong))
+        with pytest.raises(UserError, match="is not the description of a prompt"):
+            soft_prompts.load(path, ACCEPTED, force=True)
+
+
+def test_a_released_prompt_is_named_and_not_verified(tmp_path, capsys):
+    """prompt-tuning (google-research/prompt-tuning) saves a bare array, in a file named after the variable."""
+    array = np.random.default_rng(0).normal(size=(5, EMBED)).astype(np.float32)
+    for name in ("prompt.npy", "encoder.prompt.prompt.prompt"):
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, array)
+        with pytest.raises(UserError, match=r"lacks its description prompt\.json; .*name it by PROMPT_TASK"):
+            soft_prompts.load(tmp_path / name, ACCEPTED)
+        loaded, info = soft_prompts.load(tmp_path / name, ACCEPTED, task="rte")
+        assert np.array_equal(loaded, array) and (info.task, info.length) == ("rte", 5)
+        assert "base model is not verified" in capsys.readouterr().out
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match="PROMPT_PATH is empty"):
         soft_prompts.load("", ())
@@ -270,7 +334,9 @@ def test_pickles_are_refused_and_never_loaded(saved, tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("array", [np.zeros(5), np.zeros((5, 8, 1)), np.zeros((5, 8), int), np.zeros((5, 8), "U3")])
+@pytest.mark.parametrize(
+    "array", [np.zeros(5), np.zeros((5, 8, 1)), np.zeros((5, 8), int), np.zeros((5, 8), "U3"), np.zeros((0, 8))]
+)
 def test_other_arrays_are_refused(saved, array):
     path, _ = saved
     np.save(path, array)

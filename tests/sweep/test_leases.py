@@ -1,18 +1,22 @@
 """Leases on folders: one owner at a time, whatever dies."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
 
-from promot_jax.errors import UserError
+from promot_jax.distributed import preemption
+from promot_jax.errors import TakenOverError, UserError
 from promot_jax.sweep import leases
 
 
@@ -104,7 +108,8 @@ def test_a_lease_is_kept_alive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("others", ["took it over", "gave it back", "gave it back and took it anew"])
-def test_an_owner_that_was_taken_for_dead_is_interrupted(tmp_path: Path, others: str) -> None:
+def test_an_owner_that_was_taken_for_dead_ends(tmp_path: Path, others: str) -> None:
+    """Also where SIGINT is ignored, as POSIX has it for `nohup` and background jobs: a signal would never come."""
     left: list[Path] = []
 
     def work() -> None:
@@ -116,10 +121,18 @@ def test_an_owner_that_was_taken_for_dead_is_interrupted(tmp_path: Path, others:
                 (tmp_path / "elsewhere").rmdir()
             else:
                 (tmp_path / "lease.0").unlink()
-            threading.Event().wait(10)
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                preemption.check("here")
+                time.sleep(0.01)
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(TakenOverError, match="saves nothing there"):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    preemption.check("afterwards")
     assert list(tmp_path.iterdir()) == left  # the other one's stays
     assert all(path.stat().st_mtime > time.time() + 50 for path in left)  # nor was it touched
 
@@ -166,3 +179,38 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot take a lease"), leases.hold(tmp_path / "file" / "cell", 60):
         pass
+
+
+def test_a_lease_lasts_as_long_as_its_owner_says(tmp_path: Path) -> None:
+    """Its owner touches it ten times in the time that it gave itself: a shorter one elsewhere must not take it over."""
+    foreign(tmp_path, age=70, stale=600.0)
+    assert leases.owner(tmp_path, 60) == "elsewhere, process 1"
+    foreign(tmp_path, age=700, stale=600.0)
+    assert leases.owner(tmp_path, 60) == ""
+
+
+def test_a_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
+    with leases.alone(tmp_path), pytest.raises(UserError, match=f"in use by .*, process {os.getpid()}: stop it"):
+        leases.alone(tmp_path).__enter__()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_an_owner_that_cannot_be_seen_is_waited_for(tmp_path: Path, alive: bool, monkeypatch: Any) -> None:
+    """The container that was killed had the lease; a living one touches it."""
+    path = foreign(tmp_path, age=59)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            waits.append(seconds)
+            os.utime(path, None if alive else (time.time() - 61,) * 2)
+
+    monkeypatch.setattr(leases.time, "sleep", sleep)
+    with contextlib.ExitStack() as stack:
+        if alive:
+            with pytest.raises(UserError, match="in use by elsewhere, process 1"):
+                stack.enter_context(leases.alone(tmp_path))
+        else:
+            stack.enter_context(leases.alone(tmp_path))
+    assert waits == [1.0] and path.exists() == alive

@@ -156,3 +156,76 @@ def test_token_f1_is_symmetric_and_never_below_exact_match(target: str, predicti
 
     assert score == pytest.approx(metrics.token_f1.per_example(prediction, target))
     assert score >= metrics.exact_match.per_example(target, prediction)
+
+
+def _official_trivia(s: str) -> str:
+    """`normalize_answer` of TriviaQA's `evaluation/triviaqa_evaluation.py`, its steps in order."""
+    s = s.replace("_", " ").lower()
+    exclude = set(string.punctuation + "".join(["\u2018", "\u2019", "\u00b4", "`"]))
+    s = "".join(ch if ch not in exclude else " " for ch in s)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", s).split()).strip()
+
+
+@pytest.mark.parametrize(
+    ("target", "prediction", "score"),
+    [
+        ("Spider-Man", "Spider Man", 100.0),
+        ("O\u2019Neill", "o'neill", 100.0),
+        ("The_Beatles", "beatles", 100.0),
+        (["Rome", "Roma"], "roma.", 100.0),
+        ("1,234", "1234", 0.0),
+        ("Rome", "Paris", 0.0),
+    ],
+)
+def test_trivia_qa(target: metrics.Target, prediction: str, score: float) -> None:
+    """By the rules of TriviaQA's script; SQuAD's would join `Spider-Man` to one word."""
+    assert metrics.trivia_match([target], [prediction]) == {"exact_match": score}
+
+
+@given(st.text(alphabet="aAn the'.-,!_`\t\u2018\u2019\u00b4\u00e9 U1", max_size=30))
+def test_trivias_normalisation_is_that_of_its_script(answer: str) -> None:
+    assert metrics.normalise_trivia(answer) == _official_trivia(answer)
+
+
+IDENTICAL = ["今日は天気がいいです。", "今天天气很好。", "Сегодня хорошая погода", "오늘은 날씨가 좋다"]
+IDENTICAL += ["आज मौसम अच्छा है", "วันนี้อากาศดี", "اليوم الطقس جميل", "é à"]
+
+
+@pytest.mark.parametrize("text", IDENTICAL)
+def test_identical_text_of_any_script_is_right(text: str) -> None:
+    assert metrics.rouge2([text], [text]) == {"rouge2": 100.0}
+    assert metrics.rouge2([text], ["nothing of it"]) == {"rouge2": 0.0}
+    assert metrics.token_f1([text], [text]) == {"token_f1": 100.0}
+
+
+def test_rouge2_of_other_scripts_is_that_of_their_words() -> None:
+    """The words are renamed to ASCII ones, which rouge-score's own tokenizer reads."""
+    pairs = [
+        ("мама мыла раму вчера", "мама мыла окно вчера", "m w r v", "m w o v"),
+        ("今天天气很好", "今天很好", "j t t q h g", "j t h g"),
+        ("आज मौसम अच्छा है", "आज मौसम है", "a m c h", "a m h"),
+    ]
+    scorer = rouge_scorer.RougeScorer(["rouge2"])
+    for target, prediction, target_words, words in pairs:
+        expected = 100 * scorer.score(target_words, words)["rouge2"].fmeasure
+
+        assert 0 < expected < 100
+        assert metrics.rouge2([target], [prediction])["rouge2"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("tokenize", "target", "prediction"),
+    [
+        ("zh", "今天天气很好，我们去公园。", "今天天气不好，我们去公园。"),
+        ("zh", "他用 Python 3.5 写程序。", "他用 Python 3 写程序。"),
+        ("char", "今日は天気がいいです", "今日の天気はいいです"),
+        ("char", "วันนี้อากาศดีมาก", "วันนี้อากาศดี"),
+        ("13a", "L\u2019été n\u2019est pas fini, dit-il.", "L\u2019été n\u2019est pas là, dit-il."),
+        ("13a", "오늘은 날씨가 아주 좋습니다 그렇죠", "오늘은 날씨가 아주 좋습니다"),
+    ],
+)
+def test_bleu_is_sacrebleus_with_the_tokenizer_of_the_script(tokenize: str, target: str, prediction: str) -> None:
+    expected = sacrebleu.corpus_bleu([prediction], [[target]], tokenize=tokenize).score
+
+    assert 0 < expected < 100
+    assert metrics.bleu([target], [prediction])["bleu"] == pytest.approx(expected)

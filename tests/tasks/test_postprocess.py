@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promot_jax.tasks import postprocess
+from promot_jax.tasks import metrics, postprocess
 
 CONTINENTS = ("America", "North America", "Asia")
 
@@ -61,8 +61,8 @@ def test_several_answers() -> None:
 
 
 @pytest.mark.parametrize("fn", [postprocess.text("Q:"), postprocess.label(["True"], "Q:")])
-def test_targets_stay_as_they_are(fn: postprocess.Postprocess) -> None:
-    assert fn("true Q: Q:\n", example={"prefix": "Q:"}, is_target=True) == "true Q: Q:\n"
+def test_targets_are_not_cut(fn: postprocess.Postprocess) -> None:
+    assert fn("true Q: Q:\n", example={"prefix": "Q:"}, is_target=True) == "true Q: Q:"
 
 
 @given(st.text(alphabet="ab:\n ", max_size=20), st.text(alphabet="ab:", max_size=2))
@@ -85,3 +85,29 @@ def test_a_label_is_found_whatever_follows(label: str, rest: str) -> None:
 @given(st.text(max_size=20))
 def test_what_is_no_label_is_left_to_read(output: str) -> None:
     assert postprocess.label(CONTINENTS)(output) in {*CONTINENTS, postprocess.cut(output)}
+
+
+@pytest.mark.parametrize("target", ["True ", " True", "\tTrue\n", "True"])
+@pytest.mark.parametrize("labels", [("True", "False"), (" True", " False")])
+def test_white_space_around_a_target_is_not_scored(target: str, labels: tuple[str, ...]) -> None:
+    """The right answer, `str.strip` of the target, is what any output that repeats the target becomes."""
+    for fn in (postprocess.label(labels), postprocess.text()):
+        right = fn(target, example={}, is_target=True)
+
+        assert right == target.strip()
+        assert metrics.accuracy([right], [fn(" True\n")]) == {"accuracy": 100.0}
+
+
+def test_white_space_around_one_of_several_answers() -> None:
+    assert postprocess.text()("Paris", example={"answers": [b" Paris ", b"Paname"]}, is_target=True) == [
+        "Paris",
+        "Paname",
+    ]
+
+
+def test_a_target_in_other_case_is_the_label_that_outputs_become() -> None:
+    ignoring, strict = postprocess.label(CONTINENTS), postprocess.label(CONTINENTS, ignore_case=False)
+
+    assert ignoring("north america", is_target=True) == ignoring("north america") == "North America"
+    assert strict("asia", is_target=True) == strict("asia") == "asia"
+    assert ignoring("Asia, or not", is_target=True) == "Asia, or not"  # no label: the target stays as it is

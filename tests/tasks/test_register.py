@@ -143,10 +143,48 @@ def test_rows_without_an_id_get_a_stable_one() -> None:
     assert elements("nameless")[0]["id"] == stable_hash("C", "K").encode()
 
 
-def test_an_empty_split_is_empty() -> None:
-    register.register("empty", lambda _: [], templates.Template("x", "y"), [metrics.accuracy])
+def test_an_empty_split_is_said_to_be_empty() -> None:
+    register.register("empty", lambda _: [], CAPITAL, [metrics.accuracy])
 
-    assert elements("empty") == []
+    with pytest.raises(UserError, match="Task 'empty' has no row in its split 'test'"):
+        elements("empty")
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), "often", True])
+def test_a_mixing_rate_that_is_no_positive_number(rate: float) -> None:
+    """SeqIO's own sampler takes probabilities: positive, with a finite sum."""
+    register.register("mixed", rows, CAPITAL, [metrics.accuracy])
+
+    with pytest.raises(UserError, match=f"mixture 'rated' mixes task 'mixed' at rate {rate!r}: rates are positive"):
+        register.register_mixture("rated", {"mixed": rate})
+
+
+@pytest.mark.parametrize("tasks", [[], {}, "mixed"])
+def test_a_mixture_of_no_list(tasks: list[str]) -> None:
+    with pytest.raises(UserError, match="mixture 'rated' needs a list of tasks"):
+        register.register_mixture("rated", tasks)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"name": "my task"}, "cannot be called 'my task'"),
+        ({"rows": {"train": []}}, "rows of task 'wrong' are a dict: give a function"),
+        ({"template": "{country}"}, "template of task 'wrong' is a str"),
+        ({"template": templates.Template("{country", "x")}, "is no format string"),
+        ({"template": templates.Template("{}", "x")}, "has a field without a name"),
+        ({"metric_fns": metrics.accuracy}, "metric_fns of task 'wrong' is MeanMetric"),
+        ({"metric_fns": ["accuracy"]}, "give a list of functions"),
+        ({"labels": "True"}, "labels of task 'wrong' is 'True': give a list"),
+        ({"labels": [1, 2]}, "give a list of texts"),
+        ({"splits": "train"}, "splits of task 'wrong' is 'train': give a list"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(wrong: dict[str, object], says: str) -> None:
+    right = {"name": "wrong", "rows": rows, "template": CAPITAL, "metric_fns": [metrics.accuracy]}
+
+    with pytest.raises(UserError, match=says):
+        register.register(**right | wrong)
 
 
 def test_postprocessing_follows_from_the_labels() -> None:

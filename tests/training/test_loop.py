@@ -380,6 +380,9 @@ def test_the_curve_and_what_is_written(whole):
     rates = [scalars["train/rate"] for _, scalars in record.written if "train/rate" in scalars]
     assert rates == [float(rate(step)) for step in range(STEPS)]
     assert losses[STEPS] < losses[1]
+    mean_losses = {step: scalars["train/mean_loss"] for step, scalars in record.written if "train/mean_loss" in scalars}
+    assert mean_losses == {point["step"]: point["loss"] for point in curve[1:]}  # of training: "eval/" would mislead
+    assert not any("eval/loss" in scalars for _, scalars in record.written)
     evaluations = [(step, scalars["eval/target"]) for step, scalars in record.written if "eval/target" in scalars]
     assert evaluations == [(step, float(step)) for step in record.seen]
 

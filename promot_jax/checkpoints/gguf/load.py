@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 
 from promot_jax.checkpoints import placement
-from promot_jax.checkpoints.gguf.architectures import (
-    ARCHITECTURES,
-    GEMMA3_27B_LAYERS,
-    KNOWN_KEYS,
-    LLAMA3_ROPE,
-    SCALES,
-    WINDOW_KEYS,
-    Architecture,
-    names,
-)
+from promot_jax.checkpoints.gguf import architectures
 from promot_jax.checkpoints.gguf.file import File, opened
 from promot_jax.checkpoints.huggingface import names as hf_names
 from promot_jax.checkpoints.placement import Reader
@@ -65,20 +56,17 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read(path: str | os.PathLike[str], partitioner: Partitioner, without: Collection[str] = ()) -> Loaded:
-    """Reads a model, each tensor straight to its place.
+    """Reads a model, each tensor straight to its place; leaves `without` are not kept (`placement.load`).
 
-    Args:
-        path: a GGUF file of one of `ARCHITECTURES`, in any quantisation that the `gguf` package can dequantise.
-        partitioner: where the parameters go.
-        without: leaves that are not kept (`places.load`).
+    The file may have any quantisation that the `gguf` package can dequantise.
 
     Raises:
         UserError: as `read_config`; or tensors are missing, unexpected, or of the wrong shape or values.
     """
     with opened(path) as file:
         config = DecoderConfig(**_config(file))
-        arch = ARCHITECTURES[file.metadata["general.architecture"]]
-        table = list(names(config))
+        arch = architectures.ARCHITECTURES[file.metadata["general.architecture"]]
+        table = list(architectures.names(config))
         sources = hf_names.sources(table, "decoder", dataclasses.asdict(config), file.tensors)
         stored = {key: placement.Stored(one.shape, one.kind.name, one.readable) for key, one in file.tensors.items()}
         hf_names.check(file.name, table, sources, stored, lambda key: key == ROPE_FACTORS)
@@ -93,19 +81,19 @@ def _short(value: Any) -> str:
 def _config(file: File) -> dict[str, Any]:
     name, metadata, tensors = file.name, file.metadata, file.tensors
     said = metadata.get("general.architecture")
-    if not isinstance(said, str) or said not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise UserError(f"{name} holds a model of architecture {_short(said)}; {known} are read from GGUF.")
-    arch = ARCHITECTURES[said]
+    if not isinstance(said, str) or said not in architectures.ARCHITECTURES:
+        read = ", ".join(architectures.ARCHITECTURES)
+        raise UserError(f"{name} holds a model of architecture {_short(said)}; {read} are read from GGUF.")
+    arch = architectures.ARCHITECTURES[said]
     if str(metadata.get("split.count", 1)) not in ("0", "1"):
         raise UserError(f"{name} is one part of several; merge the parts into one GGUF file first.")
     linear = str(metadata.get(f"{said}.rope.scaling.type")) == "linear"
-    known_keys = KNOWN_KEYS | (WINDOW_KEYS if arch.windowed else set())
-    known_keys |= {"rope.scaling.type", "rope.scaling.factor"} if linear else set()
+    known = architectures.KNOWN_KEYS | (architectures.WINDOW_KEYS if arch.windowed else set())
+    known |= {"rope.scaling.type", "rope.scaling.factor"} if linear else set()
     for key, value in metadata.items():
         short = key.removeprefix(f"{said}.")
-        neutral = (0, 1) if short in SCALES else (0, "none")
-        if key != short and short not in known_keys and not (np.ndim(value) == 0 and value in neutral):
+        neutral = (0, 1) if short in architectures.SCALES else (0, "none")
+        if key != short and short not in known and not (np.ndim(value) == 0 and value in neutral):
             raise UserError(f"{name} sets {key[:80]} = {_short(value)}, which the decoder does not compute.")
 
     def number(key: str, default: Any = None, kind: type[int] | type[float] = int) -> Any:
@@ -155,7 +143,7 @@ def _config(file: File) -> dict[str, Any]:
         config["local_rope_theta"] = number("rope.freq_base_swa", 1e4, float)
         if number("attention.sliding_window_pattern", config["global_every"]) != config["global_every"]:
             raise UserError(f"{name} has another pattern of sliding windows than {said} models; convert it again.")
-    if said == "gemma3" and num_layers == GEMMA3_27B_LAYERS:
+    if said == "gemma3" and num_layers == architectures.GEMMA3_27B_LAYERS:
         config["query_scale"] = (emb / heads) ** -0.5
     if ROPE_FACTORS in tensors:
         config |= _rope(file, config)
@@ -171,16 +159,16 @@ def _rope(file: File, config: dict[str, Any]) -> dict[str, Any]:
         if np.all(factors == 1):
             return {}
         factor, theta, head_dim = float(np.max(factors)), config["rope_theta"], config["head_dim"]
-        scaled = layers.rotary_frequencies(head_dim, theta, factor, *LLAMA3_ROPE.values())
+        scaled = layers.rotary_frequencies(head_dim, theta, factor, *architectures.LLAMA3_ROPE.values())
         plain = layers.rotary_frequencies(head_dim, theta)
         if np.allclose(np.asarray(plain / scaled), factors, rtol=1e-3, atol=0):
-            return {"rope_factor": factor, **LLAMA3_ROPE}
+            return {"rope_factor": factor, **architectures.LLAMA3_ROPE}
     raise UserError(
         f"{file.name} scales its rotary frequencies in another way than Llama 3.1 does: that is not computed."
     )
 
 
-def _reader(file: File, config: DecoderConfig, arch: Architecture, leaf: str, tensor: str) -> Reader:
+def _reader(file: File, config: DecoderConfig, arch: architectures.Architecture, leaf: str, tensor: str) -> Reader:
     """Rows of a tensor as we keep them."""
     rows = functools.partial(file.rows, tensor)
     if arch.interleaved and leaf.endswith(("query/kernel", "key/kernel")):

@@ -29,7 +29,7 @@ _PREFIXES = {
 }  # fmt: skip
 # May be there and change nothing: buffers that older versions saved, and the part of a model that sees.
 _UNUSED = re.compile(
-    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|"
+    r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq|"
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight|"
     r"(model\.)?(vision_tower|multi_modal_projector)\..*"
 )
@@ -75,14 +75,14 @@ def read(
     Args:
         folder: with config.json and model.safetensors, or its index and shards.
         partitioner: where the parameters go.
-        without: leaves that are not kept (`places.load`).
+        without: leaves that are not kept (`placement.load`).
         accept: is given the family and the config before any tensor is read, and may raise.
 
     Raises:
         UserError: a file is missing, damaged or leads out of the folder; the config asks for what our models do not
             compute; or tensors are missing, unexpected, or of the wrong shape, storage or values.
     """
-    config_json = _json(folder, CONFIG)
+    config_json = read_json(folder, CONFIG)
     with contextlib.ExitStack() as stack:
         held = _canonical([stack.enter_context(safetensors.opened(path)) for path in _shards(folder)], folder.name)
         family, kwargs = hf_config.read(config_json, held, f"{folder.name}/{CONFIG}")
@@ -109,7 +109,7 @@ def inside(folder: Path, name: str) -> Path:
         UserError: it is missing, no ordinary file, or leads out of the folder (or, in the hub's own cache, where files
             are links, out of the repository).
     """
-    if not re.fullmatch(r"[\w][\w.+-]*", name, re.ASCII) or len(name) > 255:
+    if not re.fullmatch(r"(additional_chat_templates/)?[\w][\w.+-]*", name, re.ASCII) or len(name) > 255:
         raise UserError(f"{folder.name} names the file {name[:80]!r}, which is not a plain file name; fetch it again.")
     path, root = folder / name, folder.absolute()
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
@@ -123,7 +123,8 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """Reads an object of JSON in a folder; raises UserError if it is none, or is as `inside` refuses it."""
     path = inside(folder, name)
     try:
         if path.stat().st_size > _MAX_JSON:
@@ -138,25 +139,22 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The files of a folder's tensors, each within it."""
-    if not (folder / INDEX).is_file():
+    """The files of a folder's tensors, each within it.
+
+    A whole file wins over an index, as in transformers, which leaves an old index behind. What the files hold counts,
+    not what the index says of them: of a complete model either may name tensors that the other does not.
+    """
+    if (folder / SINGLE).exists() or not (folder / INDEX).is_file():
         if not (folder / SINGLE).exists() and any(folder.glob("*.bin")):
             raise UserError(f"{folder} has its weights in pickle files, which are not opened; convert to safetensors.")
         return [inside(folder, SINGLE)]
-    index = _json(folder, INDEX).get("weight_map")
+    index = read_json(folder, INDEX).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise UserError(f"{folder / INDEX} has no weight_map of tensor names to file names; fetch it again.")
     shards = sorted(set(index.values()))
     if len(shards) > _MAX_SHARDS or not all(name.endswith(".safetensors") for name in shards):
         raise UserError(f"{folder / INDEX} names {len(shards)} files, at most {_MAX_SHARDS} .safetensors may be.")
-    paths = {name: inside(folder, name) for name in shards}
-    for name, path in paths.items():
-        with safetensors.opened(path) as file:
-            listed = {tensor for tensor, shard in index.items() if shard == name}
-            if listed != file.tensors.keys():
-                odd = min(listed ^ file.tensors.keys())
-                raise UserError(f"{folder / INDEX} and {name} disagree about tensor {odd[:80]!r}; fetch both again.")
-    return list(paths.values())
+    return [inside(folder, name) for name in shards]
 
 
 def _canonical(files: Iterable[safetensors.File], origin: str) -> dict[str, _Held]:

@@ -6,11 +6,12 @@ a host needs. Layers are `encoder/layers_0/...` in the files and stacked on axis
 Models that T5X scans have them stacked as well, as `encoder/layers/...` or `encoder/encoder/...`, mostly on axis 1.
 """
 
+import contextlib
 import functools
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -40,6 +41,23 @@ def is_checkpoint(path: Path) -> bool:
     return _file(path) is not None
 
 
+def refuse_tensorflow(path: Path) -> None:
+    """Raises UserError for a checkpoint that TensorFlow wrote, as those of Mesh TensorFlow's T5 are.
+
+    It is a file `checkpoint` of text, or files `model.ckpt-N.index`, `.meta` and `.data-*`, of which N may be meant.
+    """
+    state, part = path / "checkpoint", re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))
+    start = b""
+    with contextlib.suppress(OSError), state.open("rb") as stream:
+        start = stream.read(21)
+    folder = path.is_dir() and any(path.glob("model.ckpt-*.index"))
+    if folder or start == b"model_checkpoint_path" or os.path.isfile(f"{part}.index"):
+        raise UserError(
+            f"{path} is a TensorFlow checkpoint (Mesh TensorFlow's T5), a format that is not read; give the model's "
+            "T5X or Hugging Face form, or convert it with T5X's convert_tf_checkpoint."
+        )
+
+
 def _file(path: Path) -> Path | None:
     """The msgpack file of a checkpoint: the path, or in its folder, or that of the newest in a folder of them."""
     if path.is_file():
@@ -56,32 +74,21 @@ def _file(path: Path) -> Path | None:
 
 
 class Checkpoint:
-    """A checkpoint that holds every leaf of a model; nothing of it has been read yet.
-
-    Attributes:
-        shapes: our path -> shape, layers stacked.
-        unused: paths of the parameters that the model has no place for (a soft prompt, say).
-        leaves: how many leaves are loaded, new and unused; the optimizer's state is unused too.
-    """
+    """A checkpoint that holds every leaf of a model; nothing of it has been read yet."""
 
     def __init__(self, path: Path, shapes: Mapping[str, Shape]) -> None:
         """Finds and checks every leaf.
 
         Args:
             path: a checkpoint's file or folder, or a folder of `checkpoint_N`, of which the newest is taken; local, or
-                in a bucket (`remote.locate`), from which arrays are read as they are asked for.
-            shapes: our path -> shape, of every parameter of the model.
+                in a bucket (`locate`), from which arrays are read as they are asked for.
+            shapes: our path -> shape, layers stacked, of every parameter of the model.
 
         Raises:
             UserError: no checkpoint there; it is damaged, or does not hold the model that the shapes describe.
         """
-        file = _file(path)
-        if file is None:
-            raise UserError(f"{str(path)!r} holds no T5X checkpoint (a file named 'checkpoint'); give its folder.")
-        self.folder, self.shapes = file.parent, dict(shapes)
-        if file != path and not file.resolve().is_relative_to(self.folder.resolve()):
-            raise UserError(f"{file} is a link out of its folder; it is not read.")
-        target, others = _target(read_msgpack(local(file)), file)
+        self.folder, target, others = _target(path)
+        self.shapes = dict(shapes)
         self._axes = {0, 1}  # on which the layers of a scanned model may lie
         self._places: dict[str, tuple[Place, list[Source]]] = {}
         for leaf, shape in self.shapes.items():
@@ -90,9 +97,10 @@ class Checkpoint:
             for name in place.names:
                 del target[name]
         self._axis = max(self._axes)  # 1 is T5X's own choice
-        self.unused = tuple(target)
+        self.unused = tuple(target)  # parameters that the model has no place for (a soft prompt, say)
         for name in self.unused:
             self._may_stay_unused(name)
+        # The optimizer's state is unused, too.
         self.leaves = {"loaded": len(self.shapes), "new": 0, "unused": len(target) + others}
 
     def read(self, path: str, box: Box | None = None) -> np.ndarray:
@@ -154,21 +162,7 @@ class Checkpoint:
             if place.kind in ("scanned", "shared"):
                 self._axes = axes
 
-        if isinstance(leaf, np.ndarray):
-            check(leaf.shape)
-            if leaf.dtype.name not in FLOATS:
-                raise UserError(
-                    f"{what} holds {leaf.dtype.name!r}, not floating point numbers; give another checkpoint."
-                )
-            return leaf
-        if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
-            return open_zarr(self.folder, leaf.removeprefix(_PLACEHOLDER), {}, check)
-        match leaf:
-            case {"driver": "zarr", "kvstore": {"driver": "file" | "gfile" | "gcs"} as store, "metadata": dict()}:
-                path = store.get("path", leaf.get("path"))  # the latter in files of older versions
-                if isinstance(path, str):
-                    return open_zarr(self.folder, path, leaf, check)
-        raise UserError(f"{what} is neither an array nor the place of one; fetch or write the checkpoint again.")
+        return _open(self.folder, what, leaf, check)
 
     def _may_stay_unused(self, name: str) -> None:
         """Leaving out a layer, or the head, would make another model of it."""
@@ -180,8 +174,60 @@ class Checkpoint:
             )
 
 
-def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
-    """Parameters by T5X's path, and how many other leaves there are (of the optimizer's state, say)."""
+def read_prompt(path: Path) -> np.ndarray:
+    """Reads the soft prompt in a checkpoint, float32 `[length, embed]`: its one parameter of the name `prompt`.
+
+    prompt-tuning keeps it as `encoder/prompt/prompt/prompt`.
+
+    Raises:
+        UserError: there is no checkpoint, it holds no such parameter or several, or it is damaged.
+    """
+    folder, target, _ = _target(path)
+    prompts = [name for name in target if is_prompt(name)]
+    if len(prompts) != 1:
+        raise UserError(f"{path} holds {len(prompts)} parameters called 'prompt'; give a checkpoint with one.")
+    what = f"The parameter {prompts[0]!r} of {path}"
+
+    def check(stored: Shape) -> None:
+        if len(stored) != 2:
+            raise UserError(f"{what} has shape {stored}; a soft prompt has [length, embed].")
+
+    source = _open(folder, what, target[prompts[0]], check)
+    rows = np.empty(source.shape, np.float32)
+    _copy(source, rows, tuple(slice(0, size) for size in rows.shape))
+    return rows
+
+
+def is_prompt(name: str) -> bool:
+    """Whether a parameter is a soft prompt by its name."""
+    return name.rpartition("/")[2] == "prompt"
+
+
+def _open(folder: Path, what: str, leaf: Any, check: Callable[[Shape], None]) -> Source:
+    """The values of a leaf of the msgpack file, or the zarr array that it names; `check` may refuse their shape."""
+    if isinstance(leaf, np.ndarray):
+        check(leaf.shape)
+        if leaf.dtype.name not in FLOATS:
+            raise UserError(f"{what} holds {leaf.dtype.name!r}, not floating point numbers; give another checkpoint.")
+        return leaf
+    if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
+        return open_zarr(folder, leaf.removeprefix(_PLACEHOLDER), {}, check)
+    match leaf:
+        case {"driver": "zarr", "kvstore": {"driver": "file" | "gfile" | "gcs"} as store, "metadata": dict()}:
+            path = store.get("path", leaf.get("path"))  # the latter in files of older versions
+            if isinstance(path, str):
+                return open_zarr(folder, path, leaf, check)
+    raise UserError(f"{what} is neither an array nor the place of one; fetch or write the checkpoint again.")
+
+
+def _target(path: Path) -> tuple[Path, dict[str, Any], int]:
+    """A checkpoint's folder, its parameters by T5X's path, and the number of other leaves (the optimizer's, say)."""
+    file = _file(path)
+    if file is None:
+        raise UserError(f"{str(path)!r} holds no T5X checkpoint (a file named 'checkpoint'); give its folder.")
+    if file != path and not file.resolve().is_relative_to(file.parent.resolve()):
+        raise UserError(f"{file} is a link out of its folder; it is not read.")
+    content = read_msgpack(local(file))
     version = content.get("version", 3) if isinstance(content, dict) else None
     if type(version) is not int or version > 3:
         raise UserError(f"{file} is no T5X checkpoint of format version 3; give the folder of one.")
@@ -196,7 +242,7 @@ def _target(content: Any, file: Path) -> tuple[dict[str, Any], int]:
     if len(target) != len(leaves):
         raise UserError(f"{file} holds a parameter twice; fetch or write it again.")
     everything = sum(1 for _ in _leaves(content)) - ("version" in content)
-    return target, everything - len(target)
+    return file.parent, target, everything - len(target)
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,18 +10,13 @@ _RELPOS = "relpos_bias/rel_embedding"
 
 
 class Place(NamedTuple):
-    """The parameters that make a leaf of ours.
+    """The parameters that make a leaf of ours."""
 
-    Attributes:
-        kind: "whole", "layers" (one for each), "scanned" (all in one, on an axis of their own), or "shared" (position
-            biases that a scanned model repeats in each layer, and ours has once).
-        names: T5X's.
-        shape: of our leaf; of one layer where the kind is "layers".
-    """
-
+    # "whole", "layers" (one for each), "scanned" (all in one, on an axis of their own), or "shared" (position biases
+    # that a scanned model repeats in each layer, and ours has once).
     kind: str
-    names: tuple[str, ...]
-    shape: Shape
+    names: tuple[str, ...]  # T5X's
+    shape: Shape  # of our leaf; of one layer where the kind is "layers"
 
     def fits(self, stored: Shape, axis: int) -> bool:
         """Whether a parameter of this shape is meant, where scanned models have their layers on `axis`."""

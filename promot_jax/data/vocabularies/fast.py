@@ -4,14 +4,16 @@ Their ids equal SeqIO's. With special tokens they end a text with `</s>`, as T5'
 """
 
 import re
+from typing import Any
 
+import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from promot_jax.errors import UserError
 
 _SPACE = "\u2581"  # SentencePiece's mark of a word's beginning
-_UNIGRAM, _UNKNOWN, _CONTROL = 1, 2, 3  # SentencePiece's numbers for kinds of models and of pieces
+_UNIGRAM, _BPE, _UNKNOWN, _CONTROL = 1, 2, 2, 3  # SentencePiece's numbers for kinds of models and of pieces
 
 
 def from_sentencepiece(model: bytes) -> Tokenizer:
@@ -46,6 +48,29 @@ def from_sentencepiece(model: bytes) -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace(_SPACE, prepend_scheme=start, split=False)
     tokenizer.add_special_tokens(special)
     return _ended(tokenizer, proto.trainer_spec.eos_piece)
+
+
+def bpe_fields(model: bytes) -> dict[str, Any]:
+    """What a GGUF file says of a serialized SentencePiece model of the kind BPE, as Llama's and Gemma's; {} of others.
+
+    Raises UserError if it normalises text, which those do not.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # made at import
+    normal, trained = proto.normalizer_spec, proto.trainer_spec
+    if trained.model_type != _BPE:
+        return {}
+    trimmed = normal.remove_extra_whitespaces or trained.treat_whitespace_as_suffix
+    if normal.precompiled_charsmap or trimmed or not normal.escape_whitespaces:
+        raise UserError("The SentencePiece model normalises text, unlike Llama's and Gemma's; give a tokenizer.json.")
+    ids = {"bos": trained.bos_id, "eos": trained.eos_id, "unknown": trained.unk_id, "padding": trained.pad_id}
+    fields = {f"{role}_token_id": i for role, i in ids.items() if i >= 0} | {
+        "model": "llama",
+        "tokens": [piece.piece for piece in proto.pieces],
+        "scores": np.array([piece.score for piece in proto.pieces], np.float32),
+        "token_type": np.array([piece.type for piece in proto.pieces], np.int32),
+        "add_space_prefix": normal.add_dummy_prefix,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
 
 
 def of_bytes() -> Tokenizer:

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import Split
 
-from promot_jax.errors import UserError, nearest
+from promot_jax.errors import UserError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # GGUF token types; 5 is unused
 _SPACE = "\u2581"  # how SentencePiece writes a space
@@ -44,6 +44,26 @@ _RULES = {
     "qwen2": _Rule((_pieces(r"\p{N}"),), gpt2=False, nfc=True),
     "llama-bpe": _Rule((_pieces(r"\p{N}{1,3}"),), gpt2=False, whole=True, bos=True),  # Llama 3
 }
+# Other names that llama.cpp gives these rules.
+_ALIASES = {
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "f2llmv2"),
+    "gpt-2": ("phi-2", "gigachat", "a.x-4.0", "mellum"),
+}
+_RULES |= {alias: _RULES[rule] for rule, aliases in _ALIASES.items() for alias in aliases}
+
+# Names of tokens that are control tokens whatever type a file gives them, as in llama.cpp: ends of turns and texts, and
+# the parts of texts that are filled in.
+CONTROL_NAMES = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
+    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
+    "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
+    "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
+    "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
+}  # fmt: skip
 
 
 def expects_bos(kind: str | None, pre: str | None) -> bool:
@@ -60,7 +80,7 @@ def build(field: Callable[..., Any]) -> Tokenizer:
     if kind not in ("gpt2", "llama"):
         raise UserError(
             f"The GGUF file has a tokenizer of type {kind!r}; 'gpt2' (byte-level BPE) and 'llama' (SentencePiece's "
-            "BPE) are read."
+            "BPE) are read: set VOCABULARY to the path of the model's tokenizer.json."
         )
     tokens: list[str] = field("tokens", list, [])
     types: list[int] = field("token_type", np.ndarray, np.empty(0, np.int32)).tolist()
@@ -72,8 +92,21 @@ def build(field: Callable[..., Any]) -> Tokenizer:
         raise UserError(
             f"The GGUF file has {len(tokens)} tokens, {len(vocab)} distinct, of {len(types)} types; fix it."
         )
+    # From the second character on: a token may start with a space, in a user-defined one.
+    pairs = [(merge[: (cut := merge.find(" ", 1))], merge[cut + 1 :]) for merge in field("merges", list, [])]
+    plain = {left + right for left, right in pairs}
+    ends = {field(f"{role}_token_id", int) for role in ("bos", "eos", "eot", "eom")}
+    overridden = {
+        token
+        for token, i in vocab.items()
+        if types[i] in (_NORMAL, _USER_DEFINED)
+        and (token in CONTROL_NAMES or (i in ends and len(token) > 1 and token not in plain))
+    }
+    for token in overridden:
+        types[vocab[token]] = _CONTROL
+    pairs = [(left, right) for left, right in pairs if left + right not in overridden]
     if kind == "gpt2":
-        tokenizer = _byte_level(vocab, types, field("merges", list, []), field("pre", str))
+        tokenizer = _byte_level(vocab, types, pairs, field("pre", str))
     else:
         scores = field("scores", np.ndarray, np.empty(0, np.float32))
         tokenizer = _sentencepiece(vocab, types, scores, field("add_space_prefix", bool, True))
@@ -86,11 +119,14 @@ def build(field: Callable[..., Any]) -> Tokenizer:
     return tokenizer
 
 
-def _byte_level(vocab: Mapping[str, int], types: Sequence[int], merges: Sequence[str], pre: str | None) -> Tokenizer:
+def _byte_level(
+    vocab: Mapping[str, int], types: Sequence[int], pairs: Sequence[tuple[str, str]], pre: str | None
+) -> Tokenizer:
     if pre not in _RULES:
-        raise UserError(f"The GGUF file splits text by rule {pre!r}, unknown here{nearest(str(pre), _RULES)}.")
-    # From the second character on: a token may start with a space, in a user-defined one.
-    pairs = [(merge[: merge.find(" ", 1)], merge[merge.find(" ", 1) + 1 :]) for merge in merges]
+        raise UserError(
+            f"The GGUF file splits text by rule {pre!r}; {', '.join(sorted({'smollm', *_ALIASES}))} are read. Set "
+            "VOCABULARY to the path of the model's tokenizer.json."
+        )
     controls = {token for token, i in vocab.items() if types[i] in (_UNKNOWN, _CONTROL)}
     for left, right in pairs:
         if not {left, right, left + right} <= vocab.keys():
@@ -100,7 +136,7 @@ def _byte_level(vocab: Mapping[str, int], types: Sequence[int], merges: Sequence
     if letters := controls.intersection(pre_tokenizers.ByteLevel.alphabet()):
         raise UserError(f"The GGUF file makes control tokens of plain bytes: {sorted(letters)[:4]}.")
     rule = _RULES[pre]
-    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs, fuse_unk=False, ignore_merges=rule.whole))
+    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=list(pairs), fuse_unk=False, ignore_merges=rule.whole))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.gpt2)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*rule.cuts, byte_level])
     tokenizer.decoder = decoders.ByteLevel()

@@ -13,8 +13,8 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
     """Reads a tokenizer.
 
     Args:
-        path: a folder with `tokenizer.json`, `spiece.model` or ByT5's `tokenizer_config.json`; a `tokenizer.json`; a
-            SentencePiece `.model` file, local or `gs://`; or "bytes" for ByT5's.
+        path: a folder with `tokenizer.json`, `spiece.model`, `tokenizer.model` or ByT5's `tokenizer_config.json`; a
+            `tokenizer.json`; a SentencePiece model, local or `gs://` (then called `.model`); or "bytes" for ByT5's.
 
     Raises:
         UserError: there is no tokenizer, or it is damaged.
@@ -22,16 +22,41 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
     folder = Path(path)
     if str(path) == "bytes":
         return sentencepiece.ByteVocabulary()
-    if str(path).endswith(".model"):
-        return sentencepiece.SentencePieceVocabulary(path)
+    if _is_sentencepiece(path):
+        return sentencepiece.load(path)
     if (folder / "tokenizer.json").is_file() or not folder.is_dir():
         return TokenizerVocabulary.load(path)
-    if (folder / "spiece.model").is_file():
-        return sentencepiece.SentencePieceVocabulary(folder / "spiece.model")
+    for name in ("spiece.model", "tokenizer.model"):
+        if (folder / name).is_file():
+            return sentencepiece.load(folder / name)
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     if isinstance(config, dict) and config.get("tokenizer_class") == sentencepiece.BYTE_CLASS:
         return sentencepiece.ByteVocabulary()
-    raise UserError(f"{folder} holds no tokenizer (tokenizer.json or spiece.model); copy it there.")
+    raise UserError(f"{folder} holds no tokenizer (tokenizer.json, spiece.model or tokenizer.model); copy it there.")
+
+
+def _is_sentencepiece(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a SentencePiece model and no JSON, by its content; by its name where it is remote."""
+    if not Path(path).is_file():
+        return str(path).endswith(".model")
+    with Path(path).open("rb") as file:
+        return Path(path).suffix != ".json" and not file.read(64).lstrip().startswith(b"{")
+
+
+def within(vocabulary: Vocabulary, rows: int, origin: str) -> Vocabulary:
+    """A tokenizer without its tokens past the `rows` of the embedding table of a model `origin`; see its method.
+
+    Raises:
+        UserError: text can become one of them.
+    """
+    if vocabulary.vocab_size <= rows:
+        return vocabulary
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.within(rows, origin)
+    raise UserError(
+        f"{origin} has a tokenizer of {vocabulary.vocab_size} tokens and {rows} embedding rows; take both from the "
+        "same model."
+    )

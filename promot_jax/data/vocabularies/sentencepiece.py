@@ -12,9 +12,32 @@ import seqio
 import tensorflow as tf
 from sentencepiece import SentencePieceProcessor
 
-from promot_jax.data.vocabularies.fast import from_sentencepiece, of_bytes
+from promot_jax.data.vocabularies.fast import bpe_fields, from_sentencepiece, of_bytes
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
+
+
+def load(path: str | os.PathLike[str]) -> "SentencePieceVocabulary | TokenizerVocabulary":
+    """Reads a `.model` file, local or `gs://`: T5's kind (unigram), or that of Llama and Gemma (BPE, with a BOS).
+
+    Raises:
+        UserError: the file is missing, no SentencePiece model, or its parts do not fit together.
+    """
+    fields = bpe_fields(_read(os.fspath(path)).serialized_model_proto())
+    return TokenizerVocabulary.from_gguf(fields) if fields else SentencePieceVocabulary(path)
+
+
+def _read(path: str) -> SentencePieceProcessor:
+    processor = SentencePieceProcessor()
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            processor.LoadFromSerializedProto(file.read())
+    except tf.errors.OpError as error:
+        raise UserError(f"Cannot read the SentencePiece model {path!r}: {error.message}.") from error
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path!r} is not a SentencePiece model; copy it again.") from error
+    return processor
+
 
 EXTRA_IDS = 100  # of T5 and mT5
 BYTE_CLASS = "ByT5Tokenizer"  # transformers' name
@@ -25,14 +48,9 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
 
     The text "<extra_id_0>" becomes that id in data too, as everywhere in SeqIO; "</s>" stays text. The normaliser of T5
     and mT5 turns any white space into one space, so an output has no line breaks and ends with EOS.
-
-    Attributes:
-        add_bos: False, the T5 family has no beginning of sequence.
-        bos_id: None.
-        sentinels: `{"<extra_id_0>": id, ...}`.
     """
 
-    add_bos = False
+    add_bos = False  # the T5 family has no beginning of sequence
     bos_id: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -41,14 +59,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
         Raises UserError if the file is missing, not a SentencePiece model, or has no end of sequence.
         """
         path = os.fspath(path)
-        processor = SentencePieceProcessor()
-        try:
-            with tf.io.gfile.GFile(path, "rb") as file:
-                processor.LoadFromSerializedProto(file.read())
-        except tf.errors.OpError as error:
-            raise UserError(f"Cannot read the SentencePiece model {path!r}: {error.message}.") from error
-        except (RuntimeError, TypeError) as error:
-            raise UserError(f"{path!r} is not a SentencePiece model; copy it again.") from error
+        processor = _read(path)
         if processor.eos_id() < 0:
             raise UserError(f"The SentencePiece model {path!r} names no end of sequence; T5's do.")
         self.sentinels: dict[str, int] = {}
@@ -60,7 +71,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
                 break
             self.sentinels[name] = ids.pop()
         added = 0 if self.sentinels else EXTRA_IDS
-        self.sentinels = self.sentinels or {f"<extra_id_{i}>": size + added - 1 - i for i in range(added)}
+        self.sentinels |= {f"<extra_id_{i}>": size + added - 1 - i for i in range(added)}
         super().__init__(path, extra_ids=added)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -99,13 +110,9 @@ class ByteVocabulary(seqio.ByteVocabulary):
 
     ByT5 was trained without extra ids: its sentinels are the last byte ids, counted down from 258 (Xue et al., 2022,
     section 3.1). Named here are those of bytes that no UTF-8 text contains.
-
-    Attributes:
-        add_bos: False, the T5 family has no beginning of sequence.
-        sentinels: `{"<extra_id_0>": 258, ...}`.
     """
 
-    add_bos = False
+    add_bos = False  # the T5 family has no beginning of sequence
 
     def __init__(self) -> None:
         """Makes a vocabulary of 384 ids, the rows of published embedding tables."""

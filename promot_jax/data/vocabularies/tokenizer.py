@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from promot_jax.data.vocabularies import gguf
 from promot_jax.errors import UserError
+
+SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 class Vocabulary(Protocol):
@@ -53,7 +55,8 @@ class TokenizerVocabulary:
     """A `tokenizers.Tokenizer` for text that is data.
 
     `encode` never makes control tokens: the text "<|im_end|>" becomes the tokens of those ten characters, so that no
-    example can end a sequence or open a turn. It adds neither BOS nor EOS: the batches do, by `add_bos` and `eos_id`.
+    example can end a sequence or open a turn. Of a unigram model, as T5's, `<extra_id_0>` after a space or at the start
+    is that sentinel, as in SeqIO. It adds neither BOS nor EOS: the batches do, by `add_bos` and `eos_id`.
     """
 
     def __init__(
@@ -87,6 +90,44 @@ class TokenizerVocabulary:
                 raise UserError(f"The {name} id {value} lies outside of a vocabulary of {self.vocab_size} tokens.")
         if add_bos and bos_id is None:
             raise UserError("The tokenizer asks for a beginning-of-sequence token but names none.")
+        self._of_data = self._tokenizer
+        if self._controls_in_data():
+            self._of_data = Tokenizer.from_str(_without_controls(tokenizer_json))
+        if made := self._controls_in_data():
+            raise UserError(f"The tokenizer lets text become the control token {made[0][:40]!r}; remove it there.")
+
+    def _controls_in_data(self) -> list[str]:
+        """Control tokens that their own text encodes to."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        controls = {i: token.content for i, token in added.items() if token.special and i != self.unk_id}
+        if self._of_data is not self._tokenizer:
+            controls = {i: name for i, name in controls.items() if i not in self.sentinels.values()}
+        return [name for name in controls.values() if not controls.keys().isdisjoint(self.encode(name))]
+
+    def within(self, rows: int, origin: str) -> "TokenizerVocabulary":
+        """The same tokenizer without its tokens past the `rows` of an embedding table, of the model `origin`.
+
+        They are control tokens that the model was never given, as an added padding token, or an image's in Gemma 3.
+
+        Raises:
+            UserError: text can become one of them, or the model needs one.
+        """
+        data = json.loads(self.tokenizer_json)
+        controls = {token["content"] for token in data["added_tokens"] if token["special"]}
+        beyond = {token for token, i in self._tokenizer.get_vocab().items() if i >= rows}
+        if text := beyond - controls:
+            raise UserError(
+                f"{origin} has a tokenizer of {self.vocab_size} tokens and {rows} embedding rows, none for "
+                f"{min(text)[:40]!r}; take both from the same model."
+            )
+        data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < rows]
+        vocab = data["model"]["vocab"]
+        data["model"]["vocab"] = (
+            vocab[:rows] if isinstance(vocab, list) else {k: i for k, i in vocab.items() if i < rows}
+        )
+        ids = {"eos_id": self.eos_id, "bos_id": self.bos_id, "pad_id": self.pad_id, "unk_id": self.unk_id}
+        optional = {name: None for name in ("pad_id", "unk_id") if (ids[name] or 0) >= rows}
+        return TokenizerVocabulary(json.dumps(data), add_bos=self.add_bos, **(ids | optional))  # type: ignore[arg-type]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Keeps control tokens out of data in copies too: the tokenizer's own copy forgets that setting."""
@@ -147,6 +188,12 @@ class TokenizerVocabulary:
         add_bos = config.get("add_bos_token")
         if add_bos is None:  # in newer folders the post-processor alone shows it
             add_bos = bos_id is not None and tokenizer.encode("").ids[:1] == [bos_id]
+        # Some files do not mark these as special: data would make them, and answers keep them.
+        known = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
+        ends = [token for i, token in known.items() if i in (eos_id, bos_id) or token in gguf.CONTROL_NAMES]
+        if ends:
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in ends])
+            text = tokenizer.to_str()
         return cls(
             text, eos_id=eos_id, bos_id=bos_id, pad_id=token_id("pad"), unk_id=token_id("unk"), add_bos=bool(add_bos)
         )
@@ -175,11 +222,11 @@ class TokenizerVocabulary:
     @functools.cached_property
     def sentinels(self) -> dict[str, int]:
         """Ids of T5's `<extra_id_0>`, ..., if the tokenizer has them."""
-        return {token: i for token, i in self._tokenizer.get_vocab().items() if re.fullmatch(r"<extra_id_\d+>", token)}
+        return {token: i for token, i in self._tokenizer.get_vocab().items() if SENTINEL.fullmatch(token)}
 
     def encode(self, s: str) -> list[int]:
         """Text to ids, without BOS and EOS. A lone surrogate, which UTF-8 cannot write, becomes "?"."""
-        return self._tokenizer.encode(s.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
+        return self._of_data.encode(s.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text, up to the first EOS; drops control tokens and ids beyond the vocabulary (soft prompts)."""
@@ -202,3 +249,24 @@ class TokenizerVocabulary:
     def __hash__(self) -> int:
         """Consistent with equality."""
         return hash(self._identity)
+
+
+def _without_controls(tokenizer_json: str) -> str:
+    """A `tokenizer.json` of the same ids in which text becomes no control token, but T5's sentinels as in SeqIO."""
+    data = json.loads(tokenizer_json)
+    model, unigram = data["model"], data["model"]["type"] == "Unigram"
+    controls = {token["content"]: token["id"] for token in data["added_tokens"] if token["special"]}
+    data["added_tokens"] = [token for token in data["added_tokens"] if not token["special"]]
+    # A space never reaches the model: it is another character there, or was split off.
+    names = {token: f" {i}" for token, i in controls.items()}
+    if unigram:
+        names |= {token: f"\u2581{token}" for token in controls if SENTINEL.fullmatch(token)}
+        # The score of a certain piece: no other pieces for that text score as high.
+        model["vocab"] = [(names[token], 0.0) if token in names else (token, score) for token, score in model["vocab"]]
+    else:
+        model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
+        model["unk_token"] = names.get(model.get("unk_token"), model.get("unk_token"))
+    if "merges" in model:
+        pairs = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        model["merges"] = [pair for pair in pairs if controls.keys().isdisjoint((*pair, "".join(pair)))]
+    return json.dumps(data)

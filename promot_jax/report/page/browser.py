@@ -98,11 +98,11 @@ def _scores(run: Run) -> Rows:
 
 
 def _curve(run: Run) -> Rows:
-    rows = [["stage", "step", "loss", "target", "icl", "format_share"]]
+    rows = [["stage", "step", "training loss", "validation loss", "target", "icl", "format_share"]]
     for point in run.curve:
         place = tables.place(point.step, point.alpha).removeprefix("step ")
-        numbers = [_value(value) for value in (point.loss, point.target, point.icl, point.format_share)]
-        rows.append([point.stage, place, *numbers])
+        numbers = (point.loss, point.validation_loss, point.target, point.icl, point.format_share)
+        rows.append([point.stage, place, *map(_value, numbers)])
     return rows
 
 

@@ -1,6 +1,8 @@
 """The report served while a comparison runs: on this machine only, one page, read anew when results change."""
 
 import contextlib
+import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
@@ -14,6 +16,7 @@ from promot_jax.results import schema
 
 ADDRESS = "127.0.0.1"
 REFRESH = 30  # seconds after which a browser asks again
+CONNECTIONS = 16  # at a time
 
 
 @contextlib.contextmanager
@@ -36,10 +39,9 @@ def serving(folder: Path, port: int, analysed: Sequence[Path] = ()) -> Iterator[
     """
     live = _Live(folder, analysed)
     try:
-        server = ThreadingHTTPServer((ADDRESS, port), type("Handler", (_Handler,), {"live": live}))
+        server = _Server((ADDRESS, port), type("Handler", (_Handler,), {"live": live}))
     except (OSError, OverflowError) as error:
         raise UserError(f"Cannot serve the report on port {port} ({error}); give another one, or 0 for any.") from error
-    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="report", daemon=True)
     thread.start()
     try:
@@ -79,9 +81,40 @@ class _Live:
             return self._page
 
 
+class _Server(ThreadingHTTPServer):
+    """A thread for each of a few connections; where there are more, the oldest is closed for the newest."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *arguments: Any):
+        self._open: dict[Any, None] = {}  # in the order that they came in
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Takes a connection."""
+        self._open[request] = None
+        for oldest in list(self._open)[:-CONNECTIONS]:
+            self._open.pop(oldest, None)
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Lets go of a connection."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that left; anything else is a bug, with its traceback."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers for one page; anything else is not found."""
 
+    timeout = 10.0  # seconds for a request to come in
     live: _Live
 
     def do_GET(self) -> None:

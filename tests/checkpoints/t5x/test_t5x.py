@@ -1,5 +1,6 @@
 """T5X checkpoints: every leaf in its place, and what is written is read back bit for bit."""
 
+import dataclasses
 import itertools
 import math
 import os
@@ -8,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import flax.traverse_util
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorstore
 import tiny
 from t5x_fixtures import drawn, in_scratch, read  # noqa: F401, used by name
-from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, Arrays, draw, nested, save, stacked, t5_shapes
+from t5x_writer import EMBED, HEADS, QUERY, SHAPES, SIZE, Arrays, draw, nested, save, stacked, t5_shapes, zarr
 
 from promot_jax import trees
 from promot_jax.checkpoints import pretrained
@@ -24,6 +27,8 @@ from promot_jax.checkpoints.t5x import write
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
+from promot_jax.experiments.initial_params import load_prompts
+from promot_jax.experiments.settings import Experiment
 from promot_jax.models import DecoderConfig, build
 
 
@@ -140,6 +145,72 @@ def test_what_the_model_has_no_place_for(tmp_path: Path, arrays: Arrays) -> None
         t5x.Checkpoint(tmp_path / "c", t5_shapes(decoder=3))
     with pytest.raises(UserError, match=r"shape \(20, 8\) and .* wants \(21, 8\)"):
         t5x.Checkpoint(tmp_path / "c", SHAPES | {"token_embedder/embedding": (21, 8)})
+
+
+@pytest.mark.parametrize("form", ["file", "inline", "placeholder"])
+def test_a_prompt_in_a_checkpoint(tmp_path: Path, arrays: Arrays, form: str) -> None:
+    """prompt-tuning (google-research/prompt-tuning) trains T5X models with this parameter."""
+    rows = np.random.default_rng(1).standard_normal((3, EMBED)).astype(np.float32)
+    name = "encoder/prompt/prompt/prompt"
+
+    def edit(flat: dict[str, Any]) -> None:  # T5X partitions some parameters, and others not
+        flat[name] = rows if form == "inline" else zarr(tmp_path / "c", name, rows, form)
+
+    save(tmp_path / "c", arrays, form, edit)
+    np.testing.assert_array_equal(t5x.read_prompt(tmp_path / "c"), rows)
+    for more in ({}, {name: rows[0]}, {name: rows, "decoder/prompt": rows}):
+        save(tmp_path / f"{len(more)}{name in more}", arrays | more)
+    for folder, message in {"0False": "holds 0 parameters", "1True": r"shape \(8,\)", "2True": "holds 2"}.items():
+        with pytest.raises(UserError, match=message):
+            t5x.read_prompt(tmp_path / folder)
+
+
+def test_prompts_of_prompt_tuning_are_attached(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The forms of google-research/prompt-tuning: in a T5X checkpoint, in `numpy_checkpoints/`, a bare array."""
+    rows = np.random.default_rng(1).standard_normal((3, tiny.EMBED)).astype(np.float32)
+    base = pretrained.load(str(tiny_folder / "tiny.gguf"), Partitioner())
+    base.vocabulary.save(tmp_path / "tokenizer")
+    write.write(tmp_path / "t5x", 5, base.params | {"encoder": {"prompt": {"prompt": {"prompt": rows}}}})
+    given = {"config": base.model.config, "vocabulary": str(tmp_path / "tokenizer")}
+    pretrained.load(str(tmp_path / "t5x"), Partitioner(), **given)
+    assert "holds a soft prompt, too; PROMPT_PATH may name the same path" in capsys.readouterr().out
+    (tmp_path / "numpy").mkdir()
+    with (tmp_path / "numpy" / "encoder.prompt.prompt.prompt").open("wb") as file:
+        np.save(file, rows)
+    np.save(tmp_path / "bare.npy", rows)
+    for path in ("t5x", "t5x/checkpoint_5", "numpy", "numpy/encoder.prompt.prompt.prompt", "bare.npy"):
+        where = str(tmp_path / path)
+        experiment = Experiment("", "sst2", (), {"inputs": 8, "targets": 2}, "", prompt_path=where)
+        with pytest.raises(UserError, match="name it by PROMPT_TASK"):
+            load_prompts(experiment, base)
+        for change, name in (
+            ({"prompt_task": "rte"}, "rte"),
+            ({"force_prompt": True}, "sst2"),
+            ({"prompt_path": {"cb": where}}, "cb"),
+        ):
+            loaded = load_prompts(dataclasses.replace(experiment, **change), base)
+            assert loaded.keys() == {name} and np.array_equal(loaded[name], rows)
+            assert "its base model is not verified" in capsys.readouterr().out
+    with pytest.raises(UserError, match='the name ""'):
+        load_prompts(dataclasses.replace(experiment, prompt_path={"": where}), base)
+
+
+def test_checkpoints_of_tensorflow_are_named(tmp_path: Path) -> None:
+    """Reference: TensorFlow itself, which writes what Mesh TensorFlow's T5 models were released as."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        tf.compat.v1.get_variable("shared/embedding", (4, 2))
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=1000)
+    files = [path.name for path in tmp_path.iterdir()]
+    assert {"checkpoint", "model.ckpt-1000.index", "model.ckpt-1000.meta"} < set(files)
+    for name in ("", "model.ckpt-1000", *(name for name in files if name != "checkpoint")):
+        with pytest.raises(UserError, match=r"is a TensorFlow checkpoint \(Mesh TensorFlow's T5\)"):
+            pretrained.load(str(tmp_path / name), Partitioner())
+    (tmp_path / "checkpoint").unlink()
+    with pytest.raises(UserError, match="is a TensorFlow checkpoint"):
+        pretrained.load(str(tmp_path), Partitioner())
 
 
 def same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:

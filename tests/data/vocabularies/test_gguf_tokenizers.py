@@ -15,6 +15,9 @@ from test_vocabularies import CORPUS, WILD, other_reader
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
+from promot_jax.data.encoding import Encoder
+from promot_jax.data.examples import Example
+from promot_jax.data.vocabularies.load import load
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
 
@@ -72,6 +75,23 @@ def _llama() -> tuple[Any, TokenizerVocabulary]:
     return oracle, TokenizerVocabulary.from_gguf(fields)
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocabulary", "folder"])
+def test_a_sentencepiece_file_of_this_kind(tmp_path: Path, prefix: bool, name: str) -> None:
+    """A Llama's `tokenizer.model` is told from T5's by its content: SentencePiece's ids, a BOS, no sentinels."""
+    oracle, fields = train(prefix)
+    path = tmp_path / name
+    file = path / "tokenizer.model" if name == "folder" else path
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(oracle.serialized_model_proto())
+    vocabulary = load(path)
+    assert vocabulary == TokenizerVocabulary.from_gguf(fields)
+    assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos, vocabulary.sentinels) == (2, 1, True, {})
+    assert vocabulary.vocab_size == oracle.get_piece_size()
+    for text in [*WILD, *sample(100), "a <extra_id_0> b"]:
+        assert vocabulary.encode(text) == oracle.encode(text), repr(text)
+
+
 def sample(count: int) -> list[str]:
     rng = random.Random(0)
     words = [*WILD, *PARTS, *" ".join(CORPUS).split()]
@@ -93,6 +113,41 @@ def test_ids_with_a_space_in_front(llama: tuple[Any, TokenizerVocabulary]) -> No
         assert vocabulary.encode(text) == oracle.encode(text), repr(text)
         if "▁" not in text:
             assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "both"),
+    [
+        ("the answer:", "the", "the answer: the"),
+        ("the answer:", " the", "the answer: the"),
+        ("the answer:", "  the", "the answer:  the"),
+        ("the answer:\n", "the", "the answer:\nthe"),
+        ("the answer:\n", " the", "the answer:\nthe"),
+        ("the answer:", "\nthe", "the answer:\nthe"),
+        ("the answer:", "", "the answer:"),
+    ],
+)
+def test_targets_have_the_ids_of_the_joined_text(
+    llama: tuple[Any, TokenizerVocabulary], gemma: Any, tmp_path: Path, inputs: str, targets: str, both: str
+) -> None:
+    """SentencePiece's own ids of both texts together, which it would not give the target alone."""
+    example = Example("task", "id", inputs, targets, (), "", 0)
+    llama[1].save(tmp_path)  # as a tokenizer.json: Prepend and Replace
+    for oracle, vocabulary in (llama, gemma[::2], (llama[0], TokenizerVocabulary.load(tmp_path))):
+        tokens = Encoder.of(vocabulary, continues=True).tokens(example)
+        start, want = [2, *oracle.encode(inputs)], [2, *oracle.encode(both), 1]
+        assert tokens.inputs == start and [*tokens.inputs, *tokens.targets] == want
+
+
+def test_a_token_that_would_cross_into_the_target_does_not(llama: tuple[Any, TokenizerVocabulary]) -> None:
+    """ "▁the" is one token for SentencePiece; an input that ends in a space has that space already."""
+    oracle, vocabulary = llama
+    crossing = Example("task", "id", "the answer: ", "the", (), "", 0)
+    tokens = Encoder.of(vocabulary, continues=True).tokens(crossing)
+    assert oracle.encode("the answer: the")[-1] == oracle.piece_to_id("▁the") not in tokens.targets
+    assert tokens.inputs == [2, *oracle.encode("the answer: ")]
+    assert tokens.targets == [*oracle.encode("\nthe")[len(oracle.encode("\n")) :], 1]
+    assert oracle.decode([*tokens.inputs[1:], *tokens.targets[:-1]]) == "the answer: the"
 
 
 @hypothesis.settings(max_examples=200)

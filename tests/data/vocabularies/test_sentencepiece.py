@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import json
+import pickle
 
 import pytest
 import seqio
@@ -49,6 +51,37 @@ def test_extra_ids_that_the_file_brings_are_taken_as_they_are(mt5):
     assert vocabulary.sentinels == {f"<extra_id_{i}>": PIECES + 3 - i for i in range(4)}
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_a_tokenizer_json_reads_data_as_the_sentencepiece_model_does(t5, tmp_path, published):
+    """SeqIO's ids of the same model: control tokens stay text, sentinels after a space are one id.
+
+    `published` is how the Hub's T5 tokenizer.json are laid out: words are split off and the mark is always put before.
+    """
+    seqio_ids = seqio.SentencePieceVocabulary(str(t5), extra_ids=100)
+    SentencePieceVocabulary(t5).save(tmp_path)
+    if published:
+        data = json.loads((tmp_path / "tokenizer.json").read_text())
+        data["added_tokens"] = [token | {"lstrip": False} for token in data["added_tokens"]]
+        data["model"]["vocab"] += [[f"<extra_id_{i}>", 0.0] for i in range(99, -1, -1)][
+            len(data["model"]["vocab"]) - PIECES :
+        ]
+        mark = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+        data["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, mark]}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    vocabulary = load.load(tmp_path)
+    for other in (vocabulary, copy.deepcopy(vocabulary), pickle.loads(pickle.dumps(vocabulary))):
+        for text in (
+            "the film was good", "the <extra_id_0> was <extra_id_1> bad", "<extra_id_99> the", "the <extra_id_1>", "",
+            "old\nsongs", "q </s>", "</s>", "<pad> the <unk> film</s>", "the</s>film", "film<extra_id_0> was", "<s>",
+        ):  # fmt: skip
+            ids = other.encode(text)
+            assert ids == list(seqio_ids.encode(text)), text
+            assert not {0, 1} & set(ids)
+    assert vocabulary.sentinels == SentencePieceVocabulary(t5).sentinels
+    ids = vocabulary.encode("the <extra_id_0> film")
+    assert vocabulary.decode(ids) == "the film"
+
+
 def test_decoding_drops_sentinels_unless_they_are_asked_for(t5):
     vocabulary = SentencePieceVocabulary(t5)
     first, second = (vocabulary.sentinels[name] for name in output_text.SENTINELS)
@@ -87,6 +120,18 @@ def test_what_is_no_model_is_refused(tmp_path, t5):
         damaged.write_bytes(content)
         with pytest.raises(UserError, match="is not a SentencePiece model"):
             SentencePieceVocabulary(damaged)
+
+
+def test_a_model_without_its_suffix(tmp_path, t5):
+    """Read by its content: SentencePiece's own pieces."""
+    copied = tmp_path / "cc_all.32000"
+    copied.write_bytes(t5.read_bytes())
+    vocabulary = load.load(copied)
+    assert isinstance(vocabulary, SentencePieceVocabulary) and len(vocabulary.sentinels) == 100
+    assert vocabulary.encode("the film was good") == SentencePieceVocabulary(t5).encode("the film was good")
+    copied.write_bytes(b"\xff" * 99)
+    with pytest.raises(UserError, match="is not a SentencePiece model"):
+        load.load(copied)
 
 
 def test_bytes():

@@ -191,7 +191,7 @@ def test_a_lone_surrogate_is_replaced(vocabulary: TokenizerVocabulary) -> None:
         ("model", "llama", "but 0 usable scores"),
         ("model", None, "tokenizer of type None"),
         ("model", 7, r"tokenizer\.ggml\.model is a int"),
-        ("pre", "smolm", r"rule 'smolm', unknown here \(did you mean 'smollm'\?\)"),
+        ("pre", "smolm", r"rule 'smolm'; gpt-2, llama-bpe, qwen2, smollm are read. Set VOCABULARY to"),
         ("eos_token_id", None, "no end-of-sequence token"),
         ("eos_token_id", 10**6, "eos id 1000000 lies outside"),
         ("tokens", None, "has 0 tokens"),
@@ -207,6 +207,65 @@ def test_metadata_that_does_not_fit_is_one_error(fields: dict[str, Any], field: 
     with pytest.raises(UserError, match=message) as caught:
         TokenizerVocabulary.from_gguf(changed)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("alias", "rule"), [
+    ("llama3", "llama-bpe"), ("llama-v3", "llama-bpe"), ("falcon3", "llama-bpe"), ("pixtral", "llama-bpe"),
+    ("deepseek-r1-qwen", "qwen2"), ("kormo", "qwen2"), ("phi-2", "gpt-2"), ("mellum", "gpt-2"),
+])  # fmt: skip
+def test_names_that_llama_cpp_gives_the_same_rule(fields: dict[str, Any], alias: str, rule: str) -> None:
+    """The conditions on `tokenizer_pre` in llama.cpp's src/llama-vocab.cpp."""
+    del (fields := dict(fields))["tokenizer.ggml.add_bos_token"]
+    named = [TokenizerVocabulary.from_gguf(fields | {"tokenizer.ggml.pre": name}) for name in (alias, rule)]
+    assert named[0] == named[1] and named[0].add_bos == (rule == "llama-bpe")
+
+
+@pytest.mark.parametrize("name", ["mpt", "gpt2", "deepseek-v3", None])
+def test_an_unknown_rule_is_not_guessed(fields: dict[str, Any], name: str | None) -> None:
+    with pytest.raises(UserError, match=r"[sS]et VOCABULARY") as caught:
+        TokenizerVocabulary.from_gguf(fields | {"tokenizer.ggml.pre": name})
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [1, 4])
+@pytest.mark.parametrize("name", ["<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|fim_prefix|>", "<|mine|>"])
+def test_control_tokens_of_another_type(fields: dict[str, Any], kind: int, name: str, tmp_path: Path) -> None:
+    """llama.cpp overrides the type of these names, and of the ids that the file says end a text or a turn."""
+    fields = dict(fields)
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], f"{name}x", name]
+    fields["tokenizer.ggml.token_type"] = np.append(fields["tokenizer.ggml.token_type"], [4, kind]).astype(np.int32)
+    control = len(fields["tokenizer.ggml.tokens"]) - 1
+    fields["tokenizer.ggml.tokens"][2] = "<|other|>"
+    if name == "<|mine|>":
+        fields["tokenizer.ggml.eot_token_id"] = control
+    vocabulary = TokenizerVocabulary.from_gguf(fields)
+    ids = vocabulary.encode(f"the {name} cat")
+    assert control not in ids and vocabulary.decode(ids) == f"the {name} cat"
+    assert vocabulary.decode([*vocabulary.encode("the"), control]) == "the"
+    assert vocabulary.token_strings()[control] == ""
+    assert control - 1 in vocabulary.encode(f"{name}x")  # another user-defined token is text
+    # A tokenizer.json that does not mark it as special is read the same.
+    vocabulary.save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in data["added_tokens"]:
+        token["special"] &= token["content"] != name
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    loaded = TokenizerVocabulary.load(tmp_path)
+    assert (control in loaded.encode(name)) == (name == "<|mine|>")
+    assert (loaded.decode([control]) == "") == (name != "<|mine|>")
+
+
+def test_a_control_token_that_merges_make(fields: dict[str, Any]) -> None:
+    """Qwen's vocabulary has "</s>" as a piece of merges: llama.cpp makes it a control token, and no text has it."""
+    fields = dict(fields)
+    tokens, merges = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"]
+    fields["tokenizer.ggml.tokens"] = [*tokens, "</", "</s", "</s>"]
+    fields["tokenizer.ggml.token_type"] = np.append(fields["tokenizer.ggml.token_type"], [1, 1, 1]).astype(np.int32)
+    fields["tokenizer.ggml.merges"] = [*merges, "< /", "</ s", "</s >"]
+    vocabulary = TokenizerVocabulary.from_gguf(fields)
+    ids = vocabulary.encode("</s>")
+    assert len(tokens) + 2 not in ids and vocabulary.decode(ids) == "</s>"
+    assert vocabulary.decode([len(tokens) + 2]) == ""
 
 
 def test_text_cannot_reach_a_control_token_by_merging(fields: dict[str, Any]) -> None:

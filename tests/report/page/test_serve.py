@@ -1,8 +1,12 @@
 """The report while runs go on: what is served, to whom, and when it changes."""
 
+import contextlib
 import http.client
 import os
 import socket
+import struct
+import threading
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -75,6 +79,30 @@ def test_only_the_report_is_served_and_only_to_this_machine(tmp_path):
         status, headers, text = ask(address, method="HEAD")
         assert status == 200 and not text and int(headers["Content-Length"]) > 1000
         assert headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+
+
+def test_a_client_that_leaves_leaves_no_trace(tmp_path, capfd):
+    """A browser that is closed while it loads; the right answer to a reset is silence."""
+    files.write(random_results(seeds=3), tmp_path / "results.json")
+    with serve.serving(tmp_path, 0) as address:
+        for request in (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HT"):
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", urlsplit(address).port)) as client:
+                    client.sendall(request)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # resets
+        assert ask(address)[0] == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_half_open_connections_hold_few_threads_and_nobody_up(tmp_path):
+    with serve.serving(tmp_path, 0) as address, contextlib.ExitStack() as opened:
+        before = threading.active_count()
+        for _ in range(300):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", urlsplit(address).port)))
+            client.sendall(b"GET / HTTP/1.1\r\n")
+        began = time.monotonic()
+        assert ask(address)[0] == 200 and time.monotonic() - began < 5
+        assert threading.active_count() - before <= 2 * serve.CONNECTIONS  # some are about to end
 
 
 def test_port_that_is_taken_is_one_sentence(tmp_path):

@@ -1,0 +1,120 @@
+"""Rows in memory as a SeqIO source: what a user's module of tasks gives, as text, or an error that names the row."""
+
+import collections
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from promot_jax.data import examples
+
+# isort: split
+import seqio
+import tensorflow as tf
+
+from promot_jax.errors import UserError, users_code
+
+Row = Mapping[str, str | bytes | float]
+BOM = "\ufeff"  # byte order mark; editors and spreadsheets write it at the start of a file
+
+
+class RowsSource(seqio.DataSource):
+    """A SeqIO source of rows in memory; they are read when a data set or a count is first needed.
+
+    If there is a split `train`, there is also the split `examples.EXEMPLARS`, its first rows.
+    """
+
+    def __init__(self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str], task: str = ""):
+        """Takes `rows`, a function from a split's name to its rows; all rows have the same fields. `task` is its name.
+
+        Numbers become text as a format string would write them, UTF-8 bytes are decoded, and a byte order mark at the
+        start of a text is left out. Reading a split raises UserError, with task, split, row and field, for anything
+        else.
+        """
+        super().__init__(splits=[*splits, *([examples.EXEMPLARS] if "train" in splits else [])])
+        self._given, self._task = rows, task
+
+    def _rows(self, split: str) -> list[Row]:
+        read = "train" if split == examples.EXEMPLARS else split
+        where = f"split {read!r} of task {self._task!r}"
+        with users_code(f"Reading {where}", advice="; give rows for each of `splits`"):
+            rows = self._given(read)
+            if not isinstance(rows, Iterable) or isinstance(rows, Mapping | str | bytes):
+                raise UserError(f"The rows of {where} are a {type(rows).__name__}; give a list of mappings.")
+            rows = list(rows)
+        if not rows:
+            raise UserError(f"Task {self._task!r} has no row in its split {read!r}; leave the split out of `splits`.")
+        return rows[: examples.POOL_ROWS] if split == examples.EXEMPLARS else rows
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """True: rows are sharded before they are shuffled, so that a shard has the same rows in every epoch."""
+        return True
+
+    def num_input_examples(self, split: str) -> int:
+        """Returns the number of rows, for SeqIO's mixing rates by size."""
+        return len(self._rows(split))
+
+    def empty_fields(self, split: str) -> collections.Counter[str]:
+        """Returns how many rows of a split have no text in a field, by field."""
+        rows = _texts(self._rows(split), split, self._task)
+        return collections.Counter(field for row in rows for field, text in row.items() if not text.strip())
+
+    def list_shards(self, split: str) -> list[str]:
+        """Returns one shard per split."""
+        return [split]
+
+    def get_dataset(
+        self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **unused: Any
+    ) -> tf.data.Dataset:
+        """Returns the rows as a data set of string scalars, one feature per field and `id`."""
+        del unused
+        rows = _texts(self._rows(split), split, self._task)
+        columns = {field: [row[field] for row in rows] for field in rows[0]}
+        if "id" not in columns:
+            columns["id"] = [examples.stable_hash(*row.values()) for row in rows]
+        tensors = {field: tf.constant(values, tf.string, [len(rows)]) for field, values in columns.items()}
+        data = tf.data.Dataset.from_tensor_slices(tensors)
+        if shard_info:
+            data = data.shard(shard_info.num_shards, shard_info.index)
+        return data.shuffle(len(rows), seed=seed) if shuffle else data
+
+
+def _texts(rows: Sequence[Row], split: str, task: str) -> list[dict[str, str]]:
+    """The rows with every field as text. Raises UserError for a row that has other fields, or none that is text."""
+    texts: list[dict[str, str]] = []
+    for number, row in enumerate(rows, 1):
+        where = f"Row {number} (the first is 1) of split {split!r} of task {task!r}"
+        if not isinstance(row, Mapping) or not all(isinstance(field, str) for field in row):
+            raise UserError(f"{where} is a {type(row).__name__}; give a mapping from names of fields to texts.")
+        text = {field.removeprefix(BOM): _text(value, f"{where}, field {field!r},") for field, value in row.items()}
+        fields = texts[0] if texts else text
+        if missing := [field for field in fields if field not in text] or sorted({"id"} & text.keys() - fields.keys()):
+            raise UserError(f"{where} and the first row differ: one of them has no field {missing[0]!r}.")
+        texts.append(text)
+    return texts
+
+
+def _text(value: Any, where: str) -> str:
+    """A field's value as text, without a byte order mark. Raises UserError if it is none."""
+    if isinstance(value, numbers.Number | np.generic) and not isinstance(value, str | bytes):
+        value = f"{value}" if value == value else None  # NaN, what tables have for a missing value
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UserError(
+                f"{where} is no UTF-8: byte 0x{byte:02x} at {error.start}; decode it in your module (Latin-1?)."
+            ) from error
+    if value is None:
+        raise UserError(f"{where} is missing (None or NaN); give a text, or leave the row out.")
+    if not isinstance(value, str):
+        raise UserError(f"{where} is a {type(value).__name__}; give a text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        surrogate = value[error.start].encode("unicode_escape").decode()
+        raise UserError(f"{where} has half a character, {surrogate} at {error.start}: a surrogate alone.") from error
+    return value.removeprefix(BOM)

@@ -1,0 +1,53 @@
+"""Calls a task's own functions, post-processor and metrics; an error of theirs names the task and the example."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
+
+# isort: split
+import seqio
+
+from promot_jax.data.examples import Example
+from promot_jax.errors import UserError, users_code
+
+
+def judge(task: seqio.Task, example: Example, output: str) -> tuple[Any, Any, float | None]:
+    """Returns the post-processed target and output of an example, and its score where the first metric has one.
+
+    Raises:
+        UserError: the post-processor or the metric raises.
+    """
+    features = {**example.features, **dataclasses.asdict(example)}
+    each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
+    with users_code(f"Judging the output {output[:80]!r} for example {example.id!r} of task {task.name!r}"):
+        target = task.postprocess_fn(example.targets, example=features, is_target=True)
+        answer = task.postprocess_fn(output, example=features, is_target=False)
+        return target, answer, None if each is None else each(target, answer)
+
+
+def scores(task: seqio.Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:
+    """Returns the numbers of all metrics of a task by name, its score first.
+
+    Args:
+        task: whose metrics are called.
+        targets: post-processed, one per example.
+        answers: post-processed outputs, one per example.
+
+    Raises:
+        UserError: there is no metric, one raises or returns no numbers, or the score is not in [0, 100].
+    """
+    found: dict[str, float] = {}
+    for metric_fn in task.metric_fns:
+        name = getattr(metric_fn, "name", getattr(metric_fn, "__name__", repr(metric_fn)))
+        with users_code(f"Metric {name!r} of task {task.name!r}"):
+            # SeqIO's own metrics wrap their numbers.
+            values = {key: getattr(value, "value", value) for key, value in metric_fn(targets, answers).items()}
+            found |= {str(key): float(value) for key, value in values.items()}
+    if not found:
+        raise UserError(f"Task {task.name!r} has no metric; register it with metric_fns.")
+    metric, score = next(iter(found.items()))
+    if not 0 <= score <= 100:
+        raise UserError(f"Task {task.name!r} scores {metric} = {score}; its first metric must lie in [0, 100].")
+    return found

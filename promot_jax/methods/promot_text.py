@@ -1,0 +1,30 @@
+"""ProMoT whose soft prompt starts from a text instruction: stage 1 trains the embeddings of the text's tokens.
+
+Command: python -m promot_jax.main --gin_file=method.gin --gin.METHOD=promot_text. Macro: PROMPT_TEXT.
+"""
+
+import dataclasses
+
+from promot_jax.errors import UserError
+from promot_jax.methods.base import Method, Stage
+from promot_jax.methods.hard_prompt import SHORT
+from promot_jax.methods.promot import STAGE1, STAGE2
+
+
+@dataclasses.dataclass(frozen=True)
+class PromotText(Method):
+    """Two stages: the prompt from the text on, then the model with it prepended."""
+
+    name = "promot_text"
+    label = "ProMoT from text"
+    prompt_text: str = SHORT  # the text
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The prompt, then the model."""
+        return dataclasses.replace(STAGE1, name="stage1_text", prompt_text=self.prompt_text), STAGE2
+
+    def check(self) -> None:
+        """Raises UserError for an empty text."""
+        if not self.prompt_text:
+            raise UserError("Method 'promot_text' needs a text: set PROMPT_TEXT.")

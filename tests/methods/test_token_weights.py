@@ -1,0 +1,83 @@
+"""Token weights: the loss of each method against its paper's formula in NumPy; the same in ProMoT's second stage."""
+
+import jax
+import numpy as np
+import pytest
+from forward import target_logits
+from scipy.special import log_softmax, softmax
+
+from promot_jax.methods import METHODS
+from promot_jax.methods.promot import STAGE1
+from promot_jax.models import DecoderConfig, build
+from promot_jax.models.batch_layout import Tokens, decoder_rows
+from promot_jax.training.objective import batch_loss
+from promot_jax.training.optimizer import Optimizer
+from promot_jax.training.settings import Training
+
+VOCAB, PROMPT, PERPLEXITY = 61, 3, 150.0
+MODEL = build(DecoderConfig(VOCAB, 16, 2, 1, 1, 8, 24))
+PLAIN = Training(1, 4, 1, Optimizer())
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    return -np.take_along_axis(log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
+
+
+def dft(logits, base, targets, real):
+    """arXiv 2508.05629, equation of the dynamic weight: `-sg(p) log p`."""
+    loss = cross_entropy(logits, targets)
+    return (np.exp(-loss) * loss)[real].sum()
+
+
+def eaft(logits, base, targets, real):
+    """arXiv 2601.02151: entropy of the softmax over the 20 largest logits, over 3."""
+    top = softmax(np.sort(logits, axis=-1)[..., -20:], axis=-1)
+    return (-(top * np.log(top)).sum(axis=-1) / 3 * cross_entropy(logits, targets))[real].sum()
+
+
+def talr(logits, base, targets, real):
+    """arXiv 2509.20758: `exp(-loss / temperature)`, the temperature the median of the batch."""
+    loss = cross_entropy(logits, targets)[real]
+    return (np.exp(-loss / np.median(loss)) * loss).sum()
+
+
+def stm(logits, base, targets, real):
+    """arXiv 2501.14315: the mean over tokens whose perplexity under the base is at most the threshold."""
+    counts = real & (np.exp(cross_entropy(base, targets)) <= PERPLEXITY)
+    assert 0 < counts.sum() < real.sum()
+    return cross_entropy(logits, targets)[counts].mean() * real.sum()
+
+
+def asft(logits, base, targets, real):
+    """DFT plus 0.1 times KL(base || tuned)."""
+    wanted, tuned = log_softmax(base, axis=-1), log_softmax(logits, axis=-1)
+    return dft(logits, base, targets, real) + 0.1 * (np.exp(wanted) * (wanted - tuned)).sum(axis=-1)[real].sum()
+
+
+REFERENCES = {"dft": dft, "eaft": eaft, "talr": talr, "stm": stm, "asft": asft}
+
+
+@pytest.mark.parametrize("attached", [False, True], ids=["alone", "in stage 2 of ProMoT"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_loss_is_the_papers(name: str, attached: bool) -> None:
+    settings = {"stm_perplexity": PERPLEXITY} if name == "stm" else {}
+    method = METHODS[f"promot_{name}" if attached else name](**settings)
+    *first, stage = method.stages
+    assert stage.trains == ("model",) and stage.prompt == attached and first == [STAGE1] * attached
+
+    noise = np.random.default_rng(0)
+    base = MODEL.init(jax.random.key(0))
+    base = jax.tree.map(lambda x: x + noise.normal(0, 0.3, x.shape).astype(np.float32), base)
+    tuned = jax.tree.map(lambda x: x + noise.normal(0, 0.1, x.shape).astype(np.float32), base)
+    prompt = noise.normal(0, 0.3, (PROMPT, 16)).astype(np.float32) if attached else None
+    ids = list(range(VOCAB, VOCAB + PROMPT)) if attached else []
+    rows = [
+        [Tokens([*ids, *noise.integers(0, VOCAB, 5).tolist()], noise.integers(0, VOCAB, n).tolist())]
+        for n in (1, 2, 4, 4)
+    ]
+    batch = decoder_rows(rows, 12, 4)
+    constants = ({"prompt": {"task": prompt}} if attached else {}) | ({"start": base} if stage.uses_start else {})
+    got = batch_loss(MODEL, stage, PLAIN)({"model": tuned}, constants, batch, jax.random.key(0))
+    logits, before = (np.asarray(target_logits(MODEL, params, prompt, batch), np.float64) for params in (tuned, base))
+    wanted = REFERENCES[name](logits, before, np.asarray(batch["targets"]), np.asarray(batch["weights"]) > 0)
+    assert float(got) == pytest.approx(wanted, rel=1e-4)

@@ -1,0 +1,65 @@
+"""Writing all or nothing: what killed and rival writers leave.
+
+Reference: POSIX, whose kernel drops a dead process's locks.
+"""
+
+import os
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import processes
+import pytest
+
+from promot_jax import files
+from promot_jax.errors import UserError
+
+WRITER = """
+    import sys, time
+    from promot_jax import files
+    with files.replacing(sys.argv[1]) as made:
+        made.mkdir()
+        (made / "weights").write_bytes(bytes(1000))
+        print("writing", flush=True)
+        time.sleep(600)
+"""
+
+
+def hidden(folder: Path) -> list[Path]:
+    return list(folder.rglob("weights"))
+
+
+def test_leftovers_of_killed_writers_are_deleted_and_work_in_progress_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(WRITER), str(tmp_path / "run" / "model")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    writer = processes.start(command, env=environment, stdout=-1)
+    assert writer.stdout and writer.stdout.readline() == "writing\n"
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    files.delete_leftovers(tmp_path)
+    assert len(hidden(tmp_path)) == 1
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert len(hidden(tmp_path)) == 1
+    monkeypatch.setattr(time, "time", lambda: later - 3600)
+    files.delete_leftovers(tmp_path)  # as young as one that is about to be locked
+    assert len(hidden(tmp_path)) == 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    files.delete_leftovers(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.name != "run"] == []
+
+
+def test_of_two_writers_of_a_folder_one_is_told(tmp_path: Path) -> None:
+    def write() -> None:
+        with files.replacing(tmp_path / "a") as made:
+            made.mkdir()
+            (tmp_path / "a").mkdir()
+            (tmp_path / "a" / "first").write_text("")
+
+    with pytest.raises(UserError, match="was made by another process meanwhile"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "first").exists()
