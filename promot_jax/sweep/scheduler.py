@@ -69,7 +69,8 @@ def _check(grid: Grid, cells: Sequence[Cell]) -> None:
     wrong: list[str] = []
     for cell in cells:
         try:
-            check_method(grid.experiment_of(cell), grid.tuning_of(cell).method(cell.method))
+            tuning = grid.tuning_of(cell)
+            check_method(grid.experiment_of(cell), tuning.method(cell.method), tuning)
         except UserError as error:
             wrong.append(str(error))
     if wrong:
