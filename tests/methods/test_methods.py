@@ -392,7 +392,7 @@ def test_one_stage_of_a_method_by_itself(tiny_folder: Path, tmp_path: Path, caps
         ("freeze", {}, "Method 'freeze' needs a value for 'freeze'"),
         ("kl", {"kl_weight": 0.0}, "kl_weight is 0.0"),
         ("kl", {"kl_weigth": 0.1}, "Method 'kl' has no hyperparameter 'kl_weigth' (did you mean 'kl_weight'?)"),
-        ("kl", {"kl_weight": "x"}, "train_stage.hyperparameters.kl_weight has to be float, not 'x'"),
+        ("kl", {"kl_weight": "x"}, "train_stage.hyperparameters.kl_weight has to be a number, not 'x'"),
     ):
         macros = shorter | {"train_stage.stage": stage, "train_stage.hyperparameters": given}
         assert main.main(tiny.command(tiny_folder, "finetune.gin", tmp_path / "none", **macros)) == 2
