@@ -6,6 +6,8 @@ import fcntl
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
@@ -19,7 +21,8 @@ from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 
 _SCRATCH = ".writing-"  # in the names of folders that hold unfinished files
-_YOUNG = 10  # seconds
+_HERE = re.sub(r"[^\w.]", "_", platform.node())  # this machine
+_YOUNG, _OLD = 10, 3600  # seconds without a change after which a writer of this machine, of another one, is dead
 
 
 @contextlib.contextmanager
@@ -33,7 +36,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{_SCRATCH}") as scratch, _locked(scratch):
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{_SCRATCH}{_HERE}-") as scratch, _locked(scratch):
         made = Path(scratch) / path.name
         yield made
         if made.is_file():
@@ -68,11 +71,22 @@ def _locked(folder: str | os.PathLike[str]) -> Iterator[bool]:
 
 def delete_leftovers(folder: str | os.PathLike[str]) -> None:
     """Deletes what writers that were killed left below a folder; what a process is still writing stays."""
-    for scratch in list(Path(folder).rglob(f".*{_SCRATCH}*")):
-        with _locked(scratch) as dead, contextlib.suppress(FileNotFoundError):
-            # A writer locks its folder right after it has made it.
-            if dead and time.time() - scratch.stat().st_mtime > _YOUNG:
-                shutil.rmtree(scratch, ignore_errors=True)
+    for parent, names, _ in os.walk(folder):  # which passes over folders that go meanwhile
+        for name in [name for name in names if name.startswith(".") and _SCRATCH in name]:
+            names.remove(name)
+            # A writer locks its folder right after it has made it. Not every file system shows locks to other machines.
+            patience = _YOUNG if f"{_SCRATCH}{_HERE}-" in name else _OLD
+            with _locked(scratch := Path(parent, name)) as dead:
+                if dead and time.time() - _changed(scratch) > patience:
+                    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _changed(folder: Path) -> float:
+    """When something in a folder was last changed, in seconds since the epoch; infinity if it is gone."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return math.inf
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:

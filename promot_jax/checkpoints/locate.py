@@ -26,6 +26,7 @@ def is_remote(path: str) -> bool:
 def spelled(path: str) -> str:
     """`hf://org/name` for `org/name` where nothing of that name, nor a folder `org`, is here; else the path itself."""
     is_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path, re.ASCII) and len(path) < 200
+    is_name = is_name and not path.endswith((".gguf", ".model"))
     return f"hf://{path}" if is_name and not Path(path.partition("/")[0]).exists() else path
 
 

@@ -126,6 +126,8 @@ class Saved:
                 f"The checkpoint {self.folder}/{step} is gone; put it back, or delete the run's folder to start again."
             ) from error
         except Exception as error:  # of any type that Orbax and tensorstore raise for a damaged file
+            if hosts.is_of_devices(error):
+                raise
             raise UserError(
                 f"The checkpoint {self.folder}/{step} is damaged ({reason(error)}); put a copy of it back, or "
                 "delete the run's folder to start again."
@@ -211,6 +213,8 @@ class Checkpoints(Saved):
         try:
             yield
         except Exception as error:  # of any type that Orbax and tensorstore raise for a full disk or a missing folder
+            if hosts.is_of_devices(error):
+                raise
             found = error.strerror if isinstance(error, OSError) else re.search(r"([^:]+) \[os_error_code", str(error))
             why = found[1].strip() if isinstance(found, re.Match) else found or reason(error)
             raise UserError(

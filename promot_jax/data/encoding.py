@@ -78,7 +78,8 @@ class Encoder:
 
     def _after(self, before: str, ids: Sequence[int], text: str) -> Sequence[int]:
         """Ids of a text after another, whose own `ids` are given."""
-        for start, start_ids in ((before, ids), ("\n", self.encode("\n"))):
+        for start in (before, "\n"):
+            start_ids = ids if start == before else self.encode(start)
             both = self.encode(start + text)
             if list(both[: len(start_ids)]) == list(start_ids):
                 return both[len(start_ids) :]

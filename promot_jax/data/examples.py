@@ -200,7 +200,8 @@ def mixing_rates(name: str) -> list[float]:
         return [1.0]
     rates = {task: float(provider.get_rate(seqio.TaskRegistry.get(task))) for task in task_names(name)}
     for task, rate in rates.items():
-        check_rate(name, task, rate)
+        if rate or not sum(rates.values()):  # SeqIO's own mixtures may leave a task out by 0
+            check_rate(name, task, rate)
     return list(rates.values())
 
 
@@ -270,7 +271,9 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
     from_cache = _is_cached(task)
     if task.requires_caching and not from_cache:
         raise UserError(f"task {task.name!r} is read from a cache only: name its folder in SEQIO_CACHE_DIRS")
-    passed, damage = RUN_ERRORS, Exception  # local names: at exit a stream may outlive the module
+    # Local names: at exit a stream may outlive the module. What passes may go away by itself, and is no fault of data.
+    passed: tuple[type[BaseException], ...] = (*RUN_ERRORS, MemoryError, tf.errors.UnavailableError)
+    passed, damage = (*passed, tf.errors.AbortedError, tf.errors.DeadlineExceededError), Exception
     try:
         if from_cache:
             _check_files(task.cache_dir, split)

@@ -57,8 +57,8 @@ class RowsSource(seqio.DataSource):
         return len(self._rows(split))
 
     def empty_fields(self, split: str) -> collections.Counter[str]:
-        """Returns how many rows of a split have no text in a field, by field."""
-        rows = _texts(self._rows(split), split, self._task)
+        """Returns how many of a split's first `examples.POOL_ROWS` rows have no text in a field, by field."""
+        rows = _texts(self._rows(split)[: examples.POOL_ROWS], split, self._task)
         return collections.Counter(field for row in rows for field, text in row.items() if not text.strip())
 
     def list_shards(self, split: str) -> list[str]:

@@ -67,7 +67,7 @@ def _check_split(task: seqio.Task, split: str, warn: Warn) -> set[tuple[str, str
         for field, count in task.source.empty_fields(split).items():
             warn(f"split {split!r}: {count} rows have no text in field {field!r}")
     first: dict[str, tuple[int, Example]] = {}  # by id
-    repeated = empty = 0
+    repeated = empty = shared = 0
     judged: list[tuple[object, object]] = []
     for number, example in enumerate(stored(task, split, POOL_ROWS), 1):
         where = f"example {number} (the first is 1, id {example.id!r}) of split {split!r} of task {task.name!r}"
@@ -78,14 +78,19 @@ def _check_split(task: seqio.Task, split: str, warn: Warn) -> set[tuple[str, str
             _check_label(task, example, where)
         before, same = first.setdefault(example.id, (number, example))
         if (same.inputs, same.targets) != (example.inputs, example.targets):
-            raise UserError(f"The id of {where} is that of example {before} too; an id has to be unique.")
-        repeated += before != number
+            if split != "train":  # whose ids order exemplars only
+                raise UserError(f"The id of {where} is that of example {before} too; an id has to be unique.")
+            shared += 1
+        repeated += before != number and (same.inputs, same.targets) == (example.inputs, example.targets)
         if len(judged) < JUDGED:
             judge(task, example, "")
             judged.append(judge(task, example, example.targets)[:2])
     if not first:
         raise UserError(f"Task {task.name!r} has no example in its split {split!r}.")
-    scores(task, *zip(*judged, strict=True))
+    if split != "train" and len({str(target) for target, _ in judged}) > 1:  # a correlation of equal targets is none
+        scores(task, *zip(*judged, strict=True))
+    if shared:
+        warn(f"split {split!r}: {shared} examples have the id of another one")
     if empty:
         warn(f"split {split!r}: {empty} examples have an empty target")
     if repeated:

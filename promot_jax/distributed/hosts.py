@@ -312,6 +312,13 @@ def fail(error: BaseException, text: str, status: int) -> None:
     _end(_run, f"[host {_run.index}] {text}", status)
 
 
+def is_of_devices(error: BaseException) -> bool:
+    """Whether an error is of the devices, their memory or another host, whatever was read or written meanwhile."""
+    from jax.errors import JaxRuntimeError
+
+    return isinstance(error, JaxRuntimeError | MemoryError) or (isinstance(error, ValueError) and "Gloo" in str(error))
+
+
 def _lost(host: int, text: str | None) -> None:
     """Ends this process, in the thread that watches the others, because one of them is gone."""
     run = _run

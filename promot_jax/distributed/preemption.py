@@ -22,7 +22,7 @@ GCE_NOTICE = "http://metadata.google.internal/computeMetadata/v1/instance/preemp
 
 _AGAIN = b"Interrupted: stops at the next step, saved. Ctrl-C again stops at once, unsaved.\n"
 
-_noticed = threading.Event()
+_noticed = False  # no `Event`: a signal that lands in its `set` would wait for itself
 _interrupted = False  # by Ctrl-C
 _saves = False  # within `saving`
 _lost = ""  # how the lease on the run's folder was lost
@@ -36,13 +36,13 @@ def interruptible() -> Iterator[None]:
 
     A process that was started with SIGINT ignored, as by `nohup` or `&`, goes on ignoring it.
     """
-    global _interrupted
+    global _interrupted, _noticed
     try:
         with _handled(signal.SIGINT) if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else _as_it_is:
             yield
     finally:
         _interrupted = False
-        _noticed.clear()
+        _noticed = False
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def heeded(notice: str = "", period: float = 5.0) -> Iterator[None]:
         notice: address that answers "TRUE" once this machine is about to be taken away; "" for none.
         period: seconds between questions.
     """
-    global _rounds
+    global _noticed, _rounds
     _rounds, done = 0, threading.Event()
     polling = threading.Thread(target=_poll, args=(notice, period, done), name="preemption notice", daemon=True)
     if notice:
@@ -66,7 +66,7 @@ def heeded(notice: str = "", period: float = 5.0) -> Iterator[None]:
         if notice:
             polling.join(2 * period)  # a late notice would stop another run
         if not _interrupted:
-            _noticed.clear()
+            _noticed = False
 
 
 @contextlib.contextmanager
@@ -83,9 +83,9 @@ def _handled(number: signal.Signals) -> Iterator[None]:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _interrupted
-    again = _noticed.is_set()
-    _noticed.set()
+    global _interrupted, _noticed
+    again = _noticed
+    _noticed = True
     if number == signal.SIGINT:
         _interrupted = True
         if again or not _saves:
@@ -133,10 +133,10 @@ def stops() -> bool:
     if _lost:
         raise TakenOverError(_lost)
     if hosts.count() == 1:
-        return _noticed.is_set()
+        return _noticed
     _rounds += 1
     at = hosts.posted("stop")
-    if at is None and _noticed.is_set():
+    if at is None and _noticed:
         hosts.post("stop", str(_rounds + 1))
     return at is not None and _rounds >= int(at)
 
@@ -163,6 +163,7 @@ def notice_address(wanted: str) -> str:
 
 
 def _poll(address: str, period: float, done: threading.Event) -> None:
+    global _noticed
     # Never through a proxy: the address is this machine's own.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(address, headers={"Metadata-Flavor": "Google"})
@@ -171,5 +172,5 @@ def _poll(address: str, period: float, done: threading.Event) -> None:
         refused = contextlib.suppress(OSError, ValueError, http.client.HTTPException)
         with refused, opener.open(request, timeout=period) as answer:
             if answer.read(16).strip() == b"TRUE" and not done.is_set():
-                _noticed.set()
+                _noticed = True
                 return

@@ -80,7 +80,7 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
         files.write(settings, path)
     document = records.read(path, dict[str, Any], advice)
     before = {_renamed(key): value for key, value in trees.flatten(document).items()}
-    told = {key: value for key, value in before.items() if not key.endswith(_IMMATERIAL)}
+    told = {key: value for key, value in trees.flatten(document).items() if not key.endswith(_IMMATERIAL)}
     now = trees.flatten(files.plain(settings))
     for key in sorted({*before, *now}):
         for one in (before, now):

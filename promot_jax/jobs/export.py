@@ -13,6 +13,7 @@ from promot_jax.experiments.resume_guard import keep_settings
 from promot_jax.experiments.session import load_base
 from promot_jax.experiments.settings import Experiment
 from promot_jax.params.fingerprint import fingerprint
+from promot_jax.results import records
 from promot_jax.results.provenance import commit, versions
 
 
@@ -43,6 +44,11 @@ def export(
     wanted = {"stripped": "huggingface", "with_prompts": "huggingface", "t5x/checkpoint_0": "t5x"}
     targets = [workdir / name for name, kind in wanted.items() if kind in formats]
     targets = [target for target in targets if experiment.prompt_path or target.name != "with_prompts"]
+    for path in (workdir / "settings.json", workdir / "results.json"):
+        if path.is_file():
+            found = records.read(path, dict[str, Any], "give another --workdir")
+            if found.get("job") != "export" and "export" not in found:
+                raise UserError(f"{workdir} holds the {path.name} of another run; give another --workdir.")
     killed = (workdir / "settings.json").is_file() and not (workdir / "results.json").is_file()
     for target in targets:  # before the model is read
         if target.exists() and not killed:

@@ -5,6 +5,7 @@ Processes on several machines that share the folder deal the cells out by leases
 """
 
 import contextlib
+import errno
 import math
 import statistics
 import time
@@ -27,6 +28,9 @@ from promot_jax.sweep.collect import latest, publish
 from promot_jax.sweep.grid import Cell, Grid
 from promot_jax.sweep.leases import hold, owner
 from promot_jax.sweep.shared_stages import share_stage
+
+# Errors of the system that the other cells would meet too: a full disk, a quota, a closed output.
+OF_ALL_CELLS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO, errno.EPIPE}
 
 NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
 
@@ -164,9 +168,11 @@ class _Process:
         """Runs a cell; what it fails with is written down, and the other cells go on."""
         try:
             self._run(cell)
-        except (UserError, PreemptedError, HostError, TakenOverError, OSError):
+        except (UserError, PreemptedError, HostError, TakenOverError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and (error.errno in OF_ALL_CELLS or not cell.folder.is_dir()):
+                raise
             lasting = isinstance(error, TrainingError)  # it would end in the same way again
             if not lasting and hosts.count() > 1:
                 raise  # the other hosts may know nothing of it

@@ -89,7 +89,7 @@ class TokenizerVocabulary:
             raise UserError("The tokenizer asks for a beginning-of-sequence token but names none.")
         self._of_data = self._tokenizer
         if self._controls_in_data():
-            self._of_data = _parsed(_without_controls(tokenizer_json))
+            self._of_data = _parsed(_without_controls(self._tokenizer.to_str()))
         if made := self._controls_in_data():
             raise UserError(f"The tokenizer lets text become the control token {made[0][:40]!r}; remove it there.")
 
@@ -260,9 +260,16 @@ def _without_controls(tokenizer_json: str) -> str:
     data = json.loads(tokenizer_json)
     model, unigram = data["model"], data["model"]["type"] == "Unigram"
     controls = {token["content"]: token["id"] for token in data["added_tokens"] if token["special"]}
-    data["added_tokens"] = [token for token in data["added_tokens"] if not token["special"]]
     # A space never reaches the model: it is another character there, or was split off.
     names = {token: f" {i}" for token, i in controls.items()}
+    known = {token for token, _ in model["vocab"]} if unigram else model["vocab"].keys()
+    # Ids beyond the model's are given in order, so a control token among them keeps its place, under a name that no
+    # text has: a noncharacter of Unicode.
+    data["added_tokens"] = [
+        {**token, "special": False, "content": f"\ufdd0{token['id']}\ufdd1"} if token["special"] else token
+        for token in data["added_tokens"]
+        if not token["special"] or token["content"] not in known
+    ]
     if unigram:
         names |= {token: f"\u2581{token}" for token in controls if SENTINEL.fullmatch(token)}
         # The score of a certain piece: no other pieces for that text score as high.
