@@ -157,7 +157,7 @@ def _verified(asset: Asset, folder: Path) -> bool:
     try:
         sizes = json.loads((folder / _MARKER).read_text())
         return all(sizes[file] == [sha, (folder / file).stat().st_size] for file, sha in asset.files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return False
 
 

@@ -121,7 +121,7 @@ def _settings(folder: Path) -> Json:
             settings["experiment"][name]
         PromptInit(**settings["experiment"]["prompt_init"])
         settings["stage"], settings["training"]["batch_size"], settings["start"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no stage's folder with its settings.json ({type(error).__name__}: {error}). Give the "
             "one with checkpoints/ in it, such as runs/demo/finetune/seed_0/finetune."
@@ -131,7 +131,7 @@ def _settings(folder: Path) -> Json:
 
 def _lora(settings: Json) -> Lora | None:
     shape = settings["training"].get("lora")
-    return Lora(**shape | {"targets": tuple(shape["targets"])}) if shape else None
+    return records.parse(shape, Lora, "'lora' in the stage's settings") if shape else None
 
 
 def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tree]:

@@ -53,6 +53,7 @@ def template_of(folder: Path) -> str | dict[str, str] | None:
     Raises:
         UserError: a file is damaged, or leads out of the folder.
     """
+    folder = folder.parent if folder.is_file() else folder  # VOCABULARY may name the tokenizer's file
     further = sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))
     files = {path.stem: f"{FURTHER_TEMPLATES}/{path.name}" for path in further}
     if os.path.lexists(folder / TEMPLATE):

@@ -20,6 +20,7 @@ from promot_jax.errors import UserError
 from promot_jax.models import CONFIGS, Config, Model, build
 from promot_jax.params import lora
 from promot_jax.params.fingerprint import fingerprint as fingerprint_of
+from promot_jax.results import records
 
 if TYPE_CHECKING:
     from promot_jax.data.vocabularies.tokenizer import Vocabulary
@@ -246,7 +247,12 @@ def _load_stage(
         )
     start, shape = {"model": source.params}, None
     if stage.lora:
-        shape = lora.Lora(**stage.lora)
+        shape = records.parse(stage.lora, lora.Lora, f"'lora' in {folder / STAGE_FILE}")
+        sizes = [dims for name, dims in saved.items() if name.startswith("lora/")]
+        if not sizes or any(shape.rank not in dims for dims in sizes):  # before it is allocated
+            raise UserError(
+                f"{folder / STAGE_FILE} names a LoRA rank of {shape.rank}, its checkpoint has another; put it back."
+            )
         start |= partitioner.place({"lora": shape.init(jax.random.key(0), source.params)})
     params = lora.merge(overlay(folder, stage.best_step, start, some=True), shape)["model"]
     fingerprint = fingerprint_of(params)

@@ -232,7 +232,7 @@ class Evaluator:
         sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
         with users_code(f"Metric {metric!r} of task {name!r}, computed anew for part of the examples,"):
             ci95 = bootstrap.interval(sample) if intervals else None
-        share = format_share([str(answer) for answer in answered], self._labels)
+        share = None if self._shares_labels(name) else format_share([str(answer) for answer in answered], self._labels)
         entry = Score(
             metric=metric, score=metrics[metric], ci95=ci95, n=len(rows), format_share=share, metrics={**metrics}
         )
@@ -241,10 +241,18 @@ class Evaluator:
     @functools.cached_property
     def _labels(self) -> frozenset[str]:
         """The fine-tuning task's label set, over all tasks of a mixture."""
-        if not self._task:
-            return frozenset()
-        first = [text.read(name, "train", within=1) for name in text.task_names(self._task)]
-        return frozenset(label for examples in first for example in examples for label in example.labels)
+        return frozenset().union(*map(_labels_of, text.task_names(self._task))) if self._task else frozenset()
+
+    def _shares_labels(self, name: str) -> bool:
+        """Whether a task's own answers are among the fine-tuning task's labels: they are right, and no collapse."""
+        return format_share([*_labels_of(name)], self._labels) not in (None, 0.0)
+
+
+@functools.lru_cache(maxsize=128)
+def _labels_of(name: str) -> frozenset[str]:
+    """A task's label set, which every example names; none of an open task."""
+    first = text.read(name, "train", within=1)
+    return frozenset(label for example in first for label in example.labels)
 
 
 @functools.lru_cache(maxsize=128)

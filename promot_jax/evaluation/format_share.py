@@ -1,8 +1,8 @@
 """Format share: how far a model has collapsed onto the output format of the fine-tuned task (paper, figure 2).
 
 A model fine-tuned to answer "True" or "False" ends up saying so to everything. The format share of an ICL task is the
-percentage of its outputs that are one of the *fine-tuned* task's labels. A task whose own answers are such labels has a
-high share without any collapse, so the share is to be read against the pretrained model's.
+percentage of its outputs that are one of the *fine-tuned* task's labels. A task whose own labels are among them would
+have a high share without any collapse: the evaluator leaves it out (its format share is None).
 """
 
 from collections.abc import Collection, Sequence

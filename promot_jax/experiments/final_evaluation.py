@@ -1,6 +1,5 @@
 """The final evaluation of a run, on the test split, and its `results.json`."""
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -141,6 +140,6 @@ def _summary(folder: Path, described: Iterable[str]) -> Json:
     for name in described:
         nested = folder / name / "settings.json"
         path = nested if nested.is_file() else folder / "settings.json"
-        training = trees.flatten(json.loads(path.read_text("utf-8"))["training"])
+        training = trees.flatten(records.read(path, dict[str, Json]).get("training", {}))
         summary |= {f"{name}/{key}": value for key, value in training.items()}
     return summary

@@ -26,7 +26,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     """
     chosen = tuning.method(method)
     plan = chosen.stages
-    check_method(session.experiment, chosen)
+    check_method(session.experiment, chosen, tuning)
     tuned = {stage.name: recorded(stage, tuning.of(stage)) for stage in plan}
     settings = {"method": method, "tuning": tuned, **shared_settings(session.experiment)}
     done = records.decide(lambda: _finished_run(folder, settings), Run, "a finished run")

@@ -17,6 +17,7 @@ from promot_jax.experiments import early_checks
 from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Method
 from promot_jax.params import soft_prompts
+from promot_jax.training.settings import Tuning
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ def open_session(experiment: Experiment, others: Sequence[Experiment] = (), *, r
     examples.use_caches(folders, tasks)
     if cached := examples.cached(tasks):
         print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
-    if reads_data:
-        for other in (experiment, *others):
-            trained = examples.task_names(other.task) if other.task else ()
-            validation.check(tasks_of(other), trained, (other.evaluation.curve_split, other.evaluation.split))
+    for other in (experiment, *others) if reads_data else ():
+        trained = examples.task_names(other.task) if other.task else ()
+        validation.check(tasks_of(other), trained, (other.evaluation.curve_split, other.evaluation.split))
+        _check_shots(other)
     started = time.monotonic()
     base = load_base(experiment)
     print(
@@ -103,10 +104,31 @@ def check_data(experiment: Experiment) -> None:
             if split not in examples.get(name).splits:
                 splits = ", ".join(examples.get(name).splits)
                 raise UserError(f"Task {name!r} has no split {split!r} (it has {splits}); set Evaluation's splits.")
+        if not examples.get(name).metric_fns:
+            raise UserError(f"Task {name!r} has no metric; register it with metric_fns.")
 
 
-def check_method(experiment: Experiment, method: Method) -> None:
-    """Raises UserError for a method that lacks a setting, the mixture it needs, or its text to replay.
+def _check_shots(experiment: Experiment) -> None:
+    """Raises UserError for a task with fewer training examples to draw exemplars from than prompts have shots."""
+    from promot_jax.data import examples
+
+    settings = experiment.evaluation
+    most = max(*settings.shots, settings.curve_shots if settings.curve_examples else 0, 0)
+    asked = dict.fromkeys(examples.task_names(experiment.icl_mixture), most) if experiment.icl_mixture else {}
+    for name in examples.task_names(experiment.task) if experiment.task else ():
+        asked[name] = max(asked.get(name, 0), int("0" + name.removeprefix(examples.base_task(name)).strip("_shot")))
+    for name, shots in asked.items():
+        base = examples.base_task(name)
+        few = {example.inputs for example in examples.read(base, "train", within=8 * shots)} if shots else set()
+        if len(few) < shots and (found := len({example.inputs for example in examples.pool(base)})) < shots:
+            raise UserError(
+                f"Task {base!r} has {found} training examples to draw exemplars from, too few for {shots} shots: lower "
+                "Evaluation.shots and Evaluation.curve_shots, or the shots of the task that is trained on."
+            )
+
+
+def check_method(experiment: Experiment, method: Method, tuning: Tuning) -> None:
+    """Raises UserError for a method that lacks a setting, the mixture it needs, its text to replay, or has odd batches.
 
     The modules of the tasks have been imported (`check_data`).
     """
@@ -119,6 +141,13 @@ def check_method(experiment: Experiment, method: Method) -> None:
             "MIXTURE_OR_TASK_NAME to a mixture."
         )
     for stage in method.stages:
+        rows = tuning.of(stage).batch_size
+        for parts, what in ((experiment.partitioner.rows(), "devices"), (experiment.data_shards, "DATA_SHARDS")):
+            if rows % parts and stage.candidates is None:
+                raise UserError(
+                    f"A batch of {rows} rows in stage {stage.name} does not divide over {parts} {what}; change "
+                    "BATCH_SIZE."
+                )
         for task in examples.task_names(stage.replay.task) if stage.replay else ():
             if "train" not in examples.get(task).splits:
                 raise UserError(f"The replay task {task!r} has no split 'train', which is the one that is replayed.")

@@ -40,7 +40,7 @@ def export(
             raise UserError(f"Unknown export format {name!r}{nearest(name, ('huggingface', 't5x'))}.")
     if hosts.count() > 1:
         raise UserError("An export runs on one host, which holds the whole model in memory: start it there alone.")
-    wanted = {"stripped": "huggingface", "with_prompts": "huggingface", "t5x": "t5x"}
+    wanted = {"stripped": "huggingface", "with_prompts": "huggingface", "t5x/checkpoint_0": "t5x"}
     targets = [workdir / name for name, kind in wanted.items() if kind in formats]
     targets = [target for target in targets if experiment.prompt_path or target.name != "with_prompts"]
     killed = (workdir / "settings.json").is_file() and not (workdir / "results.json").is_file()
@@ -59,8 +59,8 @@ def export(
         if target.exists():
             print(f"{target} is complete.", flush=True)
             continue
-        if target.name == "t5x":
-            write.write(target, 0, base.params)
+        if target.name == "checkpoint_0":
+            write.write(target.parent, 0, base.params)
         else:
             folders.write(target, base, prompts if target.name == "with_prompts" else None, dtype)
         print(f"{target}: {trees.count(base.params):,} parameters.", flush=True)

@@ -76,7 +76,7 @@ def _inputs(path: str) -> list[tuple[str, str | None]]:
         try:
             row = json.loads(line)
             text, prompt = row["input"], row.get("prompt")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             text = prompt = None
         if not isinstance(text, str) or not isinstance(prompt, str | None):
             raise UserError(f'{path} line {number} is not {{"input": text, "prompt": name}}.')

@@ -40,8 +40,8 @@ def write(results: Run | Comparison, folder: str | os.PathLike[str], analysed: S
     results = as_comparison(results)
     folder = Path(folder)
     shares = tables.format_shares(results)
-    facts = "\n".join(f"- {name}: {escape(value)}" for name, value in tables.facts([results]).items())
-    parts = [f"# {page.TITLE}", facts, "## Scores", _scores(tables.scores(results))]
+    facts = "\n".join(f"- {name}: {escape(value)}" for name, value in tables.facts([results], folder).items())
+    parts = [f"# {page.TITLE}", facts, "## Scores", escape(tables.TERMS), _scores(tables.scores(results))]
     parts += _blocks(results)
     if missing := tables.unfinished(results):
         parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
@@ -114,7 +114,7 @@ def _whole(seconds: float | None) -> str | None:
 def _scores(scores: tables.Table) -> str:
     if not scores.rows:
         return "No scores."
-    return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), tables.READING])])
+    return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), escape(tables.READING)])])
 
 
 def _blocks(results: Comparison, level: str = "##") -> list[str]:
@@ -158,7 +158,7 @@ def _samples(results: Comparison) -> list[str]:
     first = {(sample["task"], sample["shots"]): sample for sample in reversed(samples) if sample["seed"] == seed}
     written = {name for sample in samples for name, _, _ in sample["outputs"]}
     shown = [name for name in map(label, tables.ordered(results.methods)) if name in written]
-    rows = [["task", "input", "target", *map(escape, shown)]]
+    rows = [["task", "input", "right answer", *map(escape, shown)]]
     for (task, shots), sample in sorted(first.items()):
         outputs = {name: code(_start(text)) for name, text, _ in sample["outputs"]}
         name = escape(task + (f" ({shots}-shot)" if shots else ""))

@@ -1,7 +1,9 @@
 """The paper's tables as cells, from results. `promot_jax.report.markdown` renders them."""
 
+import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple
 
@@ -14,20 +16,29 @@ Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
 AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
 
+TERMS = (
+    "Target: the task that the model was fine-tuned on. ICL: in-context learning, tasks that the model was not "
+    "fine-tuned on, asked behind exemplars (4-shot: four of them) and without a soft prompt. Norm. Avg.: mean of the "
+    "ICL tasks' scores, each on 0 to 100, all tasks weighing the same. Format share: ICL outputs that are one of the "
+    "fine-tuned task's labels, in percent, of tasks that do not share labels with it; more than pretrained: the model "
+    "answers other tasks as if they were the fine-tuned one. n: number of examples."
+)
 READING = (
     "With a sign: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
-    "several, otherwise the 95 % bootstrap interval over examples. Format share: ICL outputs that lie in the "
-    "fine-tuned task's label set. Where examples were asked behind several draws of exemplars, scores are of the first."
+    "several, otherwise the 95 % bootstrap interval over examples. Where examples were asked behind several draws of "
+    "exemplars, scores are of the first."
 )
 MATCHED = (
     "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "
-    "checkpoint that reaches it, after at least one update of the model. Scores of the validation split, as in the "
-    "curves."
+    "checkpoint that reaches it, after at least one update of the model: none looks better for having learnt less of "
+    "the target. Step 0 is before the first update of the model: the pretrained model, asked without a prompt. Scores "
+    "of the validation split, as in the curves."
 )
 SPREAD = (
     "Mean over seeds of the means over exemplar draws: of best checkpoints on the test split, of those at matched "
-    "target score on the validation split. Interval: Student's, of that mean over seeds (of one seed over draws). "
-    "The standard deviations tell the two kinds of spread apart."
+    "target score on the validation split. Interval: Student's, of that mean over seeds (of one seed over draws), "
+    "within 0 to 100; two values are too few for one, two seeds have their range. The standard deviations tell the two "
+    "kinds of spread apart."
 )
 
 
@@ -40,6 +51,7 @@ class Cell:
     high: float | None
     change: float | None  # difference to pretrained, None for pretrained itself or where pretrained has no such score
     seeds: int  # how many the mean is over
+    clear: bool = field(default=True, compare=False)  # False where its interval and pretrained's overlap
 
     def main(self) -> str:
         """`55.0 (+3.1)`."""
@@ -160,20 +172,31 @@ def format_shares(results: Comparison) -> Table:
     return Table(list(views), _runs_and_shots(views)[1], rows)
 
 
-def facts(comparisons: Sequence[Comparison]) -> dict[str, str]:
-    """What was run, by name; a text lists the different values, "-" for none."""
+def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict[str, str]:
+    """What was run, by name; a text lists the different values, "-" for none.
+
+    With the `folder` that a report is written into and the day.
+    """
     runs = [run for comparison in comparisons for run in comparison.runs]
     commits = [(run.commit or "").partition("-") for run in runs]
     values: dict[str, list[Any]] = {
         "Model": [run.model for run in runs],
-        "Fine-tuned on": [run.target.task for run in runs if run.target],
+        "Target (fine-tuned on)": [run.target.task for run in runs if run.target],
         "Methods": [label(method) for comparison in comparisons for method in comparison.methods],
         "Seeds": sorted({run.seed for run in runs}),
+        "Steps": [f"{stage} {steps}" for run in runs for stage, steps in run.steps.items()],
+        "Learning rates": [
+            f"{name.partition('/')[0]} {value:g}" if "/" in name else f"{value:g}"
+            for run in runs
+            for name, value in run.settings.items()
+            if name.endswith("learning_rate") and "prompt_optimizer" not in name and isinstance(value, float)
+        ],
         "Commit": [digits[:12] + dash + rest for digits, dash, rest in commits],
         "Versions": [f"{name} {version}" for run in runs for name, version in run.versions.items() if version],
     }
     known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
-    return {name: ", ".join(of) or ABSENT for name, of in known.items()}
+    written = {"Folder": str(folder), "Date": f"{datetime.date.today():%Y-%m-%d}"} if folder else {}
+    return {name: ", ".join(of) or ABSENT for name, of in known.items()} | written
 
 
 class Block(NamedTuple):
@@ -258,6 +281,8 @@ def _spreads(results: Comparison) -> Block:
             shown = "target" if score == "target" else f"Norm. Avg., {score}-shot"
             several |= one.seeds > 1 or one.draws > 1
             interval = ABSENT if one.ci95 is None else "[{:.1f}, {:.1f}]".format(*one.ci95)
+            if one.seeds == 2:
+                interval = f"two seeds: {one.low:.1f} to {one.high:.1f}"
             numbers = [number(one.mean), interval, number(one.sd_seeds), number(one.sd_draws)]
             rows.append([label(method), checkpoint, shown, *numbers, f"{one.seeds} x {one.draws}"])
     header = ["method", "checkpoint", "score", "mean", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]
@@ -354,16 +379,24 @@ def _rows(
 
 
 def _cell(by_seed: Mapping[int, _Value], reference: Mapping[int, _Value] | None) -> Cell:
-    over = bootstrap.across_seeds(value for value, _ in by_seed.values())
-    assert over is not None  # every value is a number
-    low, high = (over.low, over.high) if over.seeds > 1 else next(iter(by_seed.values()))[1] or (None, None)
-    change = None
+    value, low, high = _interval(by_seed)
+    change, clear = None, True
     if reference:
+        _, from_low, from_high = _interval(reference)
+        if low is not None and high is not None and from_low is not None and from_high is not None:
+            clear = low > from_high or high < from_low
         # Paired by seed where possible, since a seed shares its exemplars across methods.
         shared = by_seed.keys() & reference.keys()
         ours, theirs = (mean(of[seed][0] for seed in shared or of) for of in (by_seed, reference))
         change = ours - theirs
-    return Cell(over.mean, low, high, change, over.seeds)
+    return Cell(value, low, high, change, len(by_seed), clear)
+
+
+def _interval(by_seed: Mapping[int, _Value]) -> tuple[float, float | None, float | None]:
+    """Mean over seeds, and their range; the bootstrap interval of a single one."""
+    values = [value for value, _ in by_seed.values()]
+    low, high = next(iter(by_seed.values()))[1] or (None, None) if len(values) == 1 else (min(values), max(values))
+    return mean(values), low, high
 
 
 def _value(value: float | None, ci95: Interval | None = None) -> _Value | None:

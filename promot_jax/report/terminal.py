@@ -1,9 +1,11 @@
 """The report as plain text for a terminal."""
 
+import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from promot_jax import methods
 from promot_jax.distributed import hosts
 from promot_jax.methods import label
 from promot_jax.report import tables
@@ -18,7 +20,10 @@ def table(results: Run | Comparison, *, width: int = 120) -> str:
     """
     results = as_comparison(results)
     main = tables.scores(results)
-    parts = [text_table(main, width=width), "\n".join([*main.notes, *textwrap.wrap(tables.READING, width)])]
+    parts = [
+        text_table(main, width=width),
+        "\n".join([*main.notes, *textwrap.wrap(f"{tables.TERMS} {tables.READING}", width)]),
+    ]
     for title, rows, reading in tables.blocks(results):
         parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
@@ -74,4 +79,16 @@ def write_and_print(workdir: Path, finished: Sequence[Run]) -> None:
     if not hosts.is_writer():
         return
     print_table(finished)
-    print(f"\nReport: {markdown.write(comparison(finished), workdir)}", flush=True)
+    print("\n" + next_steps(markdown.write(comparison(finished), workdir), finished[-1], workdir), flush=True)
+
+
+def next_steps(report: Path, run: Run, folder: Path) -> str:
+    """Where the report is, and the commands that use what a run in `folder` trained."""
+    tuned = [stage for stage in methods.model_tuning() if stage in run.steps]
+    model = str(folder) if tuned else run.model or ""
+    prompts = [folder / stage for stage in run.steps if (folder / stage / "prompt" / "prompt.npy").is_file()]
+    settings = {"INITIAL_CHECKPOINT_PATH": model, "PROMPT_PATH": str(prompts[0]) if prompts else ""}
+    flags = " ".join(f"--gin.{name}={shlex.quote(value)}" for name, value in settings.items() if value)
+    command = "python -m promot_jax.main --gin_file="
+    infer = f"  {command}infer.gin {flags} --gin.INPUTS=questions.txt"
+    return f"Report: {report.with_suffix('.html')} and {report.name}\nNext:\n{infer}\n  {command}export.gin {flags}"

@@ -89,7 +89,7 @@ class Spread(Record, frozen=True, kw_only=True):
 
     mean: float  # over seeds, of the means over draws
     # Student's interval of that mean over the seeds (over the draws of a single seed, which then say nothing about
-    # other seeds); None for one value
+    # other seeds), within [0, 100]; None for fewer than three values
     ci95: Interval | None = NULL
     low: float  # range of the seeds' means
     high: float

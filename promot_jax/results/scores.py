@@ -26,7 +26,7 @@ class Score(Record, frozen=True, kw_only=True):
     score: Percent | None = NULL  # on [0, 100]
     ci95: Interval | None = NULL  # bootstrap interval over examples
     n: Count  # number of examples
-    # percentage of outputs in the fine-tuned task's label set; None for an open task
+    # percentage of outputs in the fine-tuned task's label set; None where that is open, or the task has such labels
     format_share: Percent | None = NULL
     metrics: dict[str, float | None] = {}  # all metrics of the task, by name
 
@@ -57,7 +57,7 @@ class Icl(Record, frozen=True, kw_only=True):
     # normalised average over the tasks; None unless every task has a score
     norm_avg: Percent | None = NULL
     ci95: Interval | None = NULL  # its bootstrap interval
-    # mean over the tasks; None unless every task has one
+    # mean over the tasks that have one: those that share no label with the fine-tuned task
     format_share: Percent | None = NULL
     tasks: dict[str, Score]  # score of each task
     # scores of each draw of exemplars where there are several; all other scores are of the first
@@ -76,7 +76,7 @@ class Icl(Record, frozen=True, kw_only=True):
         whole = bool(tasks) and len(scores) == len(tasks)
         return cls(
             norm_avg=normalized_average(scores) if whole else None,
-            format_share=sum(shares) / len(shares) if shares and len(shares) == len(tasks) else None,
+            format_share=sum(shares) / len(shares) if shares else None,
             tasks=dict(tasks),
             **fields,
         )

@@ -60,10 +60,16 @@ def of_comparison(results: Comparison, checkpoint: Literal["best", "matched"] = 
 
 
 def _students(values: np.ndarray) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean of normally distributed values; None for a single one."""
-    if len(values) < 2:
+    """Student's 95 % interval of the mean of normally distributed scores, within [0, 100].
+
+    None for fewer than three: of two, 12.7 times their standard error says nothing.
+    """
+    if len(values) < 3:
         return None
     from scipy.special import stdtrit  # a fraction of the import of scipy.stats, whose t has no interval of width 0
 
-    half = float(stdtrit(len(values) - 1, 0.975)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    mean, half = (
+        float(values.mean()),
+        float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1)) / math.sqrt(len(values)),
+    )
+    return max(mean - half, 0.0), min(mean + half, 100.0)

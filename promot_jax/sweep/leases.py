@@ -146,7 +146,7 @@ def _read(folder: Path, number: int) -> dict[str, Any]:
     """The content of a lease; empty if it is not, or not yet, what `_take` writes. Raises OSError if it is gone."""
     try:
         lease = json.loads(_path(folder, number).read_text("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return lease if isinstance(lease, dict) and isinstance(lease.get("pid"), int) else {}
 

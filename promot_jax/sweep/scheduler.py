@@ -21,6 +21,7 @@ from promot_jax.experiments.method import run_method
 from promot_jax.experiments.session import Session, check_data, check_method, open_session, with_experiment
 from promot_jax.params import freezing
 from promot_jax.results import schema
+from promot_jax.results.schema import Comparison
 from promot_jax.sweep import status
 from promot_jax.sweep.collect import latest, publish
 from promot_jax.sweep.grid import Cell, Grid
@@ -68,7 +69,8 @@ def _check(grid: Grid, cells: Sequence[Cell]) -> None:
     wrong: list[str] = []
     for cell in cells:
         try:
-            check_method(grid.experiment_of(cell), grid.tuning_of(cell).method(cell.method))
+            tuning = grid.tuning_of(cell)
+            check_method(grid.experiment_of(cell), tuning.method(cell.method), tuning)
         except UserError as error:
             wrong.append(str(error))
     if wrong:
@@ -268,6 +270,18 @@ def _report(grid: Grid, stale: float) -> None:
         if grid.tasks:
             print(f"\n{task}", flush=True)
         print("\n" + terminal.table(comparison), flush=True)
-        print(f"\nReport: {reports[task]}", flush=True)
+        print("\n" + _next_steps(grid, comparison, reports[task]), flush=True)
     if grid.tasks:
         print(f"All tasks: {whole}", flush=True)
+
+
+def _next_steps(grid: Grid, comparison: Comparison, report: Path) -> str:
+    """Where the report is, and what to do with the ProMoT model, or with that of the last method."""
+    from promot_jax.report import terminal
+
+    chosen = {name: selection.chosen for name, selection in comparison.selection.items()}
+    for run in sorted(comparison.runs, key=lambda run: (run.method == "promot", -run.seed), reverse=True):
+        for cell in comparison.cells:
+            if (cell.method, cell.seed, cell.varied) == (run.method, run.seed, chosen.get(run.method, {})):
+                return terminal.next_steps(report, run, grid.workdir / cell.folder)
+    return f"Report: {report.with_suffix('.html')} and {report.name}"

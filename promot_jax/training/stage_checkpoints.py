@@ -9,6 +9,7 @@ from promot_jax import trees
 from promot_jax.checkpoints.orbax import Checkpoints, existing
 from promot_jax.distributed import preemption
 from promot_jax.errors import PreemptedError
+from promot_jax.results import records
 from promot_jax.training.state import TrainState
 
 
@@ -60,7 +61,8 @@ class StageCheckpoints:
             return state, Progress()
         saved, progress = newest.restore(self.step, vars(state))
         print(f"[{self._name}] resumes from step {self.step} in {newest.folder}.", flush=True)
-        return TrainState(**saved), Progress(**progress)
+        where, advice = f"{newest.folder}/{self.step}", "put a copy of it back, or delete the run's folder"
+        return TrainState(**saved), records.parse(progress, Progress, f"The progress in {where}", advice)
 
     def save(self, step: int, state: TrainState, progress: Progress) -> None:
         """Saves an evaluated state in the background; its score is that of the curve's last evaluation."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,9 @@ def test_job_that_was_killed_goes_on(
         patch.setattr(write, "write", killed)
         assert main.main(command) == 130
     before = (tmp_path / "run" / "stripped" / "model.safetensors").stat()
+    left = tmp_path / "run" / "t5x" / ".checkpoint_0.writing-x"  # as a kill that no process survives leaves it
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
     other = tiny.command(tiny_folder, "export.gin", tmp_path / "run", **{"export.dtype": "bfloat16"})
     assert main.main(other) == 2
     assert "was started with export/dtype = float32, now it is bfloat16" in capsys.readouterr().err

@@ -211,7 +211,7 @@ def test_a_folder_with_the_cache_of_a_task_that_comes_later(
     folder = cache("tiny_review")
     lengths = {"inputs": 8, "targets": 8}
     first, later = (
-        Experiment("model", task, "tiny_tasks", lengths, "", cache_dirs=folder) for task in ("tiny_size", "tiny_review")
+        Experiment(folder, task, "tiny_tasks", lengths, "", cache_dirs=folder) for task in ("tiny_size", "tiny_review")
     )
 
     class LoadsError(Exception):

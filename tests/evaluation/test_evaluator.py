@@ -228,9 +228,11 @@ def test_format_share_is_that_of_the_fine_tuned_task(base: Pretrained, oracle: A
     shares = {name: task.format_share for name, task in found.tasks.items()}
     assert 0 < share < 100 and shares == {"tiny_colour": pytest.approx(share), "tiny_size": 0}
     assert found.format_share == pytest.approx(share / 2)
-    # A mixture's labels are those of all its tasks; without a fine-tuned task, or with an open one, there is no share.
+    # A task that shares labels with the fine-tuned one (here a task of the mixture) would show 100 % of right answers:
+    # it has no share, and the mean leaves it out. Without a fine-tuned task, or with an open one, there is none at all.
     of_pair = evaluator(base, task="tiny_pair").icl(plain(base), 1, "test", 10)[0]
-    assert of_pair.tasks["tiny_size"].format_share == 100
+    assert of_pair.tasks["tiny_size"].format_share is None
+    assert of_pair.format_share == of_pair.tasks["tiny_colour"].format_share == pytest.approx(share)
     for task in ("", "tiny_colour"):
         assert evaluator(base, task=task).icl(plain(base), 1, "test", 10)[0].format_share is None
 

@@ -129,3 +129,25 @@ def test_damaged_stages(folder: Path, count: int) -> None:
             assert all(np.isfinite(leaf).all() for leaf in trees.flatten(found.params).values())
     assert sorted(folder.parent.rglob("*")) == before
     assert 0 < kept < count and len(messages) == count - kept
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"rank": 10**9, "alpha": 8.0, "targets": ["model/.*"]},
+        {"rank": "4"},
+        {"rank": 0},
+        {"targets": 3},
+        {"alpha": None},
+    ],
+)
+def test_a_wild_lora_in_a_description_is_one_sentence(folder: Path, lora: dict[str, object]) -> None:
+    """The right shape is that of the checkpoint; a rank of a thousand millions must not be allocated."""
+    good = (folder / stage_folder.STAGE_FILE).read_text()
+    shape = {"rank": 2, "alpha": 4.0, "targets": ["model/.*attention/(query|value)/kernel"]}
+    try:
+        (folder / stage_folder.STAGE_FILE).write_text(json.dumps(json.loads(good) | {"lora": shape | lora}))
+        with pytest.raises(UserError, match=r"stage.json|LoRA|holds lora/"):
+            pretrained.load(str(folder), Partitioner())
+    finally:
+        (folder / stage_folder.STAGE_FILE).write_text(good)

@@ -517,6 +517,25 @@ def test_wrong_name_is_one_sentence(
     assert not list(tmp_path.glob("run/**/checkpoints")) or "TASK_FEATURE_LENGTHS" in macros
 
 
+@pytest.mark.parametrize(
+    ("macros", "message"),
+    [
+        ({"Evaluation.shots": "(25,)"}, "24 training examples to draw exemplars from, too few for 25 shots"),
+        ({"Evaluation.curve_shots": 25}, "24 training examples to draw exemplars from, too few for 25 shots"),
+        ({"DATA_SHARDS": 3}, "rows in stage finetune does not divide over 3 DATA_SHARDS"),
+        ({"MIXTURE_OR_TASK_NAME": "tiny_text"}, "Task 'tiny_text' has no metric"),
+    ],
+)
+def test_what_would_fail_after_training_is_said_before_the_model_is_loaded(
+    tiny_folder: Path, tmp_path: Path, macros: dict[str, object], message: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The numbers are those of `tiny_tasks`: `SIZES["train"]` examples, all of them distinct."""
+    monkeypatch.setattr(pretrained, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    for gin_file, more in (("finetune.gin", {}), ("method.gin", {"METHOD": "finetune"})):
+        assert message in refusal(capsys, tiny_folder, gin_file, tmp_path / "run", **(macros | more))
+
+
 def test_a_run_keeps_its_settings(
     tiny_folder: Path, finetune: Run, stage1: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,8 +21,18 @@ def test_one_seed_has_the_spread_of_its_draws() -> None:
     found = spread.over_seeds_and_draws([[40.0, 44.0], []])
     assert found is not None
     assert (found.mean, found.sd_seeds, found.seeds) == (42.0, None, 1)
-    half = 12.706205 * 8**0.5 / 2**0.5
-    assert found.ci95 == pytest.approx([42 - half, 42 + half]) and found.sd_draws == pytest.approx(8**0.5)
+    assert found.sd_draws == pytest.approx(8**0.5)
+    found = spread.over_seeds_and_draws([[40.0, 44.0, 42.0], []])
+    half = 4.302653 * 2 / 3**0.5  # Student's t of two degrees of freedom at 97.5 %
+    assert found is not None and found.ci95 == pytest.approx([42 - half, 42 + half])
+
+
+def test_interval_stays_among_possible_scores() -> None:
+    """Student's t gave [-292.7, 342.7] of two seeds; of three far apart it reaches beyond 0 and 100."""
+    two = spread.over_seeds_and_draws([[0.0], [50.0]])
+    assert two is not None and two.ci95 is None and (two.low, two.high) == (0.0, 50.0)
+    three = spread.over_seeds_and_draws([[0.0], [50.0], [100.0]])
+    assert three is not None and three.ci95 == (0.0, 100.0)
 
 
 def test_one_value_has_no_spread() -> None:

@@ -86,7 +86,9 @@ def test_a_process_of_this_machine_that_is_gone_is_no_owner(tmp_path: Path) -> N
     assert leases.owner(tmp_path / "d", 60) == ""
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"host": "a", "pid": "1"}', '{"host": "a", "pid": 1e3', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "{}", '{"host": "a", "pid": "1"}', '{"host": "a", "pid": 1e3', "\x00", "[" * 99999]
+)
 def test_an_unreadable_lease_counts_until_it_is_stale(tmp_path: Path, text: str) -> None:
     path = foreign(tmp_path)
     path.write_text(text)

@@ -199,5 +199,5 @@ def _readable(kind: gguf.GGMLQuantizationType) -> bool:
 
 def _dequantize(rows: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
     """uint8 [rows, bytes of a row] -> float32 [rows, values of a row]."""
-    with np.errstate(all="ignore"):  # damaged scales overflow; `places.read` looks at the result
+    with np.errstate(all="ignore"):  # damaged scales overflow; `placement.read` looks at the result
         return gguf.quants.dequantize(rows, kind)

@@ -127,8 +127,7 @@ def read(config: Any, tensors: Collection[str], origin: str = "config.json") -> 
 
     Args:
         config: its content.
-        tensors: names of the model's tensors, as `hf.canonical` gives them; they bound the layers and say whether a
-            head of its own is there.
+        tensors: names of the model's tensors; they bound the layers and say whether a head of its own is there.
         origin: for messages.
 
     Returns:

@@ -31,7 +31,7 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
             return sentencepiece.load(folder / name)
     try:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         config = None
     if isinstance(config, dict) and config.get("tokenizer_class") == sentencepiece.BYTE_CLASS:
         return sentencepiece.ByteVocabulary()

@@ -73,10 +73,7 @@ class TokenizerVocabulary:
 
         Raises UserError if the JSON is not a tokenizer, or an id lies outside its vocabulary.
         """
-        try:
-            self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the package raises bare Exception
-            raise UserError(f"Not a readable tokenizer.json: {str(error)[:200]}.") from error
+        self._tokenizer = _parsed(tokenizer_json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         # Not part of the JSON, whose meaning for other readers must not change.
@@ -92,7 +89,7 @@ class TokenizerVocabulary:
             raise UserError("The tokenizer asks for a beginning-of-sequence token but names none.")
         self._of_data = self._tokenizer
         if self._controls_in_data():
-            self._of_data = Tokenizer.from_str(_without_controls(tokenizer_json))
+            self._of_data = _parsed(_without_controls(tokenizer_json))
         if made := self._controls_in_data():
             raise UserError(f"The tokenizer lets text become the control token {made[0][:40]!r}; remove it there.")
 
@@ -249,6 +246,13 @@ class TokenizerVocabulary:
     def __hash__(self) -> int:
         """Consistent with equality."""
         return hash(self._identity)
+
+
+def _parsed(tokenizer_json: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the package raises bare Exception
+        raise UserError(f"Not a readable tokenizer.json: {str(error)[:200]}.") from error
 
 
 def _without_controls(tokenizer_json: str) -> str:

@@ -88,11 +88,11 @@ def _run(tuned_on: str, method: str, run: Run) -> dict[str, Any]:
 
 
 def _scores(run: Run) -> Rows:
-    rows = [["task", "metric", "score", "95 % interval", "format share (%)"]]
+    rows = [["task", "metric", "score", "95 % interval", "format share (%)", "n"]]
     for shots, icl in run.icl.items():
         for task, score in icl.tasks.items():
             interval = " to ".join(_value(end) for end in score.ci95 or ())
-            numbers = [_value(score.score), interval, _value(score.format_share)]
+            numbers = [_value(score.score), interval, _value(score.format_share), str(score.n)]
             rows.append([f"{task}, {shots}-shot", score.metric, *numbers])
     return rows
 

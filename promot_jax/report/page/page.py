@@ -36,7 +36,7 @@ def write(comparisons: Mapping[str, Run | Comparison], folder: Path, analysed: S
     Raises:
         UserError: a gradient alignment is not in its layout.
     """
-    return write_text(folder / "report.html", render(comparisons, alignments(folder, *analysed)))
+    return write_text(folder / "report.html", render(comparisons, alignments(folder, *analysed), folder))
 
 
 def analyses(*folders: Path) -> list[Path]:
@@ -50,8 +50,13 @@ def alignments(*folders: Path) -> list[GradientAlignment]:
     return [records.read(path, GradientAlignment, advice) for path in analyses(*folders)]
 
 
-def render(comparisons: Mapping[str, Run | Comparison], aligned: Sequence[GradientAlignment] = ()) -> str:
-    """The whole page of comparisons (as for `write`) and gradient alignments, the same for the same results."""
+def render(
+    comparisons: Mapping[str, Run | Comparison], aligned: Sequence[GradientAlignment] = (), folder: Path | None = None
+) -> str:
+    """The whole page of comparisons (as for `write`) and gradient alignments, the same for the same results.
+
+    With a `folder` its head names it and the day.
+    """
     # The colours of both themes as variables; `color-scheme` chooses.
     colors = "".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLORS.items())
     tasks = {name: as_comparison(comparison) for name, comparison in comparisons.items()}
@@ -66,13 +71,14 @@ def render(comparisons: Mapping[str, Run | Comparison], aligned: Sequence[Gradie
         plot=plot,
         legend=legend,
         values=sections.values,
-        facts=tables.facts(list(tasks.values())),
+        facts=tables.facts(list(tasks.values()), folder),
         tasks=[sections.task(name, each, index, len(tasks) > 1) for index, (name, each) in enumerate(tasks.items())],
         alignments=[chart for each in aligned for chart in figures.gradient_alignment(each)],
         alignment_reading=tables.aligned_reading(aligned) if aligned else "",
         samples=browser.samples(tasks),
         runs=browser.runs(tasks),
         reading=tables.READING,
+        terms=tables.TERMS,
     )
 
 

@@ -76,7 +76,7 @@ class _Live:
             if seen != self._seen:
                 names = [path.parent.name if len(paths) > 1 else "" for path in paths]
                 found = {name: schema.read(path) for name, path in zip(names, paths, strict=True)}
-                self._page = page.render(found, page.alignments(*self._analysed))
+                self._page = page.render(found, page.alignments(*self._analysed), self._folder)
                 self._seen = seen
             return self._page
 

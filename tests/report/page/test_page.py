@@ -96,7 +96,7 @@ def test_everything_is_in_the_page(tmp_path):
     score = data["methods"]["promot"][0]["icl"]["4"]["tasks"]["capital"]["score"]
     assert f"{score:.5g}" in structure.texts
     assert page.write({"": made(data)}, tmp_path / "again").read_text() != text  # no alignment
-    assert page.render({"": made(data)}, [alignment()]) == text
+    assert page.render({"": made(data)}, [alignment()], tmp_path) == text
 
 
 def test_nothing_is_fetched_and_only_our_script_and_style_may_run():
@@ -158,14 +158,18 @@ def test_colour_of_a_change_says_whether_it_is_better():
     data = random_document(seeds=1, methods=("pretrained", "promot"))
     for method, (target, average, share) in {"pretrained": (50, 40, 30), "promot": (60, 35, 22)}.items():
         run = data["methods"][method][0]
-        run["target"]["score"] = target
+        run["target"] |= {"score": target, "ci95": [target - 4, target + 4]}
         for entry in run["icl"].values():
-            entry |= {"norm_avg": average, "format_share": share}
+            entry |= {"norm_avg": average, "format_share": share, "ci95": [average - 2, average + 2]}
             entry["tasks"]["capital"] |= {"score": 70.0, "format_share": target}
     cells = re.findall(r'"score">([\d.]+)</span> <span class="(\w+)">(.*?)</span>', page.render({"": made(data)}))
     for cell in (("60.0", "up", "+10.0"), ("35.0", "down", "-5.0"), ("22.0", "up", "-8.0"), ("70.0", "same", "+0.0")):
         assert cell in cells
     assert ("60.0", "down", "+10.0") in cells  # the format share of one task
+    data["methods"]["promot"][0]["target"]["ci95"] = [53, 67]  # overlaps with [46, 54]
+    text = page.render({"": made(data)})
+    assert '"score">60.0</span> <span class="same">+10.0' in text
+    assert '"score">60.0</span> <span class="up">+10.0' not in text
 
 
 @pytest.mark.parametrize("seed", range(6))
