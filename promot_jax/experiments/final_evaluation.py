@@ -140,6 +140,6 @@ def _summary(folder: Path, described: Iterable[str]) -> Json:
     for name in described:
         nested = folder / name / "settings.json"
         path = nested if nested.is_file() else folder / "settings.json"
-        training = trees.flatten(records.read(path, dict[str, Json]).get("training", {}))
+        training = trees.flatten(records.read(path, Json).get("training", {}))
         summary |= {f"{name}/{key}": value for key, value in training.items()}
     return summary
