@@ -36,7 +36,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{_SCRATCH}{_HERE}-") as scratch, _locked(scratch):
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}{_SCRATCH}{_HERE}-") as scratch,
+        _locked(scratch),
+    ):
         made = Path(scratch) / path.name
         yield made
         if made.is_file():

@@ -162,7 +162,9 @@ class _Log:
         names = {name: f"eval/{name}" for name in entry} | {"loss": "train/mean_loss"}  # since the evaluation before
         scalars = {names[name]: value for name, value in entry.items() if isinstance(value, float)}
         self._write(step, scalars)
-        shown = "  ".join(f"{tag} {value:.{4 if 'loss' in tag else 1}f}" for tag, value in scalars.items())
+        shown = "  ".join(
+            f"{tag.removeprefix('eval/')} {value:.{4 if 'loss' in tag else 1}f}" for tag, value in scalars.items()
+        )
         print(f"[{self._name}] step {step}: {shown}", flush=True)
 
 
