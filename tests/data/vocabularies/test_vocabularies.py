@@ -13,7 +13,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from promot_jax import assets
 from promot_jax.checkpoints.gguf.load import read_metadata
@@ -428,3 +428,19 @@ def test_smollm2_round_trip_but_for_the_bytes_it_lacks(smollm2: Path, tmp_path: 
     ours = other_reader(vocabulary)
     for text in wild_texts(100):
         assert saved(text).input_ids == ours(text)
+
+
+def test_added_tokens_keep_their_ids_where_control_tokens_are_taken_out() -> None:
+    """Llama 2's kind: text merges to a control token, and added tokens, some of them control tokens, end the table."""
+    merges = [("<", "s"), ("<s", ">")]
+    letters = ["<unk>", "<s>", "</s>", "<", "s", ">", "<s", "a", "b", "x", "y", "/"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(letters)}, merges, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<x>"])
+    tokenizer.add_tokens([AddedToken("<y>", normalized=False)])
+    vocabulary = TokenizerVocabulary(tokenizer.to_str(), eos_id=2, bos_id=1, pad_id=2, unk_id=0)
+    own = tokenizer.encode("a<y>b", add_special_tokens=False).ids  # the library's own
+    assert list(vocabulary.encode("a<y>b")) == own == [7, 13, 8]
+    assert not {1, 12} & {*vocabulary.encode("<s>"), *vocabulary.encode("a<x>b")}
+    old = json.loads(tokenizer.to_str())
+    del old["model"]["type"]  # as old files are
+    assert list(TokenizerVocabulary(json.dumps(old), eos_id=2, bos_id=1, pad_id=2, unk_id=0).encode("a<y>b")) == own
