@@ -133,7 +133,7 @@ def test_hosts_stop_at_the_same_call(noticed: tuple[int, ...], monkeypatch: pyte
     monkeypatch.setattr(hosts, "count", lambda: 2)
     monkeypatch.setattr(hosts, "posted", store.get)
     monkeypatch.setattr(hosts, "post", store.__setitem__)
-    rounds, notices = [0, 0], [threading.Event(), threading.Event()]
+    rounds, notices = [0, 0], [False, False]
 
     def call(host: int) -> bool:
         monkeypatch.setattr(preemption, "_rounds", rounds[host])
@@ -145,7 +145,7 @@ def test_hosts_stop_at_the_same_call(noticed: tuple[int, ...], monkeypatch: pyte
     for step in range(6):
         if step == 3:
             for host in noticed:
-                notices[host].set()
+                notices[host] = True
         order = (0, 1) if step % 2 else (1, 0)
         told = {host: call(host) for host in order}
         assert told == {0: step >= 4, 1: step >= 4}
