@@ -26,6 +26,10 @@ def check_names(experiment: Experiment) -> None:
         if not found:
             hint = f"; a model of the Hugging Face hub is hf://{path}" if re.fullmatch(r"[\w.-]+/[\w.-]+", path) else ""
             raise UserError(f"There is no model at {path!r}{hint}; set INITIAL_CHECKPOINT_PATH.")
+    given = experiment.prompt_path
+    for path in [given] if isinstance(given, str) else given.values() if given else ():
+        if path and not is_remote(path) and not Path(path).exists():
+            raise UserError(f"There is no prompt at {path!r}; set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
     modules = [experiment.modules] if isinstance(experiment.modules, str) else [*experiment.modules]
     for module in modules:
         try:

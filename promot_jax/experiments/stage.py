@@ -10,6 +10,7 @@ from promot_jax import files, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.distributed import hosts
+from promot_jax.errors import UserError
 from promot_jax.experiments import hooks
 from promot_jax.experiments.final_evaluation import settings_of
 from promot_jax.experiments.initial_params import prompt_init
@@ -42,10 +43,13 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     """
     attached = {"model": True, "prompt": stage.prompt, "lora": stage.lora}
     params = {subtree: tree for subtree, tree in params.items() if attached[subtree]}
+    keeps_prompt = "prompt" in stage.trains or bool(stage.fixed_prompt)  # in a file of its own
     settings = _settings(session, stage, training, params)
     run = hosts.decide(lambda: keep_settings(folder, settings, stage_folder.STAGE_FILE), "the settings")
     finished = records.decide(lambda: stage_folder.describe(folder), StageRecord, "a finished stage")
     if finished:
+        if keeps_prompt:
+            hosts.decide(lambda: _check_prompt(folder), "the stage's prompt")
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return stage_folder.overlay(folder, finished.best_step, params)
     evaluate = hooks.curve_evaluation(session, folder, stage)
@@ -57,7 +61,7 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
     curve = records.parse(trained.curve, list[StepEvaluation], f"The curve of {stage.name}")
     score = next(entry.target for entry in curve if entry.step == trained.best_step)
     assert score is not None  # every evaluation scores the target
-    if "prompt" in stage.trains or stage.fixed_prompt:
+    if keeps_prompt:
         _save_prompt(session, folder, stage, trained, score)
     record = StageRecord(
         stage=stage.name,
@@ -170,6 +174,16 @@ def _choose(
         checkpoints.save(best, {"params": {"model": model}}, {"curve": curve}, float(best))
     checkpoints.close()
     return Trained({"model": model}, best, curve, time.monotonic() - began)
+
+
+def _check_prompt(folder: Path) -> None:
+    """Raises UserError where the prompt of a finished stage is gone or damaged."""
+    try:
+        soft_prompts.load(folder / "prompt", (), force=True)
+    except UserError as error:
+        raise UserError(
+            f"The stage in {folder} is finished, but: {error} Or delete {folder} to train it anew."
+        ) from error
 
 
 def _save_prompt(session: Session, folder: Path, stage: Stage, trained: Trained, score: float) -> None:

@@ -596,6 +596,19 @@ def test_results_from_before_a_setting_stay(tiny_folder: Path, finetune: Run, tm
     assert schema.read_run(tmp_path / "run") == found
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_finished_stage_without_its_prompt_is_not_called_finished(
+    damage: str, tiny_folder: Path, stage1: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = stage1.workdir / "prompt" / "prompt.npy"
+    kept = file.read_bytes()
+    file.unlink() if damage == "gone" else file.write_bytes(kept[:-8])
+    message = refusal(capsys, tiny_folder, "promot_stage1.gin", stage1.workdir)
+    file.write_bytes(kept)
+    assert "is finished, but: " in message and "prompt.npy" in message and "to train it anew" in message
+    run(tiny_folder, "promot_stage1.gin", stage1.workdir)
+
+
 def test_stage2_notices_another_prompt_in_the_same_file(
     tiny_folder: Path, stage1: Run, stage2: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
