@@ -102,7 +102,7 @@ def test_transformers_generates_what_we_do(name: str, exported: Make) -> None:
 
     prompted, tokenizer = hf_models.load(made.prompted)
     assert len(tokenizer) == prompted.config.vocab_size == made.vocab + 5
-    (said,) = re.findall(r"`(tokenizer\(.*\))`", (made.prompted / "README.md").read_text())
+    (said,) = re.findall(r'`(tokenizer\("".*\))`', (made.prompted / "README.md").read_text())
     for (prompt, text), row in zip(asked, rows, strict=True):
         tokens = [f"<promot_{prompt}_{i}>" for i in range(len(ids[prompt]))]
         assert tokenizer.convert_tokens_to_ids(tokens) == ids[prompt]

@@ -373,7 +373,7 @@ def test_bad_input_ends_the_comparison(fake: Fake, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other settings"):
         fake.run(grid(tmp_path, ("finetune", "promot")))
     assert fake.trained == [] and not list((tmp_path / "finetune/seed_0").iterdir())
-    with pytest.raises(UserError, match="stale"):
+    with pytest.raises(UserError, match=r"STALE is 0\.0"):
         fake.run(grid(tmp_path, ("finetune",)), stale=0.0)
 
 
