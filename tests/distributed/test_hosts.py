@@ -475,4 +475,4 @@ def test_a_failing_host_ends_the_others_with_its_reason(folder: Path, tmp_path: 
     run = Run(folder, workdir, TWO)
     assert run.end(300) == [2, 2], run.complaints()
     for errors in run.errors:
-        assert "settings.json is damaged" in errors.read_text()
+        assert "settings.json' cannot be read as JSON" in errors.read_text()
