@@ -15,7 +15,6 @@ import json
 import math
 import numbers
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from promot_jax.data import shots
 from promot_jax.errors import RUN_ERRORS, UserError, described, nearest, users_code
 
 # Exemplars come from the first rows of the training split in storage order, so that a split of millions of rows is
@@ -100,13 +100,14 @@ def get(name: str) -> seqio.Task | seqio.Mixture:
     """
     if name in (names := _names()):
         return seqio.get_mixture_or_task(name)
-    if (base_name := base_task(name)) == name:
+    base_name, k = base_and_shots(name)
+    if base_name == name:
         raise UserError(f"no task or mixture is called {name!r}{nearest(name, names)}")
     base, suffix = get(base_name), name.removeprefix(base_name)
     if isinstance(base, seqio.Mixture):
         parts = [(get(part + suffix).name, rate) for part, rate in base.rate_per_task_name.items()]
         return seqio.MixtureRegistry.add(name, parts)
-    seqio.TaskRegistry.add_provider(name, _Shots(name, base, int(suffix[1:].removesuffix("shot"))))
+    seqio.TaskRegistry.add_provider(name, _Shots(name, base, k))
     return seqio.TaskRegistry.get(name)
 
 
@@ -118,10 +119,15 @@ def task_names(name: str) -> list[str]:
     return list(dict.fromkeys(task for part in provider.rate_per_task_name for task in task_names(part)))
 
 
+def base_and_shots(name: str) -> tuple[str, int]:
+    """Returns the name without its `_<k>shot` ending, and k; a registered task's own name stays whole, with k = 0."""
+    base, k = shots.split(name)
+    return (name, 0) if k is None or base not in _names() else (base, k)
+
+
 def base_task(name: str) -> str:
-    """Returns the name without its `_<k>shot` ending, unless that is part of a registered task's own name."""
-    match = re.fullmatch(r"(.+)_\d+shot", name)
-    return match[1] if match and match[1] in _names() else name
+    """Returns the name without its `_<k>shot` ending, as `base_and_shots`."""
+    return base_and_shots(name)[0]
 
 
 def read(name: str, split: str, *, limit: int | None = None, within: int | None = None) -> list[Example]:
@@ -272,8 +278,8 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
     if task.requires_caching and not from_cache:
         raise UserError(f"task {task.name!r} is read from a cache only: name its folder in SEQIO_CACHE_DIRS")
     # Local names: at exit a stream may outlive the module. What passes may go away by itself, and is no fault of data.
-    passed: tuple[type[BaseException], ...] = (*RUN_ERRORS, MemoryError, tf.errors.UnavailableError)
-    passed, damage = (*passed, tf.errors.AbortedError, tf.errors.DeadlineExceededError), Exception
+    transient = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+    passed, damage = (*RUN_ERRORS, *transient, MemoryError), Exception
     try:
         if from_cache:
             _check_files(task.cache_dir, split)

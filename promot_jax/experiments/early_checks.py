@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from promot_jax.checkpoints.locate import is_remote, spelled
+from promot_jax.data import shots
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.settings import Experiment
 
@@ -43,7 +44,7 @@ def check_names(experiment: Experiment) -> None:
     if modules and all(module.startswith(OWN) for module in modules):
         texts, named = _words(modules)
         for setting, name in (("MIXTURE_OR_TASK_NAME", experiment.task), ("ICL_MIXTURE", experiment.icl_mixture)):
-            base = re.sub(r"_\d+shot$", "", name)
+            base, _ = shots.split(name)
             if name and not {name, base} & texts:
                 hint = nearest(base, named)
                 raise UserError(

@@ -116,7 +116,7 @@ def _check_shots(experiment: Experiment) -> None:
     most = max(*settings.shots, settings.curve_shots if settings.curve_examples else 0, 0)
     asked = dict.fromkeys(examples.task_names(experiment.icl_mixture), most) if experiment.icl_mixture else {}
     for name in examples.task_names(experiment.task) if experiment.task else ():
-        asked[name] = max(asked.get(name, 0), int("0" + name.removeprefix(examples.base_task(name)).strip("_shot")))
+        asked[name] = max(asked.get(name, 0), examples.base_and_shots(name)[1])
     for name, shots in asked.items():
         base = examples.base_task(name)
         few = {example.inputs for example in examples.read(base, "train", within=8 * shots)} if shots else set()

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-import re
 from typing import Any
 
+from promot_jax.data import shots
 from promot_jax.errors import UserError, nearest
 from promot_jax.methods.base import Method, Stage
 
@@ -39,15 +39,16 @@ def parse(text: str) -> tuple[str, int]:
 
     Whether there is such a method is not looked at.
     """
-    match = re.fullmatch(r"(.+)_([1-9]\d*)shot", text)
-    return (match[1], int(match[2])) if match and text not in METHODS else (text, 0)
+    name, k = shots.split(text)
+    is_form = text == f"{name}_{k}shot"  # a number without leading zeros
+    return (name, k) if k and is_form and text not in METHODS else (text, 0)
 
 
 def label(text: str) -> str:
     """What a method, with its exemplars, is called in tables and figures: `ProMoT + 1-shot`."""
-    name, shots = parse(text)
+    name, k = parse(text)
     plain = METHODS[name].label if name in METHODS else name.replace("_", " ")
-    return f"{plain} + {shots}-shot" if shots else plain
+    return f"{plain} + {k}-shot" if k else plain
 
 
 @functools.cache
