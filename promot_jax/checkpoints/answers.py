@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from promot_jax.checkpoints.huggingface import load as hf
+from promot_jax.data.vocabularies.gguf import END_NAMES
 from promot_jax.errors import UserError
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 TEMPLATE, FURTHER_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
-# Tokens that end an answer by their name alone, where a GGUF file has them: llama.cpp's list (llama-vocab.cpp,
-# `special_eog_ids`) for the architectures that are read.
-_END_NAMES = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>",
-}  # fmt: skip
 
 
 class Answers(NamedTuple):
@@ -79,7 +74,7 @@ def of_gguf(metadata: Mapping[str, Any], origin: str) -> Answers:
         UserError: a value is of another type.
     """
     said = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
-    named = [i for i, token in enumerate(metadata.get("tokenizer.ggml.tokens", ())) if token in _END_NAMES]
+    named = [i for i, token in enumerate(metadata.get("tokenizer.ggml.tokens", ())) if token in END_NAMES]
     names = ["default", *metadata.get("tokenizer.chat_templates", ())]
     keys = {name: "tokenizer.chat_template" + f".{name}" * (name != "default") for name in names}
     templates = {name: metadata[key] for name, key in keys.items() if key in metadata}

@@ -52,12 +52,17 @@ _ALIASES = {
 }
 _RULES |= {alias: _RULES[rule] for rule, aliases in _ALIASES.items() for alias in aliases}
 
-# Names of tokens that are control tokens whatever type a file gives them, as in llama.cpp: ends of turns and texts, and
-# the parts of texts that are filled in.
-CONTROL_NAMES = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
-    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
-    "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+# Names of tokens that end an answer by their name alone: llama.cpp's list (llama-vocab.cpp, `special_eog_ids`) for the
+# architectures that are read.
+END_NAMES = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>",
+}  # fmt: skip
+# Names of tokens that are control tokens whatever type a file gives them, as in llama.cpp: these, the ends of other
+# architectures, and the parts of texts that are filled in.
+CONTROL_NAMES = END_NAMES | {
+    "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "[EOT]", "[EOS]", "<turn|>", "<|tool_response>",
+    "<｜end▁of▁sentence｜>", "[e~[",
     "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
     "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>",
     "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>",
