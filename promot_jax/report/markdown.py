@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from promot_jax.files import write_text
 from promot_jax.methods import label
-from promot_jax.report import figures, tables
+from promot_jax.report import blocks, figures, tables
 from promot_jax.report.html import visible
 from promot_jax.report.page import browser, page
 from promot_jax.report.svg import Chart, document
@@ -120,7 +120,7 @@ def _scores(scores: tables.Table) -> str:
 def _blocks(results: Comparison, level: str = "##") -> list[str]:
     """The tables beside the scores; under that at matched target score, all tasks at those checkpoints."""
     parts: list[str] = []
-    for title, rows, reading in tables.blocks(results):
+    for title, rows, reading in blocks.blocks(results):
         table = markdown([[escape(cell) for cell in row] for row in rows])
         parts += [f"{level} {title}", table, escape(reading)]
     if any(run.matched for run in results.runs):

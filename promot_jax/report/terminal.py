@@ -8,7 +8,7 @@ from pathlib import Path
 from promot_jax import methods
 from promot_jax.distributed import hosts
 from promot_jax.methods import label
-from promot_jax.report import tables
+from promot_jax.report import blocks, tables
 from promot_jax.results.comparison import as_comparison, comparison
 from promot_jax.results.schema import Comparison, Run
 
@@ -24,7 +24,7 @@ def table(results: Run | Comparison, *, width: int = 120) -> str:
         text_table(main, width=width),
         "\n".join([*main.notes, *textwrap.wrap(f"{tables.TERMS} {tables.READING}", width)]),
     ]
-    for title, rows, reading in tables.blocks(results):
+    for title, rows, reading in blocks.blocks(results):
         parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
 

@@ -12,7 +12,7 @@ from random_results import NASTY, TASKS, alignment, made, prune, random_document
 
 from promot_jax import files
 from promot_jax.methods import METHODS, label
-from promot_jax.report import figures, markdown, tables, terminal
+from promot_jax.report import blocks, figures, markdown, tables, terminal
 from promot_jax.report import html as markup
 from promot_jax.report.page import page
 from promot_jax.report.svg import document
@@ -138,7 +138,7 @@ def test_models_between_two_are_told_by_alpha(tmp_path):
     steps = {"finetune": 60, "wise_ft": 30}
     runs = [records.replace(random_run("wise_ft", seed), steps=steps, curve=curve) for seed in (0, 1)]
     data, run = comparison([*random_results(seeds=2).runs, *runs]), runs[-1]
-    rows = tables.matched(data).rows
+    rows = blocks.matched(data).rows
     assert next(row for row in rows if row[0] == "WiSE-FT")[1] == "alpha 0.30, alpha 0.30"
     assert "alpha" not in next(row for row in rows if row[0] == "ProMoT")[1]
     text = page.write({"": data}, tmp_path).read_text()

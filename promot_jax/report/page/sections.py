@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from promot_jax.report import figures, tables
+from promot_jax.report import blocks, figures, tables
 from promot_jax.report.svg import Chart
 from promot_jax.results.schema import CellState, Comparison
 
@@ -20,7 +20,7 @@ def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[s
         "title": f"Fine-tuned on {name}" if several and name else "Scores",
         "cells": _cells(comparison.cells),
         "overview": {"methods": scores.methods, "columns": columns},
-        "blocks": tables.blocks(comparison),
+        "blocks": blocks.blocks(comparison),
         "scores": scores,
         "matched_scores": tables.scores(comparison, "matched"),  # no rows where no run has them
         "format_shares": tables.format_shares(comparison),

@@ -1,0 +1,113 @@
+"""Tables of text beside the scores: methods at matched target score, settings tried, spreads."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from promot_jax.methods import label
+from promot_jax.report.tables import ABSENT, Checkpoint, number, ordered, place, varied
+from promot_jax.results import bootstrap, matched_target, spread
+from promot_jax.results.schema import Comparison
+from promot_jax.results.scores import StepEvaluation
+
+MATCHED = (
+    "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "
+    "checkpoint that reaches it, after at least one update of the model: none looks better for having learnt less of "
+    "the target. Step 0 is before the first update of the model: the pretrained model, without a prompt. Scores "
+    "of the validation split, as in the curves."
+)
+SPREAD = (
+    "Mean over seeds of the means over exemplar draws: of best checkpoints on the test split, of those at matched "
+    "target score on the validation split. Interval: Student's, of that mean over seeds (of one seed over draws), "
+    "within 0 to 100; two values are too few for one, two seeds have their range. The standard deviations tell the two "
+    "kinds of spread apart."
+)
+
+
+class Block(NamedTuple):
+    """A table of text under a title, and how it is read; the header comes first."""
+
+    title: str
+    rows: list[list[str]]
+    reading: str
+
+
+def blocks(results: Comparison) -> list[Block]:
+    """What a comparison has besides its scores: methods at matched target score, settings tried, spreads."""
+    return [block for block in (matched(results), _tried(results), _spreads(results)) if len(block.rows) > 1]
+
+
+def matched(results: Comparison) -> Block:
+    """Compares methods at matched target score, from their curves (`matched_target.matched`): validation scores."""
+    members = {method: {run.seed: run for run in runs} for method, runs in results.methods.items()}
+    seeds = sorted({seed for runs in members.values() for seed in runs})
+    curves = {name: [runs[seed].curve if seed in runs else [] for seed in seeds] for name, runs in members.items()}
+    found = matched_target.matched(curves)
+    used = [seed for index, seed in enumerate(seeds) if any(matches[index] for matches in found.values())]
+    rows = [["method", "step of each seed", "target score", "ICL average", "change from step 0", "format share (%)"]]
+    thresholds: dict[int, float] = {}
+    for method, matches in found.items() if used else ():
+        kept = [(seed, match) for seed, match in zip(seeds, matches, strict=True) if match is not None]
+        thresholds |= {seed: match.threshold for seed, match in kept}
+        changes = [_change(members[method][seed].curve, match) for seed, match in kept]
+        steps = ", ".join(place(match.step, match.alpha).removeprefix("step ") for _, match in kept)
+        target, icl, share = (
+            _over_seeds([getattr(match, name) for _, match in kept]) for name in ("target", "icl", "format_share")
+        )
+        rows.append([label(method), steps, target, icl, _over_seeds(changes, "+.1f"), share])
+    reading = [f"Matched target score: {', '.join(f'{thresholds[seed]:.1f} (seed {seed})' for seed in used)}."]
+    if len(used) < len(seeds):
+        left_out = ", ".join(str(seed) for seed in seeds if seed not in used)
+        reading.append(f"Left out, as a method has no curve for it: seed {left_out}.")
+    return Block("At matched target score", rows, " ".join([*reading, MATCHED]))
+
+
+def _tried(results: Comparison) -> Block:
+    """All settings that a comparison tried, with their scores on the validation split."""
+    rows = [["method", "setting", "target score", "ICL", "seeds", "chosen"]]
+    for method, selection in results.selection.items():
+        for tried in selection.candidates:
+            chosen = "yes" if tried.varied == selection.chosen else ""
+            shown = [number(tried.validation), number(tried.icl), str(len(tried.seeds)), chosen]
+            rows.append([label(method), varied(tried.varied), *shown])
+    chosen = "The highest target score is chosen"
+    if results.margin:
+        chosen = f"Of those at most {results.margin:g} points below the highest target score, the highest ICL is chosen"
+    reading = f"Validation split, best checkpoint of each run, mean over seeds. {chosen}. "
+    return Block("Settings tried", rows, reading + "A kind of stage goes by its learning rate.")
+
+
+def _spreads(results: Comparison) -> Block:
+    """Target scores and ICL averages over seeds and exemplar draws (`results.spread`).
+
+    No rows where there is one seed and one draw of each method.
+    """
+    rows = []
+    several = False
+    checkpoints: tuple[Checkpoint, ...] = ("best", "matched")
+    for checkpoint in checkpoints:
+        by_method = spread.of_comparison(results, checkpoint)
+        for method, score, one in ((name, *item) for name in ordered(by_method) for item in by_method[name].items()):
+            shown = "target" if score == "target" else f"Norm. Avg., {score}-shot"
+            several |= one.seeds > 1 or one.draws > 1
+            interval = ABSENT if one.ci95 is None else "[{:.1f}, {:.1f}]".format(*one.ci95)
+            if one.seeds == 2:
+                interval = f"two seeds: {one.low:.1f} to {one.high:.1f}"
+            numbers = [number(one.mean), interval, number(one.sd_seeds), number(one.sd_draws)]
+            rows.append([label(method), checkpoint, shown, *numbers, f"{one.seeds} x {one.draws}"])
+    header = ["method", "checkpoint", "score", "mean", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]
+    return Block("Seeds and exemplars", [header, *rows] if several else [], SPREAD)
+
+
+def _change(curve: Sequence[StepEvaluation], match: matched_target.Match) -> float | None:
+    """ICL at the match less ICL before any update, which is the pretrained model's on the same examples."""
+    start = next((point.icl for point in matched_target.model_tuning(curve) if point.step == 0), None)
+    return None if start is None or match.icl is None else match.icl - start
+
+
+def _over_seeds(values: Sequence[float | None], form: str = ".1f") -> str:
+    """Mean, and the range where several seeds differ."""
+    found = bootstrap.across_seeds(values)
+    if found is None:
+        return ABSENT
+    mean, low, high = (format(round(value, 1) + 0.0, form) for value in found[:3])
+    return mean if low == high else f"{mean} [{low}, {high}]"
