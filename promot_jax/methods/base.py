@@ -160,6 +160,12 @@ def check_weight(name: str, weight: float) -> None:
         raise UserError(f"{name} is {weight}, but has to be positive and finite: set {name.upper()}.")
 
 
+def check_text(method: str, name: str, text: str) -> None:
+    """Raises UserError for a method's text, the hyperparameter `name`, that is empty."""
+    if not text:
+        raise UserError(f"Method {method!r} needs a text: set {name.upper()}.")
+
+
 def all_but(pattern: str) -> tuple[str, ...]:
     """`freeze` patterns that leave only those parameters of the model trained whose path `pattern` matches."""
     return (rf"model/(?!(?:{pattern})$).*",)

@@ -10,8 +10,7 @@ hard_prompt_labels. Macro: HARD_PROMPT, the text of `hard_prompt`.
 
 import dataclasses
 
-from promot_jax.errors import UserError
-from promot_jax.methods.base import Method, Stage
+from promot_jax.methods.base import Method, Stage, check_text
 
 SHORT = "Answer the question.\n"
 LONG = (
@@ -40,8 +39,7 @@ class HardPrompt(Method):
 
     def check(self) -> None:
         """Raises UserError for an empty text."""
-        if not self.hard_prompt:
-            raise UserError("Method 'hard_prompt' needs a text: set HARD_PROMPT.")
+        check_text(self.name, "hard_prompt", self.hard_prompt)
 
 
 class HardPromptLong(Method):

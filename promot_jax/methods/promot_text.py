@@ -5,8 +5,7 @@ Command: python -m promot_jax.main --gin_file=method.gin --gin.METHOD=promot_tex
 
 import dataclasses
 
-from promot_jax.errors import UserError
-from promot_jax.methods.base import Method, Stage
+from promot_jax.methods.base import Method, Stage, check_text
 from promot_jax.methods.hard_prompt import SHORT
 from promot_jax.methods.promot import STAGE1, STAGE2
 
@@ -26,5 +25,4 @@ class PromotText(Method):
 
     def check(self) -> None:
         """Raises UserError for an empty text."""
-        if not self.prompt_text:
-            raise UserError("Method 'promot_text' needs a text: set PROMPT_TEXT.")
+        check_text(self.name, "prompt_text", self.prompt_text)

@@ -52,7 +52,7 @@ def make_params():
 PARAMS = make_params()
 
 
-def rooms(*names):
+def subtrees(*names):
     return {name: PARAMS[name] for name in names}
 
 
@@ -109,7 +109,7 @@ CASES = {
 def test_what_moves_and_a_killed_run_goes_on_to_the_same_bits(name, tmp_path):
     stage, training, moving = CASES[name]
     attached = ["model", *["prompt"] * stage.prompt, *["lora"] * bool(stage.lora)]
-    params, before = rooms(*attached), host(rooms(*attached))
+    params, before = subtrees(*attached), host(subtrees(*attached))
     after = run(tmp_path / "whole", stage, training, params)
 
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
@@ -133,7 +133,7 @@ def test_frozen_layers_of_a_stack_stay_bitwise(training, tmp_path, capsys):
     training = dataclasses.replace(
         training, steps=2, freeze=("model/token_embedder/.*", "model/decoder/layers_[02]/.*")
     )
-    params = rooms("model")
+    params = subtrees("model")
     flat = trees.flatten(params)
     path = "model/decoder/layers/mlp/wo/kernel"
     params = trees.unflatten(flat | {path: flat[path].at[0, 0, 0].set(-0.0)})
@@ -150,12 +150,12 @@ def test_frozen_layers_of_a_stack_stay_bitwise(training, tmp_path, capsys):
 
 
 def test_a_stack_whose_layers_are_all_frozen_is_no_trained_leaf():
-    trained, frozen = freezing.split(rooms("model", "prompt"), ("model",), (r"model/decoder/layers_\d+/mlp/.*",))
+    trained, frozen = freezing.split(subtrees("model", "prompt"), ("model",), (r"model/decoder/layers_\d+/mlp/.*",))
     still = {path for path in trees.flatten(frozen) if path.startswith("model/")}
 
-    assert still == {path for path in trees.flatten(rooms("model")) if "/mlp/" in path} and len(still) == 3
+    assert still == {path for path in trees.flatten(subtrees("model")) if "/mlp/" in path} and len(still) == 3
     assert not freezing.layer_masks(trained, (r"model/decoder/layers_\d+/mlp/.*",))
-    assert trees.flatten(trained).keys() == trees.flatten(rooms("model")).keys() - still
+    assert trees.flatten(trained).keys() == trees.flatten(subtrees("model")).keys() - still
 
 
 def test_a_number_of_the_lowest_layers_of_both_stacks():
@@ -176,7 +176,7 @@ def test_a_number_of_the_lowest_layers_of_both_stacks():
 def test_a_layer_that_is_not_there_is_refused(tmp_path):
     training = dataclasses.replace(ADAMW, freeze=("model/decoder/layers_3/.*",))
     with pytest.raises(UserError, match=r"'model/decoder/layers_3/.*' matches no parameter"):
-        run(tmp_path, FREEZE, training, rooms("model"))
+        run(tmp_path, FREEZE, training, subtrees("model"))
 
 
 # ---- one update ------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_kl_is_the_mean_over_real_target_tokens(moved):
 
 def test_what_a_stage_does_not_use_is_not_in_its_step():
     def lowered(stage, frozen):
-        trained = rooms("model")
+        trained = subtrees("model")
         state = TrainState(trained, optax.sgd(1.0).init(trained), jnp.int32(0))
         step = make_step(MODEL, optax.sgd(1.0), stage, PLAIN, shardings(state))
         return step.lower(state, frozen, batch_of(0), jax.random.key(0)).as_text()
@@ -246,11 +246,11 @@ def test_what_a_stage_does_not_use_is_not_in_its_step():
 def test_a_huge_weight_keeps_the_model(tmp_path):
     """Adam makes steps of the rate whatever the weight is; only their sum stays at zero."""
     training = dataclasses.replace(ADAMW, steps=8, eval_period=8, optimizer=Optimizer("adamw", 0.01, "linear"))
-    before = host(rooms("model"))
+    before = host(subtrees("model"))
     away = []
     for weight in (0.0, 1e6):
         stage = dataclasses.replace(FINETUNE, penalty=SquaredDistance(weight))
-        after = run(tmp_path / str(weight), stage, training, rooms("model"))
+        after = run(tmp_path / str(weight), stage, training, subtrees("model"))
         away.append(np.sqrt(sum(np.square(leaf - before[path]).sum() for path, leaf in after.items())))
     assert 0 < away[1] < away[0] / 4
 
@@ -259,8 +259,8 @@ def test_kl_with_a_prompt_is_that_of_the_model_with_the_prompt():
     """The prompt of stage 2 is frozen; one that is trained is another than at the start."""
     frozen = {"prompt": PARAMS["prompt"], "start": PARAMS["model"]}
     batch, apart = batch_of(0, attached=True), dataclasses.replace(STAGE2, objective=Divergence(1.0))
-    before = update(STAGE2, rooms("model"), rooms("prompt"), batch)[1]["loss"]
-    assert update(apart, rooms("model"), frozen, batch)[1]["loss"] == pytest.approx(before, rel=1e-5)
+    before = update(STAGE2, subtrees("model"), subtrees("prompt"), batch)[1]["loss"]
+    assert update(apart, subtrees("model"), frozen, batch)[1]["loss"] == pytest.approx(before, rel=1e-5)
     with pytest.raises(UserError, match="trains a prompt, which the model at its start does not know"):
         dataclasses.replace(STAGE2, trains=("model", "prompt"), objective=Divergence(1.0))
 
@@ -302,7 +302,7 @@ def test_token_weights_have_no_gradient(moved, chunk, monkeypatch):
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_an_own_optimizer_for_the_prompt(swapped):
-    """Each room moves as it would alone."""
+    """Each subtree moves as it would alone."""
     pair = [Optimizer("adamw", 0.01), Optimizer("adafactor", 0.3, scale_by_parameter=False)]
     model, prompt = reversed(pair) if swapped else pair
     params = {"model": {"decoder": {"layers": {"wo": jnp.ones((2, 3, 4))}, "norm": jnp.ones(3)}}}

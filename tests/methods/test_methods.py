@@ -142,8 +142,8 @@ def test_every_stage_moves_what_it_trains_and_nothing_else(finished: Any, method
     assert names == {stage.name for stage in plan} and done.run.method == method
     for name, (before, after) in done.stages.items():
         (stage,) = [stage for stage in plan if stage.name == name.split("/")[0]]
-        rooms = {"model", *["prompt"] * stage.prompt, *["lora"] * bool(stage.lora)}
-        assert {path.split("/")[0] for path in after} == rooms
+        subtrees = {"model", *["prompt"] * stage.prompt, *["lora"] * bool(stage.lora)}
+        assert {path.split("/")[0] for path in after} == subtrees
         wanted = {path for path in after if path.startswith(stage.trains)}
         if method == "freeze":
             wanted.remove("model/token_embedder/embedding")
