@@ -77,11 +77,11 @@ def _check_split(task: seqio.Task, split: str, warn: Warn) -> set[tuple[str, str
         if example.labels:
             _check_label(task, example, where)
         before, same = first.setdefault(example.id, (number, example))
-        if (same.inputs, same.targets) != (example.inputs, example.targets):
-            if split != "train":  # whose ids order exemplars only
-                raise UserError(f"The id of {where} is that of example {before} too; an id has to be unique.")
-            shared += 1
-        repeated += before != number and (same.inputs, same.targets) == (example.inputs, example.targets)
+        equal = (same.inputs, same.targets) == (example.inputs, example.targets)
+        if not equal and split != "train":  # whose ids order exemplars only
+            raise UserError(f"The id of {where} is that of example {before} too; an id has to be unique.")
+        shared += not equal
+        repeated += equal and before != number
         if len(judged) < JUDGED:
             judge(task, example, "")
             judged.append(judge(task, example, example.targets)[:2])

@@ -204,7 +204,7 @@ def test_finetuning_collapses_into_the_label_format(finetune: Run) -> None:
 
 
 def test_stripped_model_is_one_that_never_had_a_prompt(tiny_folder: Path, stage1: Run, stage2: Run) -> None:
-    """Stage 2's own closing evaluation, stripped, against its weights in a file that knows of no prompt."""
+    """Stage 2's own final evaluation, stripped, against its weights in a file that knows of no prompt."""
     weights = trained(stage2.workdir)
     tiny.write(tiny_folder / "never.gguf", tiny.from_params(weights))
     plain = run(tiny_folder, "icl_eval.gin", tiny_folder / "never", INITIAL_CHECKPOINT_PATH=tiny_folder / "never.gguf")
