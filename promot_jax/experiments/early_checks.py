@@ -9,6 +9,7 @@ from promot_jax.checkpoints.locate import is_remote, spelled
 from promot_jax.data import shots
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.settings import Experiment
+from promot_jax.params import soft_prompts
 
 OWN = "promot_jax.tasks."
 
@@ -30,7 +31,7 @@ def check_names(experiment: Experiment) -> None:
     given = experiment.prompt_path
     for path in [given] if isinstance(given, str) else given.values() if given else ():
         if path and not is_remote(path) and not Path(path).exists():
-            raise UserError(f"There is no prompt at {path!r}; set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
+            soft_prompts.array_path(path)  # says so
     modules = [experiment.modules] if isinstance(experiment.modules, str) else [*experiment.modules]
     for module in modules:
         try:

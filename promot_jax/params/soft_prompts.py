@@ -99,7 +99,7 @@ class PromptInit:
                 raise UserError("The prompt initialiser 'text' was given an empty text; set PromptInit.text.")
             return lookup(jnp.resize(jnp.asarray(ids), (length,))).astype(jnp.float32)
         if self.method == "file":
-            array, _ = _read(_array_path(self.path))
+            array, _ = _read(array_path(self.path))
             if array.shape != (length, embed):
                 raise UserError(
                     f"The prompt in {self.path} has shape {array.shape}; PROMPT_LENGTH and the model ask for "
@@ -170,21 +170,21 @@ def load(
     Raises:
         UserError: no prompt at the path, a damaged one, or one of another base model.
     """
-    array_path = _array_path(path)
-    array, info = _read(array_path)
+    file = array_path(path)
+    array, info = _read(file)
     if info is None:
-        return array, undescribed(array, array_path, task)
+        return array, undescribed(array, file, task)
     if info.base not in accepted and not force:
         raise UserError(
-            f"The prompt {array_path} was trained on another base model ({info.base[:12]}, this one is "
+            f"The prompt {file} was trained on another base model ({info.base[:12]}, this one is "
             f"{accepted[0][:12]}); load the model it belongs to, or force it with Experiment.force_prompt = True."
         )
     return array, info
 
 
-def _read(array_path: Path) -> tuple[np.ndarray, PromptInfo | None]:
+def _read(file: Path) -> tuple[np.ndarray, PromptInfo | None]:
     """Reads an array and the description beside it, None where there is none, and holds them against each other."""
-    array, path = _read_array(array_path), array_path.with_suffix(".json")
+    array, path = _read_array(file), file.with_suffix(".json")
     try:
         info = msgspec.convert(vars(PromptInfo(**json.loads(path.read_bytes()))), PromptInfo)
     except FileNotFoundError:
@@ -194,9 +194,9 @@ def _read(array_path: Path) -> tuple[np.ndarray, PromptInfo | None]:
     if not info.task:
         raise UserError(f"{path} is not the description of a prompt: it names no task.")
     if info.length != len(array):
-        raise UserError(f"{path} says {info.length} rows, but {array_path} holds {len(array)}.")
+        raise UserError(f"{path} says {info.length} rows, but {file} holds {len(array)}.")
     if info.values not in ("", fingerprint({"prompt": array})):
-        raise UserError(f"{array_path} holds other values than {path} describes; copy both again.")
+        raise UserError(f"{file} holds other values than {path} describes; copy both again.")
     return array, info
 
 
@@ -215,7 +215,8 @@ def undescribed(array: np.ndarray, path: str | os.PathLike[str], task: str) -> P
     return PromptInfo(task, len(array), step=0, score=None, initialiser="file", base="")
 
 
-def _array_path(path: str | os.PathLike[str]) -> Path:
+def array_path(path: str | os.PathLike[str]) -> Path:
+    """Returns the file of a saved prompt, given as in `load`; raises UserError where there is none."""
     if not str(path):
         raise UserError("PROMPT_PATH is empty; set it to a prompt file or to stage 1's working folder.")
     # The last is what prompt-tuning writes, a file named after the parameter.

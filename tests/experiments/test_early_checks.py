@@ -38,8 +38,8 @@ def test_tasks_of_ours_are_known_without_importing_them() -> None:
         ({"modules": "promot_jax.tasks.demos"}, "There is no task module 'promot_jax.tasks.demos'"),
         ({"modules": ("nowhere.tasks",)}, "There is no task module 'nowhere.tasks'"),
         ({"checkpoint": "runs/promot"}, "There is no model at 'runs/promot'; a model of the Hugging Face hub is hf://"),
-        ({"prompt_path": "runs/stage1"}, "There is no prompt at 'runs/stage1'; set PROMPT_PATH"),
-        ({"prompt_path": {"one": "", "two": "nowhere.npy"}}, "There is no prompt at 'nowhere.npy'; set PROMPT_PATH"),
+        ({"prompt_path": "runs/stage1"}, "No prompt at runs/stage1; give a prompt.npy"),
+        ({"prompt_path": {"one": "", "two": "nowhere.npy"}}, "No prompt at nowhere.npy; give a prompt.npy"),
         ({"checkpoint": "/nowhere/model"}, "There is no model at '/nowhere/model'; set INITIAL_CHECKPOINT_PATH."),
     ],
 )
