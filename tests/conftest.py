@@ -13,12 +13,15 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import compilation
 import numpy as np
 import processes
 import pytest
 from hypothesis import settings
+
+# Before jax too, and for the processes that pytest-xdist and the tests start.
+os.environ.update(compilation.environment())
 
 # A suite that was started in the background ignores Ctrl-C, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -56,13 +59,13 @@ def registry() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def fast_compilation() -> Iterator[None]:
-    """For tests on models so small that compiling takes longer than running."""
+def compiled_for_speed() -> Iterator[None]:
+    """For real models, where running takes longer than compiling."""
     import jax
 
     name = "jax_disable_most_optimizations"
     before = jax.config.values[name]
-    jax.config.update(name, True)
+    jax.config.update(name, False)
     yield
     jax.config.update(name, before)
 
@@ -79,21 +82,8 @@ def one_torch_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the tiny model and its gin file (`tests/tiny.py`), and JAX set to compile fast and once only."""
-    import jax
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny model and its gin file (`tests/tiny.py`)."""
     import tiny
-    from jax.experimental.compilation_cache import compilation_cache
 
-    folder = tiny.workspace(tmp_path_factory.mktemp("tiny"))
-    wanted = tiny.jax_settings(folder)
-    before = {name: jax.config.values[name] for name in wanted}
-
-    def configure(values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # it looks at its settings once only
-
-    configure(wanted)
-    yield folder
-    configure(before)
+    return tiny.workspace(tmp_path_factory.mktemp("tiny"))

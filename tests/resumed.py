@@ -16,10 +16,9 @@ import processes
 ROOT = Path(__file__).parents[1]
 
 
-def start(command: list[str], log: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
-    """Starts `python -m promot_jax.main` in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    environment |= {name.upper(): str(value) for name, value in settings.items()}
+def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[str]:
+    """Starts `python -m promot_jax.main` in a process of its own, with environment variables."""
+    environment = os.environ | variables | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     with log.open("a") as errors:
         return processes.start(
             [sys.executable, "-m", "promot_jax.main", *command],

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import compilation
 import processes
 import pytest
 import tiny
@@ -381,12 +382,11 @@ def test_local_runs_a_job(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = launcher("local", "--processes=2", "--devices=2", f"--port={port}", f"--python={sys.executable}")
-    settings = {name.upper(): str(value) for name, value in tiny.jax_settings(workspace).items()}
     path = f"{ROOT}:{ROOT / 'tests'}"
     done = subprocess.run(
         [*command, *tiny.command(workspace, "promot_stage1.gin", tmp_path / "run", TRAIN_STEPS=2, ICL_MIXTURE="")],
         cwd=tmp_path,
-        env=os.environ | settings | {"PYTHONPATH": path, "XLA_FLAGS": ""},
+        env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": compilation.flags()},
         capture_output=True,
         text=True,
         timeout=300,

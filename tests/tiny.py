@@ -176,13 +176,3 @@ def command(folder: Path, gin_file: str, workdir: Path, **macros: object) -> lis
     """Arguments of `promot_jax.main` for a run of the package on the tiny model in `folder`."""
     overrides = [f"--gin.{name}={value}" for name, value in macros.items()]
     return [f"--gin_file={gin_file}", f"--gin_file={folder / 'tiny.gin'}", f"--workdir={workdir}", *overrides]
-
-
-def jax_settings(folder: Path) -> dict[str, Any]:
-    """JAX's settings (in capitals: its environment variables) for many short runs: compiling is most of their time."""
-    return {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(folder / "cache"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }

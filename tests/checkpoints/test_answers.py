@@ -22,7 +22,7 @@ from promot_jax.errors import UserError
 from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 
-pytestmark = pytest.mark.usefixtures("fast_compilation", "one_torch_thread")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 CHAT = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
 MESSAGES = [{"role": "user", "content": "the cat"}]
 TEXTS = ("the cat sat", "Label: 12", "x")

@@ -26,7 +26,7 @@ from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.params import soft_prompts
 from promot_jax.params.fingerprint import fingerprint
 
-pytestmark = pytest.mark.usefixtures("fast_compilation", "one_torch_thread")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 PROMPTS = {"b": np.float32(np.random.default_rng(0).standard_normal((2, 32))), "a": np.full((3, 32), 0.5, np.float32)}
 TEXTS = ("the cat sat", "Label: 12\n", "x", "the film <extra_id_0> was")
 # Decoding compiles longest. T5 behind a SentencePiece model; a tied decoder with windows; an untied one.

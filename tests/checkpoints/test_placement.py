@@ -1,5 +1,6 @@
 """Streaming to sharded places: the right values everywhere, only the rows that are needed, and little memory."""
 
+import compilation
 import numpy as np
 import pytest
 from processes import python
@@ -105,4 +106,4 @@ assert again.fingerprint == fingerprint(again.params)
 
 
 def test_eight_devices():
-    python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    python(SHARDED, XLA_FLAGS=compilation.flags("--xla_force_host_platform_device_count=8"))

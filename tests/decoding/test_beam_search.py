@@ -17,7 +17,6 @@ from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCAB, EMBED, PROMPT, STEPS, WIDTH = 13, 16, 3, 8, 16
 MODEL = build(DecoderConfig(VOCAB, EMBED, 2, 1, 2, 8, 24))
 BEAMS = Decoding(max_tokens=STEPS, beams=4)
@@ -116,7 +115,7 @@ def plain_search(rows, settings=BEAMS, limits=STEPS):
 
 
 @pytest.fixture(name="searched", scope="module")
-def _searched(fast_compilation):
+def _searched():
     """100 inputs and their outputs at width 4."""
     rows = make_rows(100)
     return rows, generate(rows)

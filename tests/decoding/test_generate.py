@@ -20,7 +20,6 @@ from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import DecoderConfig, build
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCAB, EMBED, PROMPT = 40, 16, 3
 MODEL = build(DecoderConfig(VOCAB, EMBED, 2, 1, 2, 8, 24))
 SETTINGS = Decoding(max_tokens=8, stop="")

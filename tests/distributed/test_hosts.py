@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import compilation
 import hosts_worker
 import numpy as np
 import processes
@@ -39,10 +40,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def environment(devices: int, cache: Path) -> dict[str, str]:
-    settings = {name.upper(): str(value) for name, value in tiny.jax_settings(cache).items()}
-    settings["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+def environment(devices: int) -> dict[str, str]:
+    settings = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    settings["XLA_FLAGS"] = compilation.flags(f"--xla_force_host_platform_device_count={devices}")
     return {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | settings
 
 
@@ -56,7 +56,7 @@ def work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> list[d
     started = [
         processes.start(
             [sys.executable, str(ROOT / "tests/hosts_worker.py"), str(port), str(count), str(index), *arguments],
-            env=environment(devices, folder),
+            env=environment(devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -287,7 +287,7 @@ class Run:
             joining = [f"--coordinator=127.0.0.1:{port}", f"--num_hosts={mesh.count}", f"--host_id={index}"]
             with self.errors[index].open("w") as errors:
                 process = processes.start(
-                    [*command, *(joining if mesh.count > 1 else [])], env=environment(mesh.devices, folder),
+                    [*command, *(joining if mesh.count > 1 else [])], env=environment(mesh.devices),
                     stdout=subprocess.PIPE, stderr=errors, cwd=workdir.parent,
                 )  # fmt: skip
             self.hosts.append(process)

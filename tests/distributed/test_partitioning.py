@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,9 +201,8 @@ def on_eight_devices(folder, cases):
     """The folder that eight devices filled, and their report."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": compilation.flags("--xla_force_host_platform_device_count=8"),
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than running
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, __file__, str(folder), *map("/".join, cases)]
@@ -217,7 +217,7 @@ def _eight(tmp_path_factory):
 
 
 @pytest.fixture(name="single", scope="module")
-def _single(tmp_path_factory, fast_compilation):
+def _single(tmp_path_factory):
     """The results of one device, by family."""
     return {family: both_stages(tmp_path_factory.mktemp(family), Partitioner(), family)[0] for family in CONFIGS}
 

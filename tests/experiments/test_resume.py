@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import compilation
 import pytest
 import tiny
 from resumed import check_same, start
@@ -94,7 +95,7 @@ def _reference(tiny_folder: Path) -> Path:
 @pytest.mark.parametrize("moment", moments(("stage1", "stage1", "stage2", "stage2", "stage2"), seed=5), ids=str)
 def test_killed_run_goes_on(tiny_folder: Path, reference: Path, tmp_path: Path, moment: Moment) -> None:
     workdir, log = tmp_path / "run", tmp_path / "log"
-    kill(start(command(tiny_folder, workdir), log, tiny.jax_settings(tiny_folder)), moment, log)
+    kill(start(command(tiny_folder, workdir), log), moment, log)
     assert not (workdir / "results.json").exists()
     assert main.main(command(tiny_folder, workdir)) == 0
     check_same(workdir, reference)
@@ -218,7 +219,7 @@ def test_five_moments_of_each_stage_in_processes_of_their_own(tmp_path: Path, st
     log = tmp_path / "log"
 
     def run(gin_file: str, workdir: Path, moment: Moment | None, **macros: object) -> Path:
-        process = start(command(tmp_path, workdir, gin_file, **macros), log, {})
+        process = start(command(tmp_path, workdir, gin_file, **macros), log, **compilation.AS_USERS)
         if moment:
             kill(process, moment, log)
         else:

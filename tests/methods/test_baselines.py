@@ -32,7 +32,6 @@ from promot_jax.training.settings import Training
 from promot_jax.training.state import TrainState, shardings
 from promot_jax.training.step import make_step
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCAB, EMBED, PROMPT = 61, 16, 4
 CONFIG = DecoderConfig(VOCAB, EMBED, 2, 1, 3, 8, 24)
 MODEL = build(CONFIG)

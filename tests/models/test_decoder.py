@@ -16,7 +16,6 @@ from promot_jax.models import DecoderConfig, build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.models.layers import Embed
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIGS = {
     "grouped, tied": DecoderConfig(97, 48, 6, 2, 3, 8, 80, rope_theta=1e5),
     "untied, wide heads": DecoderConfig(61, 32, 4, 4, 2, 16, 40, tied_embeddings=False, norm_eps=1e-6),

@@ -13,7 +13,6 @@ from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, build
 from promot_jax.models.batch_layout import Tokens
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 GEMMA = {"activation": "gelu", "norm_offset": 1.0, "post_norms": True, "embedding_scale": True, "norm_eps": 1e-6}
 GEMMA |= {"window": 5, "global_every": 2}
 SIZES = {"vocab_size": 61, "emb_dim": 48, "num_kv_heads": 2, "mlp_dim": 40}

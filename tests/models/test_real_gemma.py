@@ -15,7 +15,7 @@ from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.results import schema
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.usefixtures("compiled_for_speed")]
 
 TEXTS = (
     "Country: Italy\nCapital: Rome\n\nCountry: France\nCapital:",

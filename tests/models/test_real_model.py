@@ -12,7 +12,7 @@ from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("compiled_for_speed")]
 
 TEXTS = (
     "Country: Italy\nCapital: Rome\n\nCountry: France\nCapital:",

@@ -18,7 +18,6 @@ from promot_jax.models.batch_layout import Tokens, encoder_decoder_rows
 from promot_jax.models.relative_position import buckets
 from promot_jax.training import losses
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIGS = {
     "T5 1.0": T5Config(61, 32, 4, 2, 2, 8, 48, ("relu",), tied_embeddings=True),
     "T5 1.1": T5Config(64, 32, 4, 2, 2, 8, 40),

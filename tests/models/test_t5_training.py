@@ -28,7 +28,6 @@ from promot_jax.training.loop import train
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIG = T5Config(384, 16, 2, 2, 1, 8, 24)
 SETTINGS = Evaluation(tokens_per_batch=512, max_input_length=256, decoding=Decoding(max_tokens=6))
 LENGTHS = {"inputs": 40, "targets": 6}

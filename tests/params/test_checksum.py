@@ -1,5 +1,6 @@
 """The checksum of arrays: sensitive to every bit and place, the same on every mesh."""
 
+import compilation
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +59,6 @@ mesh = jax.make_mesh((4, 2), ("a", "b"))
 specs = (P(), P("a"), P("b", "a"), P(None, ("a", "b")[1]))
 print({checksum(jax.device_put(values, NamedSharding(mesh, spec))) for spec in specs} == {checksum(values)})
 """,
-        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        XLA_FLAGS=compilation.flags("--xla_force_host_platform_device_count=8"),
     )
     assert said == "True\n"

@@ -20,7 +20,6 @@ from promot_jax.params.fingerprint import fingerprint
 from promot_jax.params.lora import Lora
 
 pytestmark = [
-    pytest.mark.usefixtures("fast_compilation"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft asks for it
 ]
 MODULES = {"q_proj": "self_attention/query", "v_proj": "self_attention/value", "down_proj": "mlp/wo"}

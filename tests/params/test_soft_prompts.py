@@ -21,7 +21,6 @@ from promot_jax.models.layers import Embed
 from promot_jax.params import soft_prompts
 from promot_jax.params.soft_prompts import PromptInfo, PromptInit
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCAB, EMBED = 50, 8
 # Every row says which token it is: [i, i / 100, ...].
 EMBEDDING = jnp.arange(VOCAB, dtype=jnp.float32)[:, None] * jnp.array([1.0, *[0.01] * (EMBED - 1)])

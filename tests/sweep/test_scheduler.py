@@ -563,16 +563,15 @@ def test_processes_share_the_cells(tiny_folder: Path) -> None:
     macros: dict[str, object] = {"METHODS": '("prompt_tuning", "promot", "finetune")', "SEEDS": (0,)}
     macros |= {"TRAIN_STEPS": 2, "PROMPT_TRAIN_STEPS": 2, "STALE": 30.0, "Evaluation.shots": "(1,)"}
     command = tiny.command(tiny_folder, "compare.gin", tiny_folder / "shared", **macros)
-    settings = {name: value for name, value in tiny.jax_settings(tiny_folder).items() if "cache" not in name}
     log = tiny_folder / "shared.log"
-    killed = start(command, log, settings)
+    killed = start(command, log)
     assert killed.stdout is not None
     assert any(line.startswith("[stage1] trains") for line in killed.stdout)
     killed.kill()
     killed.communicate()
     assert list((tiny_folder / "shared").rglob("lease.0"))
 
-    both = [start(command, log, settings) for _ in range(2)]
+    both = [start(command, log) for _ in range(2)]
     said = [one.communicate()[0] for one in both]
     assert [one.returncode for one in both] == [0, 0], log.read_text()
     for stage in ("stage1", "stage2", "finetune"):

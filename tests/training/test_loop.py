@@ -29,7 +29,6 @@ from promot_jax.training.settings import Training
 from promot_jax.training.state import TrainState, shardings
 from promot_jax.training.step import make_step
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCAB, EMBED, PROMPT, STEPS = 61, 16, 4, 8
 CONFIG = DecoderConfig(VOCAB, EMBED, 2, 1, 2, 8, 24, dropout_rate=0.1, tied_embeddings=False)
 ADAMW = Training(STEPS, 4, 2, Optimizer("adamw", 0.01, "cosine", warmup_steps=2, weight_decay=0.1), dropout_rate=0.1)

@@ -25,7 +25,7 @@ BATCH, TARGETS, VOCAB, EMBED = 6, 7, 61, 16
 
 
 @pytest.fixture(name="case", scope="module")
-def _case(fast_compilation):
+def _case():
     """A model, its parameters, hidden states, targets, and weights with padding and with other values than 0 and 1."""
     noise = np.random.default_rng(0)
     model = build(DecoderConfig(VOCAB, EMBED, 2, 1, 1, 8, 24, tied_embeddings=False))

@@ -12,7 +12,6 @@ from promot_jax import trees
 from promot_jax.errors import UserError
 from promot_jax.training.optimizer import Optimizer, apply_updates, stochastic_round
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 SHAPES = {
     "model/token_embedder/embedding": (130, 128),
     "model/decoder/layers/mlp/wo/kernel": (3, 130, 128),  # [layers, in, out]: factored

@@ -162,7 +162,7 @@ def _copy(llama: tuple[Path, Any], tmp_path: Path) -> Path:
     return shutil.copytree(llama[0], tmp_path / "llama")
 
 
-def test_logits_of_a_llama(llama: tuple[Path, Any], fast_compilation: None) -> None:
+def test_logits_of_a_llama(llama: tuple[Path, Any]) -> None:
     folder, model = llama
     base = pretrained.load(str(folder), Partitioner())
     assert base.leaves == {"loaded": 11, "new": 0, "unused": 0}
@@ -183,7 +183,7 @@ def test_sizes_of_another_are_refused_before_a_tensor_is_read(copy: Path, monkey
 
 
 @pytest.mark.parametrize("length", [32, 128])
-def test_logits_of_a_llama_3(tmp_path: Path, length: int, fast_compilation: None) -> None:
+def test_logits_of_a_llama_3(tmp_path: Path, length: int) -> None:
     """Some frequencies stay, some are divided, some lie between; what is written back is read as the same."""
     sizes = {"tie_word_embeddings": True, "head_dim": 32, "rope_theta": 5e5}
     model = hf_models.save(tmp_path, "llama", **sizes, rope_scaling=LLAMA3)

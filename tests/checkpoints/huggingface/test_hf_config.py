@@ -140,7 +140,7 @@ def test_configs_that_were_read_otherwise(kind: str, change: dict[str, Any], fie
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", hf_config.USED)
-def test_a_changed_config_is_refused_or_computed_as_transformers_does(kind: str, fast_compilation: None) -> None:
+def test_a_changed_config_is_refused_or_computed_as_transformers_does(kind: str) -> None:
     model, values = published(kind)
     state = hf_models.leaves(model)
     seq2seq = "t5" in kind
