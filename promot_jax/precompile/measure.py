@@ -13,7 +13,7 @@ from promot_jax.precompile.programs import Programs
 
 Json = dict[str, Any]
 # How often a training step may compute what the model asks for: layers a second time where they are recomputed.
-_RECOMPUTED = {"none": 0.0, "dots": 0.15, "full": 1.0}
+_RECOMPUTED = {"none": 0.0, "dots": 0.15, "attention": 0.75, "mlp": 0.6, "full": 1.0}
 
 
 def measure(programs: Programs, program: str) -> Json:
