@@ -100,8 +100,8 @@ def _figures(programs: Programs, program: str, compiled: Any, chip: roofline.Chi
     bounds = roofline.bounds(cost, chip, cores)
     return {
         "failed_checks": [],
-        "flops": cores * cost.flops,
-        "model_share": needed / (mesh.size * cost.flops),
+        "flops": cores * (cost.flops + cost.kernel_flops),
+        "model_share": needed / (mesh.size * (cost.flops + cost.kernel_flops)),
         "bytes": cores * cost.bytes,
         "collectives": {kind: cores * sent for kind, sent in cost.collectives.items()},
         "collective_counts": dict(cost.counts),

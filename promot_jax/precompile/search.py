@@ -140,10 +140,10 @@ def search(
 
 
 def _promise(layout: Layout, guess: Estimate) -> tuple[Any, ...]:
-    """The smaller, the earlier a layout is compiled: by its estimate; of equal ones that which changes less."""
+    """The smaller, the earlier a layout is compiled: by its estimate to three digits, then by what changes less."""
     return (
-        round(guess.seconds, 4),
-        round(guess.compute + guess.links, 4),
+        float(f"{guess.seconds:.3g}"),
+        float(f"{guess.compute + guess.links:.3g}"),
         layout.weight_dtype != "float32",
         layout.microbatches,
         guess.memory,

@@ -16,6 +16,7 @@ from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, attention, build, layers
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 ROWS, HEADS, HEAD_DIM, SCALE = 2, 4, 16, 0.25
 
 
