@@ -151,9 +151,7 @@ def test_the_job_writes_a_gin_file_that_a_run_takes(files, tmp_path, monkeypatch
     assert f"[search] {best}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "change", [{"topology": ("v5e:2x4", "v5e:4x4")}, {"search_program": "decode"}, {"trials": 0}]
-)
+@pytest.mark.parametrize("change", [{"topology": ("v5e:2x4", "v5e:4x4")}, {"search_program": "decode"}, {"trials": 0}])
 def test_what_cannot_be_searched_is_refused(files, tmp_path, change):
     job = bound("precompile.gin", *files, SEARCH=True)
     del job["job"]
