@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from promot_jax.distributed import partitioning
+from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 
 Array = jax.Array
@@ -25,30 +26,51 @@ _LANES = 128  # of a TPU's vector registers: splash takes rows of a multiple of 
 _BLOCK = 512  # tokens of the largest block
 
 
-def choose(asked: str, query: Array, key: Array, cap: float) -> str:
-    """Returns which attention runs for these arrays: "xla", "cudnn" or "splash"; prints once why a kernel does not.
+def platform_kernel(asked: str, partitioner: Partitioner | None) -> str:
+    """Returns what computes attention on the devices of a partitioner where nothing is in its way.
 
     Args:
-        asked: one of `ATTENTION`. "auto" is the platform's kernel for rows that are long enough for it.
-        query: `[batch, length, heads, head_dim]`; only its shape and dtype count.
-        key: `[batch, length, kv_heads, head_dim]`, likewise.
-        cap: soft cap of the logits, 0 for none.
+        asked: one of `ATTENTION`; "auto" is the platform's kernel.
+        partitioner: None for the devices of this run.
+
+    Returns:
+        "xla", "cudnn" or "splash".
 
     Raises:
         UserError: a kernel was asked for by name that this platform does not have.
     """
-    device = _device()
-    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "xla") if asked == "auto" else asked
-    if kernel == "xla":
-        return "xla"
-    if device.platform not in _PLATFORMS[kernel]:
+    platform = _device(partitioner).platform
+    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla") if asked == "auto" else asked
+    if kernel != "xla" and platform not in _PLATFORMS[kernel]:
         raise UserError(
             f"attention is {kernel!r}, which runs on {_PLATFORMS[kernel][0].upper()}s alone, and the devices here are "
-            f"{device.platform}; use 'auto'."
+            f"{platform}; use 'auto'."
         )
+    return kernel
+
+
+def choose(asked: str, query: Array, key: Array, cap: float) -> str:
+    """Returns what computes attention of these arrays on the active mesh; prints once why it is not the kernel.
+
+    Args:
+        asked: see `platform_kernel`.
+        query: `[batch, length, heads, head_dim]`; only its shape and dtype count.
+        key: `[batch, length, kv_heads, head_dim]`, likewise.
+        cap: soft cap of the logits, 0 for none.
+
+    Returns:
+        "xla", "cudnn" or "splash".
+
+    Raises:
+        UserError: see `platform_kernel`.
+    """
+    partitioner = partitioning.active()
+    kernel = platform_kernel(asked, partitioner)
+    if kernel == "xla":
+        return "xla"
     obstacle = _mesh_obstacle(query, key)
     if kernel == "cudnn":
-        obstacle = obstacle or _cudnn_obstacle(device, query, cap)
+        obstacle = obstacle or _cudnn_obstacle(_device(partitioner), query, cap)
     elif asked == "auto" and query.shape[1] < _LANES:
         obstacle = obstacle or f"rows of {query.shape[1]} tokens are shorter than a block of {_LANES}"
     if obstacle:
@@ -90,7 +112,8 @@ def attend(
         if kernel == "cudnn":
             call = functools.partial(cudnn, scale=scale, window=window)
         else:
-            call = functools.partial(splash, scale=scale, cap=cap, window=window, interpret=_device().platform == "cpu")
+            interpret = _device(partitioning.active()).platform == "cpu"
+            call = functools.partial(splash, scale=scale, cap=cap, window=window, interpret=interpret)
         return _on_mesh(call, query, key, value, segments)
 
     if is_local is None or window >= query.shape[1]:
@@ -127,11 +150,12 @@ def splash(
         mask = splash_attention_mask.CausalMask((rows, rows))
     block = max(size for size in range(_LANES, min(rows, _BLOCK) + 1, _LANES) if rows % size == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks: Any = {f"block_{name}": block for name in names}
     run = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=splash_attention_kernel.BlockSizes(**blocks),
         attn_logits_soft_cap=cap or None,
         residual_checkpoint_name=SAVED,
         interpret=interpret,
@@ -175,8 +199,7 @@ def _padded(x: Array, multiple: int) -> Array:
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)])
 
 
-def _device() -> Any:
-    partitioner = partitioning.active()
+def _device(partitioner: Partitioner | None) -> Any:
     return jax.devices()[0] if partitioner is None else partitioner.mesh().devices.flat[0]
 
 

@@ -34,8 +34,7 @@ class Layout:
         """The layout that programs have."""
         mesh, training = programs.partitioner.mesh().shape, programs.tuning.model
         remat = str(programs.model().config.remat)
-        sizes = (mesh[axis] for axis in ("data", "fsdp", "model"))
-        return cls(*sizes, remat, training.weight_dtype, training.microbatches)
+        return cls(mesh["data"], mesh["fsdp"], mesh["model"], remat, training.weight_dtype, training.microbatches)
 
     def applied(self, programs: Programs) -> Programs:
         """The programs with this layout."""

@@ -115,7 +115,7 @@ def test_prefill_fills_the_same_cache_by_either(models):
 def on(platform, monkeypatch, **more):
     client = SimpleNamespace(platform_version=more.pop("version", "PJRT C API cuda 12090"))
     device = SimpleNamespace(platform=platform, client=client, **more)
-    monkeypatch.setattr(attention, "_device", lambda: device)
+    monkeypatch.setattr(attention, "_device", lambda partitioner: device)
     attention._print_once.cache_clear()
 
 
