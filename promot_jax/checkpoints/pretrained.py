@@ -201,7 +201,7 @@ def agree(found: Config, given: Config | None, path: str) -> Config:
         return found
     if type(given) is type(found) and 0 < found.vocab_size - given.vocab_size < _PADDING:
         given = dataclasses.replace(given, vocab_size=found.vocab_size)
-    free = ("dtype", "dropout_rate", "remat", "max_length")
+    free = ("dtype", "dropout_rate", "remat", "attention", "max_length")
     ours, theirs = ({"family": type(config).__name__, **vars(config)} for config in (given, found))
     keys = [key for key in theirs if key not in free and ours.get(key) != theirs[key]]
     if keys:

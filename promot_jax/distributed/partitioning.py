@@ -223,6 +223,11 @@ def activations(partitioner: Partitioner | None) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
+def active() -> Partitioner | None:
+    """Returns the partitioner whose mesh the code that is being traced runs on (`activations`), None without one."""
+    return _ACTIVE.get()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains the sharding of an activation by its logical axes; None is an axis that is not split.
 

@@ -86,7 +86,7 @@ class Family(abc.ABC, Generic[Config_co]):
                 place, so devices that share a batch exchange nothing.
         """
 
-    def _apply(self, params: Params, method: str, *args: Any, dropout_key: Array | None = None) -> Any:
+    def _apply(self, params: Params, method: str, *args: Any, dropout_key: Array | None = None, **options: Any) -> Any:
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         with activations(self.partitioner):
-            return self.module_class(self.config).apply({"params": params}, *args, method=method, rngs=rngs)
+            return self.module_class(self.config).apply({"params": params}, *args, method=method, rngs=rngs, **options)

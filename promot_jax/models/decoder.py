@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from promot_jax.distributed.partitioning import Partitioner, constrain
 from promot_jax.errors import UserError
-from promot_jax.models import layers
+from promot_jax.models import attention, layers
 from promot_jax.models.base import Family, Params
 from promot_jax.models.batch_layout import Batch, Tokens, decoder_rows
 
@@ -41,9 +41,12 @@ class DecoderConfig:
     max_length: int = 8192  # longest sequence the model was trained for, in tokens; 0 is no limit
     dropout_rate: float = 0.0  # in training, on embeddings, attention output, MLP hidden and output
     dtype: str = "float32"  # of activations and products, "float32" or "bfloat16"; parameters stay float32
-    # What a layer recomputes in its backward pass: "none" nothing, "dots" all but the outputs of linear layers, "full"
-    # everything. True and False are "full" and "none".
+    # What a layer recomputes in its backward pass: "none" nothing, "dots" all but the outputs of linear layers,
+    # "attention" and "mlp" all but those of that part, "full" everything. True and False are "full" and "none".
     remat: str | bool = "none"
+    # "xla", "cudnn" (GPUs), "splash" (TPUs; on a CPU it is interpreted, for tests), or "auto": by platform and shapes
+    # (`attention.choose`). Decoding steps run by XLA.
+    attention: str = "auto"
     activation: str = "silu"  # of the MLP's gate, "silu" or "gelu" (tanh approximation)
     qkv_bias: bool = False  # whether queries, keys and values have biases (Qwen 2)
     qk_norm: bool = False  # whether queries and keys are normalised per head, before rotation (Gemma 3, Qwen 3)
@@ -70,6 +73,9 @@ class DecoderConfig:
             raise UserError(f"{self.num_heads} heads do not divide into {self.num_kv_heads} key/value heads.")
         if self.head_dim % 2:
             raise UserError(f"Rotary positions need an even head size, not {self.head_dim}.")
+        if self.attention not in attention.ATTENTION:
+            names = ", ".join(map(repr, attention.ATTENTION))
+            raise UserError(f"attention is {self.attention!r}; use one of {names}.")
         if self.activation not in layers.ACTIVATIONS:
             raise UserError(f"activation is {self.activation!r}; use one of {', '.join(layers.ACTIVATIONS)}.")
         if self.window < 0 or self.global_every < 1 or self.rope_factor <= 0:
@@ -94,6 +100,10 @@ class View(NamedTuple):
     mask: Array  # bool `[batch, length, keys]`
     cos: Array  # of the rotary angles, `[batch, length, 1, head_dim / 2]`
     sin: Array  # of the rotary angles, `[batch, length, 1, head_dim / 2]`
+    # int32 `[batch, length]` if the mask says no more than: keys of the query's segment up to the query's own slot, and
+    # within the window of a local layer; a kernel may then compute it. None for other masks, and where keys are cached.
+    segments: Array | None = None
+    is_local: Array | None = None  # bool scalar; None in models without a window
 
 
 class SelfAttention(nn.Module):
@@ -116,11 +126,17 @@ class SelfAttention(nn.Module):
         if cfg.qk_norm:
             query, key = cfg.norm("query_norm")(query), cfg.norm("key_norm")(key)
         query, key = layers.rotary(query, view.cos, view.sin), layers.rotary(key, view.cos, view.sin)
+        extended: Any = {"key": key, "value": value}
         if cache is not None:
-            cache, keys = layers.extend_cache(cache, {"key": key, "value": value}, layer, cursor)
-            key, value = keys["key"], keys["value"]
+            cache, extended = layers.extend_cache(cache, extended, layer, cursor)
         scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
-        mixed = layers.attend(query, key, value, view.mask, scale, cap=cfg.attention_softcap)
+        cap = cfg.attention_softcap
+        kernel = "xla" if view.segments is None else attention.choose(cfg.attention, query, key, cap)
+        if view.segments is None or kernel == "xla":
+            mixed = layers.attend(query, extended["key"], extended["value"], view.mask, scale, cap=cap)
+        else:
+            bounds: Any = {"cap": cap, "window": cfg.window, "is_local": view.is_local}
+            mixed = attention.attend(kernel, query, key, value, view.segments, scale, **bounds)
         return layers.Dense(cfg.emb_dim, name="out")(mixed), cache
 
 
@@ -203,23 +219,25 @@ class DecoderModule(nn.Module):
         mask: Array,
         cache: Any = None,
         cursor: Any = 0,
+        segments: Array | None = None,
     ) -> tuple[Array, Any]:
         """Returns final hidden states `[batch, length, embed]` and the extended cache.
 
         `mask` `[batch, length, keys]` is that of global layers. Local layers also bound the distance between
         `positions` `[batch, length]` and `key_positions` `[batch, keys]`, which are not the indices of a cache's slots
-        or of a packed row.
+        or of a packed row. `segments` as in `View`, of rows that start in slot 0 of the cache if there is one.
         """
         cfg = self.config
         x = self.embedding_dropout(self.token_embedder(tokens, prompt, jnp.dtype(cfg.dtype)))
         bands = (cfg.rope_factor, cfg.rope_low_turns, cfg.rope_high_turns, cfg.rope_original_length)
         frequency = layers.rotary_frequencies(cfg.head_dim, cfg.rope_theta, *bands)
-        wide = View(mask, *layers.rotation(positions, frequency))
+        wide = View(mask, *layers.rotation(positions, frequency), segments)
         local = None
         if cfg.window:
             distance = positions[:, :, None] - key_positions[:, None, :]
             angles = layers.rotation(positions, layers.rotary_frequencies(cfg.head_dim, cfg.local_rope_theta))
-            local = View(mask & (distance < cfg.window), *angles)
+            local = View(mask & (distance < cfg.window), *angles, segments, jnp.bool_(True))
+            wide = wide._replace(is_local=jnp.bool_(False))
         return self.decoder(x, wide, local, cache, cursor)
 
     def head(self, x: Array) -> Array:
@@ -263,7 +281,7 @@ class DecoderModel(Family[DecoderConfig]):
         length = segments.shape[1]
         mask = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((length, length), bool))
         arguments = batch["tokens"], prompt, positions, positions, mask
-        x, _ = self._apply(params, "hidden", *arguments, dropout_key=dropout_key)
+        x, _ = self._apply(params, "hidden", *arguments, segments=segments, dropout_key=dropout_key)
         return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
 
     def input_rows(self, params: Params, ids: Array) -> Array:
@@ -286,7 +304,9 @@ class DecoderModel(Family[DecoderConfig]):
         mask = key_positions[:, None, :] <= positions[:, :, None]
         shape = (cfg.num_layers, batch, length + steps, cfg.num_kv_heads, cfg.head_dim)
         cache: Params = {"key": jnp.zeros(shape, cfg.dtype), "value": jnp.zeros(shape, cfg.dtype)}
-        x, cache = self._apply(params, "hidden", tokens, prompt, positions, key_positions, mask, cache, 0)
+        segments = (slots[:length] < lengths[:, None]).astype(jnp.int32)
+        arguments = tokens, prompt, positions, key_positions, mask, cache, 0
+        x, cache = self._apply(params, "hidden", *arguments, segments=segments)
         last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
         state = {"cache": cache, "key_positions": key_positions, "position": lengths, "cursor": jnp.int32(length)}
         return self.head(params, last), state

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from promot_jax.distributed.partitioning import constrain
 from promot_jax.errors import UserError
+from promot_jax.models import attention
 
 Array = jax.Array
 
@@ -62,8 +63,19 @@ def _matmul_bwd(kept: tuple[Array | None, Array | None, Array], grad: Array) -> 
 matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
 
 
-_PRODUCT = "product"  # checkpoint name of the output of a linear layer
-REMAT = ("none", "dots", "full")
+# What a layer keeps for its backward pass beside its input, by policy: checkpoint names, of linear layers their own.
+_KEPT: dict[str, tuple[str, ...]] = {
+    "attention": ("query", "key", "value", "out", attention.SAVED),
+    "mlp": ("wi", "wi_0", "wi_1", "wo"),
+    "full": (),
+}
+_KEPT["dots"] = _KEPT["attention"] + _KEPT["mlp"]
+REMAT = ("none", "dots", "attention", "mlp", "full")
+
+
+def is_kept(remat: str, name: str) -> bool:
+    """Says whether a remat policy keeps the output of the linear layer of this name, rather than computing it again."""
+    return remat == "none" or name in _KEPT[remat]
 
 
 def check_config(config: Any) -> None:
@@ -86,13 +98,13 @@ def scan_layers(layer: type[nn.Module], config: Any, count: int, in_axes: tuple[
     Args:
         layer: Linen module of one layer, built from the config.
         config: of the model. Its `remat` says what a layer keeps for the backward pass: "none" all activations, "dots"
-            the outputs of linear layers, "full" only the layer's input.
+            the outputs of linear layers, "attention" and "mlp" only those of that part, "full" only the layer's input.
         count: of layers.
         in_axes: of the layer's arguments after the carry, as for `nn.scan`.
     """
     if config.remat != "none":
-        saved = jax.checkpoint_policies.save_only_these_names(_PRODUCT) if config.remat == "dots" else None
-        layer = nn.remat(layer, prevent_cse=False, policy=saved)
+        kept = jax.checkpoint_policies.save_only_these_names(*_KEPT[config.remat])
+        layer = nn.remat(layer, prevent_cse=False, policy=kept)
     return nn.scan(
         layer,
         variable_axes={"params": 0},
@@ -140,7 +152,7 @@ class Dense(nn.Module):
         """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = checkpoint_name(matmul(x, kernel), _PRODUCT)
+        y = checkpoint_name(matmul(x, kernel), str(self.name))
         if self.has_variable("params", "lora_a"):
             y += matmul(matmul(x, self.get_variable("params", "lora_a")), self.get_variable("params", "lora_b"))
         if self.use_bias:

@@ -21,6 +21,8 @@ _BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16, "token": 0}
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all"}
 _FREE |= {"partition-id", "replica-id", "iota", "opt-barrier", "custom-call", "add-dependency"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
+# Products of a query with all keys, or of the same size, in splash attention's kernels, which XLA does not look into.
+_KERNELS = {"fwd": 2, "dkv": 4, "dq": 3}
 
 
 class Shape(NamedTuple):
@@ -57,6 +59,8 @@ class Cost:
     """The cost of a computation on one device; of collectives, what each device of a ring sends."""
 
     flops: float = 0.0  # of matrix products, two per multiplication
+    # Of attention kernels, as if no block were masked; those of a causal mask skip up to half of it.
+    kernel_flops: float = 0.0
     bytes: float = 0.0  # read from and written to main memory
     collectives: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))  # bytes by kind
     counts: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))  # collectives by kind
@@ -65,6 +69,7 @@ class Cost:
     def add(self, other: "Cost", times: float = 1) -> None:
         """Adds the cost of another computation that runs `times` times."""
         self.flops += times * other.flops
+        self.kernel_flops += times * other.kernel_flops
         self.bytes += times * other.bytes
         self.network += times * other.network
         for kind in other.counts:
@@ -111,6 +116,8 @@ class Program:
             opcode = instruction.opcode
             if opcode in ("convolution", "dot"):
                 total.flops += _flops(instruction, computation)
+            elif opcode == "custom-call":
+                total.kernel_flops += _kernel_flops(instruction, computation)
             kind = opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 # A reduction fused with the slice that follows it sends what a reduce-scatter does.
@@ -128,7 +135,8 @@ class Program:
             elif opcode == "conditional":
                 branches = re.findall(r"%([\w.\-]+)", _group(r"branch_computations=([^}]*)", instruction.rest))
                 branches = branches or [instruction.attribute(f"{name}_computation") for name in ("true", "false")]
-                total.add(max((self._cost(branch, False) for branch in branches), key=lambda cost: cost.flops))
+                costs = [self._cost(branch, False) for branch in branches]
+                total.add(max(costs, key=lambda cost: cost.flops + cost.kernel_flops))
             elif opcode == "while":
                 trips = 1 if self._once else self._trips(instruction, computation)
                 total.add(self._cost(instruction.attribute("body"), False), trips)
@@ -160,7 +168,7 @@ class Program:
     def _traffic(self, instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
         """Bytes that an instruction outside fusions reads from and writes to main memory."""
         opcode, results = instruction.opcode, instruction.shapes
-        if opcode in _FREE or opcode.endswith(("-done", "-update")):
+        if (opcode in _FREE and not _kernel(instruction)) or opcode.endswith(("-done", "-update")):
             return 0.0
         operands = [computation[name].shapes for name in instruction.operands if name in computation]
         if opcode == "fusion":
@@ -299,6 +307,20 @@ def _flops(product: Instruction, computation: Mapping[str, Instruction]) -> floa
         # Positions on an element of the input, not on padding or between two elements.
         total *= int(((at % holes == 0) & (at >= 0) & (at < left[left_of[label]] * holes)).sum())
     return total
+
+
+def _kernel(instruction: Instruction) -> str:
+    """Which of splash attention's kernels a custom call is, "" for other instructions."""
+    return _group(r"splash_mha_(fwd|dkv|dq)", instruction.name) if instruction.opcode == "custom-call" else ""
+
+
+def _kernel_flops(instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
+    kernel = _kernel(instruction)
+    if not kernel:
+        return 0.0
+    # Operands are two arrays on blocks, then queries and keys `[batch, heads, length, head_dim]`.
+    *outer, length, head_dim = computation[instruction.operands[2]].shapes[0].sizes
+    return 2.0 * _KERNELS[kernel] * math.prod(outer) * length * length * head_dim
 
 
 def _sent(kind: str, collective: Instruction, computation: Mapping[str, Instruction]) -> float:

@@ -13,7 +13,7 @@ from promot_jax.precompile.programs import Programs
 
 Json = dict[str, Any]
 # How often a training step may compute what the model asks for: layers a second time where they are recomputed.
-_RECOMPUTED = {"none": 0.0, "dots": 0.15, "full": 1.0}
+_RECOMPUTED = {"none": 0.0, "dots": 0.15, "attention": 0.75, "mlp": 0.6, "full": 1.0}
 
 
 def measure(programs: Programs, program: str) -> Json:
@@ -100,8 +100,8 @@ def _figures(programs: Programs, program: str, compiled: Any, chip: roofline.Chi
     bounds = roofline.bounds(cost, chip, cores)
     return {
         "failed_checks": [],
-        "flops": cores * cost.flops,
-        "model_share": needed / (mesh.size * cost.flops),
+        "flops": cores * (cost.flops + cost.kernel_flops),
+        "model_share": needed / (mesh.size * (cost.flops + cost.kernel_flops)),
         "bytes": cores * cost.bytes,
         "collectives": {kind: cores * sent for kind, sent in cost.collectives.items()},
         "collective_counts": dict(cost.counts),

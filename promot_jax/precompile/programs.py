@@ -33,7 +33,7 @@ from promot_jax.training.step import make_step
 
 Json = dict[str, Any]
 PROGRAMS = (*methods.alone(), "gradient", "score", "decode")  # training steps of stages, and what is no training
-_FIGURES = 2  # counts up when figures are made otherwise, so that earlier ones are not taken for them
+_FIGURES = 3  # counts up when figures are made otherwise, so that earlier ones are not taken for them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ def bounds(cost: Cost, chip: Chip, devices_per_chip: int) -> dict[str, Any]:
     A step takes at least the longest, since compilers overlap them. A network of unknown speed is left out.
     """
     seconds = {
-        "compute": cost.flops * devices_per_chip / chip.flops,
+        "compute": (cost.flops + cost.kernel_flops) * devices_per_chip / chip.flops,
         "memory": cost.bytes * devices_per_chip / chip.bandwidth,
         "links": sum(cost.collectives.values()) * devices_per_chip / chip.links,
     }
@@ -124,7 +124,7 @@ def checks(
         problems.append(f"the arguments have {arguments:.3g} bytes, and we count {cost.bytes:.3g} that are moved")
     if slices > 1 and trains and not cost.network:
         problems.append("no transfer between the slices was found, though gradients need one")
-    ratio = cost.flops * devices / model
+    ratio = (cost.flops + cost.kernel_flops) * devices / model
     if not share[0] <= ratio <= share[1]:
         limits = f"{share[0]:.2f} to {share[1]:.2f}"
         problems.append(f"the program computes {ratio:.2f} times what the model asks for, which should be {limits}")

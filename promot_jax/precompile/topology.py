@@ -34,7 +34,9 @@ def topology_devices(topology: str, slices: int = 1) -> tuple[Any, ...]:
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # several such runs may go on side by side
     )
     try:
-        options = {"num_slices": slices} if slices > 1 else {}
+        options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+        if topology.startswith("v4:"):  # its two cores work as one device, as where JAX runs on such chips
+            options["chip_config_name"] = "megacore"
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except Exception as error:  # of whatever type this jaxlib chooses
         raise UserError(f"libtpu knows no topology {topology!r}: {str(error).splitlines()[0]}.") from error

@@ -15,8 +15,9 @@ from promot_jax.errors import PreemptedError, UserError
 from promot_jax.jobs import precompile as job_module
 from promot_jax.jobs.precompile import precompile
 from promot_jax.methods.promot import STAGE2
-from promot_jax.precompile import measure, programs, topology
+from promot_jax.precompile import hlo, measure, programs, topology
 from promot_jax.precompile.programs import PROGRAMS, Programs
+from promot_jax.precompile.roofline import CHIPS
 from promot_jax.precompile.summary import markdown, sentence
 from promot_jax.training import step
 from promot_jax.training.objective import START
@@ -220,10 +221,28 @@ TPU_SIZES = [
 ]
 
 
+DECODER = """\
+Experiment.model = @DecoderConfig()
+DecoderConfig.vocab_size = 2048
+DecoderConfig.emb_dim = 512
+DecoderConfig.num_heads = 8
+DecoderConfig.num_kv_heads = 4
+DecoderConfig.num_layers = 6
+DecoderConfig.head_dim = 64
+DecoderConfig.mlp_dim = 1024
+DecoderConfig.window = 128
+DecoderConfig.global_every = 3
+DecoderConfig.attention_softcap = 50.0
+TASK_FEATURE_LENGTHS = {"inputs": 380, "targets": 128}
+PROMPT_LENGTH = 4
+BATCH_SIZE = 8
+"""
+
+
 @pytest.mark.libtpu
 def test_topologies():
     cores = topology.topology_devices("v4:2x2x1")
-    assert len(cores) == 8 and len({tuple(core.coords) for core in cores}) == 4
+    assert len(cores) == 4 and len({tuple(core.coords) for core in cores}) == 4  # a v4 chip is one device
     assert len({device.slice_index for device in topology.topology_devices("v5e:4x4", 2)}) == 2
     with pytest.raises(UserError, match="libtpu knows no topology 'v4:3x3x7'"):
         topology.topology_devices("v4:3x3x7")
@@ -236,7 +255,7 @@ def test_the_command_compiles_for_a_tpu(files, tmp_path, capsys):
     arguments += TPU_SIZES
     assert main.main([*arguments, "--gin.TOPOLOGY=v4:2x1x1"]) == 0
     found = json.loads((tmp_path / "precompile.json").read_text()).values()
-    assert [entry["chips"] for entry in found] == [2, 2] and [entry["devices"] for entry in found] == [4, 4]
+    assert [entry["chips"] for entry in found] == [2, 2] and [entry["devices"] for entry in found] == [2, 2]
     assert all(entry["failed_checks"] == [] and entry["verdict"].startswith("fits") for entry in found)
     assert all(entry["collectives"] for entry in found)
     assert "at least" in capsys.readouterr().out
@@ -255,3 +274,24 @@ def test_between_slices_go_the_gradients_and_little_else(files, tmp_path):
     assert gradients <= entry["network"] < 1.1 * gradients + 2**20
     assert entry["seconds"]["network"] == entry["network"] / 3.125e9
     assert "GB between slices | " in (tmp_path / "precompile.md").read_text()
+
+
+@pytest.mark.libtpu
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_decoder_trains_by_splash_attention_on_a_mesh(files, tmp_path, remat):
+    """Windows in two of three layers, a soft cap, grouped heads: the kernels compile, their products are counted."""
+    (tmp_path / "decoder.gin").write_text(DECODER + f"DecoderConfig.remat = '{remat}'\n")
+    settings = bound(*files[:2], str(tmp_path / "decoder.gin"), "meshes/2d.gin", **{"Partitioner.model": 2})
+    partitioner = dataclasses.replace(settings["experiment"].partitioner, devices=topology.topology_devices("v4:2x2x1"))
+    given = Programs(settings["experiment"], settings["tuning"], partitioner, "v4:2x2x1", 4)
+    lowered, _ = given.lower("stage2")
+    compiled = lowered.compile()
+    text = compiled.as_text()
+    assert all(f"splash_mha_{kernel}_segmented" in text for kernel in ("fwd", "dkv", "dq"))
+    figures = measure._figures(given, "stage2", compiled, CHIPS["v4"])
+    assert figures["failed_checks"] == [] and 0.7 < figures["model_share"] < 1.0
+    layers, rows, heads, length, head_dim = 6, 8, 8, 512, 64
+    product = 2 * layers * rows * heads * length * length * head_dim / given.chips
+    # "dots" keeps what the backward kernels need of the forward one.
+    products = 2 + 4 + 3 + 2 * (remat == "full")
+    assert hlo.Program(text).cost.kernel_flops == products * product

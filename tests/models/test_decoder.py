@@ -154,7 +154,7 @@ def test_bfloat16_products_accumulate_in_float32():
 
 
 def test_layers_recompute_what_their_policy_does_not_keep():
-    """Products in the trace of a gradient: "dots" computes those of attention again, "full" the linear layers' too."""
+    """Products in the trace of a gradient: "dots" computes those of attention again, others linear layers' too."""
     config = CONFIGS["grouped, tied"]
     batch = decoder_rows([[Tokens([1, 2, 3], [4, 5])]], 8, 2)
     params = jax.eval_shape(build(config).init, jax.random.key(0))
@@ -165,14 +165,15 @@ def test_layers_recompute_what_their_policy_does_not_keep():
         return str(jax.make_jaxpr(gradient)(params)).count("dot_general")
 
     linear, attention = 7, 2
-    counts = {remat: products(remat) for remat in ("none", "dots", "full")}
+    counts = {remat: products(remat) for remat in ("none", "dots", "attention", "mlp", "full")}
     assert counts["dots"] - counts["none"] == attention
     assert counts["full"] - counts["none"] == linear + attention - 1  # nothing asks for the output of the last one
+    assert counts["attention"] - counts["dots"] == 2 and counts["mlp"] - counts["dots"] == 4
     assert (products(False), products(True)) == (counts["none"], counts["full"])
 
 
 def test_config_refuses_what_cannot_be_built():
-    with pytest.raises(UserError, match="remat is 'all'; use one of 'none', 'dots', 'full'"):
+    with pytest.raises(UserError, match="remat is 'all'; use one of 'none', 'dots', 'attention', 'mlp', 'full'"):
         DecoderConfig(97, 48, 6, 2, 3, 8, 80, remat="all")
     with pytest.raises(UserError, match="6 heads"):
         DecoderConfig(97, 48, 6, 4, 3, 8, 80)

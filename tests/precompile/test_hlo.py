@@ -117,6 +117,22 @@ def test_products_that_a_tpu_writes_as_convolutions():
         assert hlo.Program(f"ENTRY %main (a: f32[]) -> f32[] {{\n{lines}}}\n").cost.flops == flops
 
 
+def test_products_of_attention_kernels_as_libtpu_names_them():
+    """Of calls that XLA does not look into; other custom calls count nothing."""
+    call = (
+        "  %blocks = s8[1,2,2]{2,1,0} parameter(0)\n  %query = bf16[2,4,768,64]{3,2,1,0} parameter(1)\n"
+        "  ROOT %NAME.2 = bf16[2,4,768,64]{3,2,1,0} custom-call(%blocks, %blocks, %query), "
+        'custom_call_target="tpu_custom_call"\n'
+    )
+    for kernel, products in (("fwd", 2), ("dkv", 4), ("dq", 3)):
+        lines = call.replace("NAME", f"splash_mha_{kernel}_segmented_no_residuals")
+        cost = hlo.Program(f"ENTRY %main (a: f32[]) -> f32[] {{\n{lines}}}\n").cost
+        assert cost.kernel_flops == products * 2 * 2 * 4 * 768 * 768 * 64 and cost.flops == 0
+        assert cost.bytes == 2 * 2 * 4 * 768 * 64 * 2 + 2 * 4
+    cost = hlo.Program(f"ENTRY %main (a: f32[]) -> f32[] {{\n{call.replace('NAME', 'other')}}}\n").cost
+    assert (cost.kernel_flops, cost.bytes) == (0, 0)
+
+
 def test_a_scan_as_xla_compiles_it():
     def layers(weights, x):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0].sum()

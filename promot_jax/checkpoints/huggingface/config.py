@@ -11,7 +11,7 @@ from promot_jax.models import CONFIGS
 Json = dict[str, Any]
 
 # What a run chooses, and no checkpoint knows.
-_OF_A_RUN = ("dropout_rate", "dtype", "remat")
+_OF_A_RUN = ("dropout_rate", "dtype", "remat", "attention")
 _DEFAULTS: dict[str, Json] = {
     family: {
         field.name: field.default
