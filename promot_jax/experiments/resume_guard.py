@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promot_jax import files, trees
+from promot_jax.data import files as data_files
 from promot_jax.errors import UserError
 from promot_jax.experiments.session import tasks_of
 from promot_jax.experiments.settings import Experiment
@@ -35,6 +36,11 @@ def shared_settings(experiment: Experiment) -> Json:
     # A run may go on on another mesh, and where tasks or caches lie changes nothing; but a task that has a cache is
     # read in another order.
     del shared["partitioner"], shared["modules"], shared["cache_dirs"]
+    # A user's data are what its rows are, wherever they lie.
+    del shared["data"]
+    if experiment.data:
+        chosen = dataclasses.asdict(experiment.data) | {"rows": data_files.read(experiment.data.path).digest}
+        shared["data"] = {name: value for name, value in chosen.items() if name != "path"}
     if cached := examples.cached(tasks_of(experiment)):
         shared["cached"] = cached
     return {"experiment": shared}
