@@ -61,6 +61,8 @@ YOUNGER = {
 }
 
 
+# Settings of the final evaluation alone.
+FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
 _IMMATERIAL = ("/log_period", "/keep_period")  # settings that change no result
 
 
@@ -93,10 +95,23 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
             one.setdefault(key, YOUNGER.get(key.rpartition("/")[2]))
         if before.get(key) != now.get(key) and not key.endswith(_IMMATERIAL):
             raise UserError(
-                f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: give another "
-                "--workdir, or delete the folder to start again."
+                f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: {_advice(folder, key)}."
             )
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _advice(folder: Path, key: str) -> str:
+    """What to do in the place of going on with another value: of some settings the work that is done can be kept."""
+    head, _, name = key.rpartition("/")
+    if head == "experiment/evaluation" and name in FINAL:
+        return f"delete {folder / 'results.json'} to evaluate it anew, what it trained is kept; or give another --workdir"
+    advice = "give another --workdir, or delete the folder to start again"
+    if name == "steps":
+        advice += (
+            f"; to train a finished model further, give --gin.INITIAL_CHECKPOINT_PATH={folder} and another --workdir "
+            "(the learning-rate schedule starts anew)"
+        )
+    return advice
 
 
 def _renamed(key: str) -> str:
