@@ -45,7 +45,10 @@ def of(settings: DataFile, data: DataSet) -> Columns:
     Raises:
         UserError: one template of two is given, one names no column or is no format string, or no name is known.
     """
-    columns, given = data.columns, {"INPUT_TEMPLATE": settings.inputs, "TARGET_TEMPLATE": settings.targets}
+    columns = data.columns
+    # A shell passes on a line break as backslash and n.
+    inputs, targets = (template.replace("\\n", "\n") for template in (settings.inputs, settings.targets))
+    given = {"INPUT_TEMPLATE": inputs, "TARGET_TEMPLATE": targets}
     if any(given.values()):
         for macro, template in given.items():
             if not template:
@@ -55,9 +58,9 @@ def of(settings: DataFile, data: DataSet) -> Columns:
                     raise UserError(
                         f"{macro} names {{{field}}}, which is no column of {data.path}{nearest(field, columns)}."
                     )
-        if not _fields("TARGET_TEMPLATE", settings.targets):
+        if not _fields("TARGET_TEMPLATE", targets):
             raise UserError("TARGET_TEMPLATE names no column: every target would be the same; write {column} in it.")
-        return Columns(settings.inputs, settings.targets)
+        return Columns(inputs, targets)
     if MESSAGES in columns:
         return Columns("", "", chosen=True)
     lower = {name.lower(): name for name in reversed(columns)}

@@ -95,7 +95,8 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
             one.setdefault(key, YOUNGER.get(key.rpartition("/")[2]))
         if before.get(key) != now.get(key) and not key.endswith(_IMMATERIAL):
             raise UserError(
-                f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: {_advice(folder, key)}."
+                f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: "
+                f"{_advice(folder, key)}."
             )
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -104,7 +105,8 @@ def _advice(folder: Path, key: str) -> str:
     """What to do in the place of going on with another value: of some settings the work that is done can be kept."""
     head, _, name = key.rpartition("/")
     if head == "experiment/evaluation" and name in FINAL:
-        return f"delete {folder / 'results.json'} to evaluate it anew, what it trained is kept; or give another --workdir"
+        results = folder / "results.json"
+        return f"delete {results} to evaluate it anew, what it trained is kept; or give another --workdir"
     advice = "give another --workdir, or delete the folder to start again"
     if name == "steps":
         advice += (

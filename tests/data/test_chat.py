@@ -28,7 +28,8 @@ CHAT = [
 
 @pytest.fixture(name="vocabulary", scope="module")
 def _vocabulary() -> TokenizerVocabulary:
-    return TokenizerVocabulary.from_gguf(tiny.METADATA)
+    found: TokenizerVocabulary = tiny.vocabulary()
+    return found
 
 
 @pytest.fixture(name="template", scope="module")

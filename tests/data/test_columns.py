@@ -35,6 +35,12 @@ def test_columns_of_known_names(row: dict[str, Any], inputs: str, targets: str) 
     assert pairs(DataFile("mine.jsonl"), row) == [(inputs, targets)]
 
 
+def test_a_line_break_as_a_shell_writes_it() -> None:
+    assert pairs(DataFile("mine.jsonl", r"{text}\nLabel:", "{label}"), {"text": "a", "label": "b"}) == [
+        ("a\nLabel:", "b")
+    ]
+
+
 def test_templates_of_the_user() -> None:
     settings = DataFile("mine.jsonl", "{The text} {{in braces}}\nGood? {text}", "{label}.")
     row = {"The text": "{text} {0.__class__}", "text": "a", "label": "b"}

@@ -6,12 +6,11 @@ import tiny
 from promot_jax.data import lengths
 from promot_jax.data.encoding import Encoder
 from promot_jax.data.examples import read
-from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
 from promot_jax.tasks import metrics, register, templates
 
 pytestmark = pytest.mark.usefixtures("registry")
-VOCABULARY = TokenizerVocabulary.from_gguf(tiny.METADATA)
+VOCABULARY = tiny.vocabulary()
 ROWS = [
     {"text": "was good " * n, "label": label} for n, label in ((1, "bad"), (2, "bad"), (9, "surprising"), (1, "bad"))
 ]

@@ -11,13 +11,12 @@ from promot_jax.checkpoints.answers import Answers
 from promot_jax.checkpoints.pretrained import ModelText
 from promot_jax.data.files import DataFile
 from promot_jax.data.lengths import measure
-from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
 from promot_jax.experiments import settings
 from promot_jax.experiments.data_check import report, with_lengths
 from promot_jax.experiments.settings import Experiment
 
-TEXT = ModelText(TokenizerVocabulary.from_gguf(tiny.METADATA), True, Answers())
+TEXT = ModelText(tiny.vocabulary(), True, Answers())
 EXPERIMENT = Experiment("m", "tiny_review", (), None, "tiny_icl")
 
 

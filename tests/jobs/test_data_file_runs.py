@@ -46,6 +46,12 @@ def test_a_run_on_a_file(tiny_folder: Path, tmp_path: Path, capsys: pytest.Captu
     experiment = json.loads((workdir / "settings.json").read_text())["experiment"]
     assert experiment["data"]["rows"] == files.read(str(data)).digest and "path" not in experiment["data"]
     assert set(experiment["feature_lengths"]) == {"inputs", "targets"}
+    # More of the final evaluation: the way that the message names.
+    assert main.main([*argv, "--gin.Evaluation.target_examples=5"]) == 2
+    assert "results.json to evaluate it again" in capsys.readouterr().err
+    (workdir / "results.json").unlink()
+    assert main.main([*argv, "--gin.Evaluation.target_examples=5"]) == 0
+    assert "[finetune] is finished" in capsys.readouterr().out and schema.read_run(workdir).target.n == 5
     write(data, change="s")
     assert main.main(argv) == 2
     assert "was started with experiment/data/rows = " in capsys.readouterr().err
