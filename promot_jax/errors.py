@@ -54,3 +54,13 @@ def nearest(name: str, options: Iterable[str]) -> str:
         return f" (did you mean {close[0]!r}?)"
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f" (known: {shown})" if known else ""
+
+
+def half_character(text: str) -> str:
+    """Returns where a text has half a character, a surrogate alone, which UTF-8 cannot write; "" for a sound text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = text[error.start].encode("unicode_escape").decode()
+        return f"has half a character, {surrogate} at {error.start}: a surrogate alone"
+    return ""

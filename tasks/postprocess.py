@@ -39,6 +39,12 @@ def text(prefix: str = "") -> Postprocess:
     return postprocess
 
 
+def whole(output: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> str:
+    """Post-processor of a task whose answers have several lines: the output without white space around it."""
+    del example, is_target
+    return output.strip()
+
+
 def label(labels: Sequence[str], prefix: str = "", ignore_case: bool = True) -> Postprocess:
     """Returns the post-processor of a task with a label set: the label that the output starts with, else its cut.
 

@@ -47,9 +47,13 @@ def _no_process_stays() -> Iterator[None]:
 
 @pytest.fixture
 def registry() -> Iterator[None]:
-    """SeqIO's registries forget what a test registered."""
+    """SeqIO's registries forget what a test registered, but not the package's own tasks."""
+    from promot_jax.data import examples
+
+    # isort: split
     import seqio
 
+    examples.import_built_in()
     registries = (seqio.TaskRegistry, seqio.MixtureRegistry)
     before = [set(registry.names()) for registry in registries]
     yield

@@ -158,7 +158,15 @@ def test_strings_need_no_quotes(text: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("-1e-3", -1e-3), ("True", True), ("None", None), ("(1, 2)", (1, 2)), ("{'a': [1]}", {"a": [1]})],
+    [
+        ("3", 3),
+        ("-1e-3", -1e-3),
+        ("True", True),
+        ("None", None),
+        ("(1, 2)", (1, 2)),
+        ("{'a': [1]}", {"a": [1]}),
+        ("{text} Good?", "{text} Good?"),
+    ],
 )
 def test_other_values_are_ginlike(text: str, value: object) -> None:
     setting = gin_files.read_override("X", text)

@@ -28,6 +28,7 @@ def _bpe(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
 
 
 TOKENS, MERGES = _bpe(("Ġgood", "Ġbad", "Ġwas", "ĠReview", "Label", "ĊĊ"))
+TOKEN_TYPES = [3, 3, 3, *[1] * (len(TOKENS) - 3)]  # control tokens, then ordinary ones
 METADATA: dict[str, Any] = {
     "llama.block_count": LAYERS,
     "llama.context_length": 512,
@@ -41,10 +42,17 @@ METADATA: dict[str, Any] = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "smollm",
     "tokenizer.ggml.tokens": TOKENS,
-    "tokenizer.ggml.token_type": [3, 3, 3, *[1] * (len(TOKENS) - 3)],
+    "tokenizer.ggml.token_type": TOKEN_TYPES,
     "tokenizer.ggml.merges": MERGES,
     "tokenizer.ggml.eos_token_id": 0,
 }
+
+
+def vocabulary() -> Any:
+    """The tokenizer of the GGUF file, without writing one."""
+    from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
+
+    return TokenizerVocabulary.from_gguf(METADATA | {"tokenizer.ggml.token_type": np.array(TOKEN_TYPES)})
 
 
 def tensors(seed: int = 0, tied: bool = True, head_dim: int = HEAD_DIM, vocab: int = len(TOKENS)) -> dict[str, Any]:

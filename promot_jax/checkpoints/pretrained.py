@@ -4,13 +4,14 @@ import dataclasses
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
 from promot_jax import assets, methods, trees
 from promot_jax.checkpoints.answers import Answers, of_folder, of_gguf, template_of
 from promot_jax.checkpoints.huggingface import load as hf
+from promot_jax.checkpoints.huggingface.config import family_of
 from promot_jax.checkpoints.locate import is_remote, locate, spelled
 from promot_jax.checkpoints.orbax import Saved
 from promot_jax.checkpoints.placement import Placed, place
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 from promot_jax.checkpoints.stage_folder import STAGE_FILE, describe, overlay
 
 _PADDING = 128  # rows; tables are padded to multiples of 64 or 128
+
+
+class ModelText(NamedTuple):
+    """What a model reads and writes text with."""
+
+    vocabulary: "Vocabulary"  # its tokenizer
+    continues: bool  # `Model.continues`
+    answers: Answers  # end tokens and chat template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +104,51 @@ class _Options:
 
 def _load(path: str, partitioner: Partitioner, options: _Options, without: Collection[str]) -> Pretrained:
     """As `load`, with a `jax.ShapeDtypeStruct` for the leaves `without`: they are read for the fingerprints only."""
+    path, local = _located(path)
+    if hf.is_folder(local):
+        sizes, placed, leaves, text = _read_hf(local, partitioner, without, options)
+    elif is_checkpoint(local):
+        sizes, placed, leaves, text = _read_t5x(local, partitioner, without, options)
+    elif (stage := _stage_folder(local)) is not None:
+        return _load_stage(stage, path, partitioner, options, without)
+    else:
+        sizes, placed, leaves, text = _read_gguf(_gguf_file(path, local), partitioner, without, options)
+    from promot_jax.data.vocabularies.load import within
+
+    sizes = agree(sizes, options.config, path)
+    tokenizer = within(text.vocabulary, sizes.vocab_size, path)  # ids from there on are soft prompts
+    config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=0.0)  # in training it is the stage's
+    base = placed.fingerprint
+    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves, text.answers)
+
+
+def load_text(path: str, *, config: Config | None = None, vocabulary: str = "") -> ModelText:
+    """Loads what a model reads and writes text with, without its parameters: arguments and errors as of `load`."""
+    return _load_text(path, _Options(config, vocabulary, ""))
+
+
+def _load_text(path: str, options: _Options) -> ModelText:
+    path, local = _located(path)
+    if hf.is_folder(local):
+        return _text_of_folder(local, options.vocabulary)
+    if is_checkpoint(local):
+        return _text_of_t5x(local, options.config, options.vocabulary)
+    if (stage := _stage_folder(local)) is None:
+        return _text_of_gguf(_gguf_file(path, local), options.vocabulary)
+    described = describe(stage)
+    assert described is not None  # `_stage_folder` has looked
+    return _load_text(described.checkpoint, _on_stage(options, stage))
+
+
+def _on_stage(options: _Options, folder: Path) -> _Options:
+    """The options for the model that a stage was trained from. Raises UserError for a circle of stages."""
+    if folder.resolve() in options.stages:
+        raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
+    return dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
+
+
+def _located(path: str) -> tuple[str, Path]:
+    """The path as it is meant, and where that lies here."""
     path = spelled(path)
     local = locate(path) if is_remote(path) else Path(path)
     try:
@@ -102,48 +156,31 @@ def _load(path: str, partitioner: Partitioner, options: _Options, without: Colle
     except OSError as error:  # a name that is too long, say
         raise UserError(f"Cannot read {path[:200]!r}: {error.strerror or error}.") from error
     refuse_tensorflow(local)
-    if hf.is_folder(local):
-        sizes, placed, tokenizer, leaves, answers = _read_hf(local, partitioner, without, options)
-    elif is_checkpoint(local):
-        sizes, placed, tokenizer, leaves, answers = _read_t5x(local, partitioner, without, options)
-    elif (stage := _stage_folder(local)) is not None:
-        return _load_stage(stage, path, partitioner, options, without)
-    else:
-        file = local if is_remote(path) else assets.resolve(path)
-        sizes, placed, tokenizer, leaves, answers = _read_gguf(file, partitioner, without, options)
-    from promot_jax.data.vocabularies.load import within
-
-    sizes = agree(sizes, options.config, path)
-    tokenizer = within(tokenizer, sizes.vocab_size, path)  # ids from there on are soft prompts
-    config = dataclasses.replace(sizes, dtype=options.dtype, dropout_rate=0.0)  # in training it is the stage's
-    base = placed.fingerprint
-    return Pretrained(build(config, partitioner), placed.params, tokenizer, base, base, path, leaves, answers)
+    return path, local
 
 
-_Read = tuple[Config, Placed, "Vocabulary", dict[str, int], Answers]
+def _gguf_file(path: str, local: Path) -> Path:
+    file = local if is_remote(path) else assets.resolve(path)
+    if not file.is_file():
+        raise UserError(
+            f"No checkpoint at {str(file)!r}; set INITIAL_CHECKPOINT_PATH to the folder of a Hugging Face model, of a "
+            "T5X checkpoint or of a finished run, a .gguf file, or asset:NAME."
+        )
+    return file
 
 
-def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
-    """A Hugging Face folder, with its tokenizer unless another is given."""
+def _text_of_folder(folder: Path, vocabulary: str) -> ModelText:
     from promot_jax.data.vocabularies.load import load as load_vocabulary
 
     for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model"):
         if os.path.lexists(folder / name):
             hf.inside(folder, name)
-    tokenizer = load_vocabulary(options.vocabulary or folder)
-
-    def accept(family: str, sizes: dict[str, Any]) -> None:
-        agree(CONFIGS[family](**sizes), options.config, str(folder))
-
-    said = of_folder(folder, Path(options.vocabulary or folder))
-    loaded = hf.read(folder, partitioner, without, accept)
-    leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
-    return CONFIGS[loaded.family](**loaded.config), loaded.placed, tokenizer, leaves, said
+    family = family_of(hf.read_json(folder, hf.CONFIG).get("model_type"))
+    tokenizer = load_vocabulary(vocabulary or folder)
+    return ModelText(tokenizer, family == "decoder", of_folder(folder, Path(vocabulary or folder)))
 
 
-def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
-    """A T5X checkpoint: of each leaf only what this host's devices hold, one leaf at a time."""
-    config, vocabulary = options.config, options.vocabulary
+def _text_of_t5x(folder: Path, config: Config | None, vocabulary: str) -> ModelText:
     if config is None or not vocabulary:
         raise UserError(
             f"{folder} is a T5X checkpoint, which carries neither sizes nor a tokenizer: give the gin file of its "
@@ -151,37 +188,60 @@ def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], 
         )
     from promot_jax.data.vocabularies.load import load as load_vocabulary
 
-    tokenizer = load_vocabulary(vocabulary)
+    continues = build(config).continues
+    return ModelText(load_vocabulary(vocabulary), continues, Answers((), template_of(Path(vocabulary))))
+
+
+def _text_of_gguf(file: Path, vocabulary: str) -> ModelText:
+    from promot_jax.checkpoints.gguf.load import read_metadata
+    from promot_jax.data.vocabularies.load import load as load_vocabulary
+    from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
+
+    metadata = read_metadata(file)
+    answers = of_gguf(metadata, file.name)
+    if not vocabulary:
+        return ModelText(TokenizerVocabulary.from_gguf(metadata), True, answers)
+    template = template_of(Path(vocabulary)) or answers.chat_template
+    return ModelText(load_vocabulary(vocabulary), True, answers._replace(chat_template=template))
+
+
+_Read = tuple[Config, Placed, dict[str, int], ModelText]
+
+
+def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
+    """A Hugging Face folder, with its tokenizer unless another is given."""
+    text = _text_of_folder(folder, options.vocabulary)
+
+    def accept(family: str, sizes: dict[str, Any]) -> None:
+        agree(CONFIGS[family](**sizes), options.config, str(folder))
+
+    loaded = hf.read(folder, partitioner, without, accept)
+    leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
+    return CONFIGS[loaded.family](**loaded.config), loaded.placed, leaves, text
+
+
+def _read_t5x(folder: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
+    """A T5X checkpoint: of each leaf only what this host's devices hold, one leaf at a time."""
+    config = options.config
+    text = _text_of_t5x(folder, config, options.vocabulary)
+    assert config is not None  # as the line above says
     like = jax.eval_shape(build(config).init, jax.random.key(0))
     checkpoint = Checkpoint(folder, {name: leaf.shape for name, leaf in trees.flatten(like).items()})
     if any(map(is_prompt, checkpoint.unused)):
         print(f"{folder} holds a soft prompt, too; PROMPT_PATH may name the same path to use it.", flush=True)
     placed = place(checkpoint.shapes, checkpoint.read, partitioner, without)
-    return config, placed, tokenizer, checkpoint.leaves, Answers((), template_of(Path(vocabulary)))
+    return config, placed, checkpoint.leaves, text
 
 
 def _read_gguf(file: Path, partitioner: Partitioner, without: Collection[str], options: _Options) -> _Read:
     """A GGUF file, with its tokenizer unless another is given."""
-    if not file.is_file():
-        raise UserError(
-            f"No checkpoint at {str(file)!r}; set INITIAL_CHECKPOINT_PATH to the folder of a Hugging Face model, of a "
-            "T5X checkpoint or of a finished run, a .gguf file, or asset:NAME."
-        )
     from promot_jax.checkpoints.gguf import load as gguf
-    from promot_jax.data.vocabularies.load import load as load_vocabulary
-    from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 
     agree(CONFIGS["decoder"](**gguf.read_config(file)), options.config, str(file))
-    if options.vocabulary:
-        tokenizer = load_vocabulary(options.vocabulary)
-    else:
-        tokenizer = TokenizerVocabulary.from_gguf(gguf.read_metadata(file))
+    text = _text_of_gguf(file, options.vocabulary)
     loaded = gguf.read(file, partitioner, without)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": 0}
-    said = of_gguf(loaded.metadata, file.name)
-    if options.vocabulary:
-        said = said._replace(chat_template=template_of(Path(options.vocabulary)) or said.chat_template)
-    return loaded.config, loaded.placed, tokenizer, leaves, said
+    return loaded.config, loaded.placed, leaves, text
 
 
 def agree(found: Config, given: Config | None, path: str) -> Config:
@@ -234,9 +294,7 @@ def _load_stage(
     """The base model with the leaves that a stage trained; of the base only the others are held."""
     stage = describe(folder)
     assert stage is not None
-    if folder.resolve() in options.stages:
-        raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
-    options = dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
+    options = _on_stage(options, folder)
     saved = Saved(folder / "checkpoints").shapes(stage.best_step)
     trained = {name.removeprefix("model/") for name in saved if name.startswith("model/")}
     source = _load(stage.checkpoint, partitioner, options, trained)

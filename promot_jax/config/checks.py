@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from promot_jax.config.gin_files import Statement, is_override
-from promot_jax.errors import UserError, nearest
+from promot_jax.errors import UserError, half_character, nearest
 
 _MACRO, _CONSTANT = "gin.macro", "gin.constant"  # what gin makes of %NAME and of %gin.REQUIRED
 LIMIT = 2**32  # of all whole numbers
@@ -186,7 +186,7 @@ def out_of_range(value: Any) -> str:
         return "has to be finite"
     if isinstance(value, int) and abs(value) >= LIMIT:  # JAX keeps 32 bits of a seed: 2**32 would be the seed 0
         return f"has to stay below {LIMIT} in size"
-    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+    if isinstance(value, str) and ("\0" in value or half_character(value)):
         return "has to be text in UTF-8 without the character of code 0"
     return ""
 

@@ -117,7 +117,8 @@ def read_override(name: str, text: str) -> Statement:
     try:
         statements = list(parse(f"{name} = {text}", flag))
     except UserError:
-        if text.startswith(tuple("([{'\"@%")):  # these can only be meant as gin: a mistake in them is an error
+        # These can only be meant as gin, where a mistake is an error; but "{text} Good or bad?" is a template.
+        if text.startswith(tuple("([{'\"@%")) and not re.match(r"{[^\W\d][\w ]*}", text):
             raise
         statements = []
     if len(statements) != 1:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from promot_jax.data.vocabularies import controls
 from promot_jax.errors import UserError
 from promot_jax.models.batch_layout import Tokens
 
@@ -89,8 +90,9 @@ class Encoder:
 def joined(inputs: str, targets: str) -> str:
     """Input and target as one text: one space between them, which neither has to bring and either may.
 
-    None is put where the input is empty or ends in white space, or the target is empty or starts with it.
+    None is put where the input is empty or ends in white space or in a chat's control token, or the target is empty or
+    starts with white space.
     """
-    if not inputs or inputs[-1].isspace():
+    if not inputs or inputs[-1].isspace() or inputs[-1] == controls.END:
         return inputs + targets.removeprefix(" ")
     return inputs + ("" if not targets or targets[0].isspace() else " ") + targets

@@ -15,6 +15,7 @@ import json
 import math
 import numbers
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from promot_jax.data import shots
+from promot_jax.data.vocabularies import controls
 from promot_jax.errors import RUN_ERRORS, UserError, described, nearest, users_code
 
 # Exemplars come from the first rows of the training split in storage order, so that a split of millions of rows is
@@ -68,6 +70,11 @@ def import_tasks(modules: Sequence[str]) -> None:
             importlib.import_module(module)
 
 
+def import_built_in() -> None:
+    """Imports the package's own tasks, which a name that no other module registers may be one of."""
+    import_tasks(shots.BUILT_IN)
+
+
 def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
     """Reads tasks from SeqIO caches from now on, in these folders only.
 
@@ -96,11 +103,16 @@ def cached(tasks: Sequence[str]) -> list[str]:
 def get(name: str) -> seqio.Task | seqio.Mixture:
     """Returns a task or mixture; registers `<name>_<k>shot` at the first call if `<name>` is known.
 
+    The package's own tasks are always known: they are imported when a name is looked for that nobody else registered.
+
     Raises UserError, with the nearest name, if there is none.
     """
     if name in (names := _names()):
         return seqio.get_mixture_or_task(name)
     base_name, k = base_and_shots(name)
+    if base_name == name and not sys.modules.keys() >= set(shots.BUILT_IN):
+        import_built_in()
+        return get(name)
     if base_name == name:
         raise UserError(f"no task or mixture is called {name!r}{nearest(name, names)}")
     base, suffix = get(base_name), name.removeprefix(base_name)
@@ -362,7 +374,8 @@ def _text(task: seqio.Task, raw: Mapping[str, Any], feature: str) -> str:
     """Returns a feature as text: `<feature>_pretokenized`, the feature itself, or its token ids decoded."""
     value = np.asarray(raw.get(f"{feature}_pretokenized", raw[feature]))
     if value.ndim == 0 and value.dtype.kind in "OSU":
-        return _decode(value.item())
+        text = _decode(value.item())
+        return text if getattr(task.source, "marked", False) else controls.unmarked(text)
     if value.ndim == 1 and value.dtype.kind in "iu":
         return str(task.output_features[feature].vocabulary.decode(value.tolist()))
     raise UserError(

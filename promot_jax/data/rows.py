@@ -13,7 +13,7 @@ from promot_jax.data import examples
 import seqio
 import tensorflow as tf
 
-from promot_jax.errors import UserError, users_code
+from promot_jax.errors import UserError, half_character, users_code
 
 Row = Mapping[str, str | bytes | float]
 BOM = "\ufeff"  # byte order mark; editors and spreadsheets write it at the start of a file
@@ -22,21 +22,37 @@ BOM = "\ufeff"  # byte order mark; editors and spreadsheets write it at the star
 class RowsSource(seqio.DataSource):
     """A SeqIO source of rows in memory; they are read when a data set or a count is first needed.
 
-    If there is a split `train`, there is also the split `examples.EXEMPLARS`, its first rows.
+    If there is a split `train`, there is also the split `examples.EXEMPLARS`, its first rows. A split is read and
+    turned into text once; a read may be asked for again by each of checks, exemplars and the stream.
     """
 
-    def __init__(self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str], task: str = ""):
-        """Takes `rows`, a function from a split's name to its rows; all rows have the same fields. `task` is its name.
+    def __init__(
+        self, rows: Callable[[str], Sequence[Row]], splits: Sequence[str], task: str = "", *, marked: bool = False
+    ):
+        """Prepares a source.
+
+        Args:
+            rows: from a split's name to its rows; all rows have the same fields.
+            splits: names.
+            task: the task's name, for messages.
+            marked: whether marks of control tokens (`vocabularies.controls`) in the texts count, as in a chat's input.
 
         Numbers become text as a format string would write them, UTF-8 bytes are decoded, and a byte order mark at the
         start of a text is left out. Reading a split raises UserError, with task, split, row and field, for anything
         else.
         """
         super().__init__(splits=[*splits, *([examples.EXEMPLARS] if "train" in splits else [])])
-        self._given, self._task = rows, task
+        self._given, self._task, self.marked = rows, task, marked
+        self._read: dict[str, list[dict[str, str]]] = {}  # by split
 
-    def _rows(self, split: str) -> list[Row]:
+    def _rows(self, split: str) -> list[dict[str, str]]:
+        """The rows of a split as text."""
         read = "train" if split == examples.EXEMPLARS else split
+        if read not in self._read:
+            self._read[read] = self._texts(read)
+        return self._read[read][: examples.POOL_ROWS] if split == examples.EXEMPLARS else self._read[read]
+
+    def _texts(self, read: str) -> list[dict[str, str]]:
         where = f"split {read!r} of task {self._task!r}"
         with users_code(f"Reading {where}", advice="; give rows for each of `splits`"):
             rows = self._given(read)
@@ -45,7 +61,7 @@ class RowsSource(seqio.DataSource):
             rows = list(rows)
         if not rows:
             raise UserError(f"Task {self._task!r} has no row in its split {read!r}; leave the split out of `splits`.")
-        return rows[: examples.POOL_ROWS] if split == examples.EXEMPLARS else rows
+        return _texts(rows, read, self._task)
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -58,7 +74,7 @@ class RowsSource(seqio.DataSource):
 
     def empty_fields(self, split: str) -> collections.Counter[str]:
         """Returns how many of a split's first `examples.POOL_ROWS` rows have no text in a field, by field."""
-        rows = _texts(self._rows(split)[: examples.POOL_ROWS], split, self._task)
+        rows = self._rows(split)[: examples.POOL_ROWS]
         return collections.Counter(field for row in rows for field, text in row.items() if not text.strip())
 
     def list_shards(self, split: str) -> list[str]:
@@ -70,7 +86,7 @@ class RowsSource(seqio.DataSource):
     ) -> tf.data.Dataset:
         """Returns the rows as a data set of string scalars, one feature per field and `id`."""
         del unused
-        rows = _texts(self._rows(split), split, self._task)
+        rows = self._rows(split)
         columns = {field: [row[field] for row in rows] for field in rows[0]}
         if "id" not in columns:
             columns["id"] = [examples.stable_hash(*row.values()) for row in rows]
@@ -112,9 +128,6 @@ def _text(value: Any, where: str) -> str:
         raise UserError(f"{where} is missing (None or NaN); give a text, or leave the row out.")
     if not isinstance(value, str):
         raise UserError(f"{where} is a {type(value).__name__}; give a text.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        surrogate = value[error.start].encode("unicode_escape").decode()
-        raise UserError(f"{where} has half a character, {surrogate} at {error.start}: a surrogate alone.") from error
+    if problem := half_character(value):
+        raise UserError(f"{where} {problem}.")
     return value.removeprefix(BOM)

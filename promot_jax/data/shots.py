@@ -1,6 +1,8 @@
-"""Names of k-shot forms, `<name>_<k>shot`, of tasks, mixtures and methods."""
+"""Names of tasks: the modules with those of the package, and k-shot forms, `<name>_<k>shot`, of all names."""
 
 import re
+
+BUILT_IN = ("promot_jax.tasks.demo", "promot_jax.tasks.paper")  # modules of tasks that are always known
 
 
 def split(name: str) -> tuple[str, int | None]:

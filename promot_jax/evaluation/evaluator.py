@@ -11,6 +11,7 @@ from promot_jax import trees
 from promot_jax.data import examples as text
 from promot_jax.data.exemplars import choose, compose
 from promot_jax.data.task_functions import judge, scores
+from promot_jax.data.vocabularies.controls import unmarked
 from promot_jax.decoding.output_text import SENTINELS
 from promot_jax.errors import UserError, users_code
 from promot_jax.evaluation.format_share import format_share
@@ -211,14 +212,15 @@ class Evaluator:
         rows, targets, answered = [], [], []
         for question, raw in answers:
             example, request, dropped = question.example, question.request, question.dropped_shots
+            prompt = unmarked(request.text)
             target, answer, score = judge(task, example, self._sampler.answer(raw))
             row = Output(
                 task=text.base_task(name),
                 id=example.id,
                 shots=example.shots,
                 dropped_shots=dropped,
-                input=request.text,
-                query=len(request.text) - len(example.inputs) if dropped < example.shots else 0,
+                input=prompt,
+                query=len(prompt) - len(unmarked(example.inputs)) if dropped < example.shots else 0,
                 target=target,
                 raw=raw,
                 output=answer,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from promot_jax.checkpoints.locate import is_remote, spelled
-from promot_jax.data import shots
+from promot_jax.data import columns, files, shots
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.settings import Experiment
 from promot_jax.params import soft_prompts
@@ -32,6 +32,8 @@ def check_names(experiment: Experiment) -> None:
     for path in [given] if isinstance(given, str) else given.values() if given else ():
         if path and not is_remote(path) and not Path(path).exists():
             soft_prompts.array_path(path)  # says so
+    if experiment.data:
+        columns.of(experiment.data, files.read(experiment.data.path))
     modules = [experiment.modules] if isinstance(experiment.modules, str) else [*experiment.modules]
     for module in modules:
         try:
@@ -42,8 +44,10 @@ def check_names(experiment: Experiment) -> None:
             return
         if not known:
             raise UserError(f"There is no task module {module!r}; set MIXTURE_OR_TASK_MODULE.")
-    if modules and all(module.startswith(OWN) for module in modules):
-        texts, named = _words(modules)
+    if all(module.startswith(OWN) for module in modules):
+        texts, named = _words([*shots.BUILT_IN, *modules])
+        if experiment.data:
+            texts.add(experiment.data.task)
         for setting, name in (("MIXTURE_OR_TASK_NAME", experiment.task), ("ICL_MIXTURE", experiment.icl_mixture)):
             base, _ = shots.split(name)
             if name and not {name, base} & texts:

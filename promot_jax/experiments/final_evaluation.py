@@ -10,6 +10,7 @@ from promot_jax import files, methods, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts
 from promot_jax.experiments.initial_params import prompts_of_tasks
+from promot_jax.experiments.resume_guard import FINAL
 from promot_jax.experiments.session import Session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Stage
@@ -109,8 +110,7 @@ def evaluate(
 
 def settings_of(experiment: Experiment) -> Json:
     """The settings of the final evaluation alone."""
-    names = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
-    return {name: files.plain(getattr(experiment.evaluation, name)) for name in names}
+    return {name: files.plain(getattr(experiment.evaluation, name)) for name in FINAL}
 
 
 def _first(rows: Sequence[Output], count: int) -> list[Sample]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from promot_jax import files, trees
+from promot_jax.data import files as data_files
 from promot_jax.errors import UserError
 from promot_jax.experiments.session import tasks_of
 from promot_jax.experiments.settings import Experiment
@@ -35,6 +36,11 @@ def shared_settings(experiment: Experiment) -> Json:
     # A run may go on on another mesh, and where tasks or caches lie changes nothing; but a task that has a cache is
     # read in another order.
     del shared["partitioner"], shared["modules"], shared["cache_dirs"]
+    # A user's data are what its rows are, wherever they lie.
+    del shared["data"]
+    if experiment.data:
+        chosen = dataclasses.asdict(experiment.data) | {"rows": data_files.read(experiment.data.path).digest}
+        shared["data"] = {name: value for name, value in chosen.items() if name != "path"}
     if cached := examples.cached(tasks_of(experiment)):
         shared["cached"] = cached
     return {"experiment": shared}
@@ -56,6 +62,8 @@ YOUNGER = {
 }
 
 
+# Settings of the final evaluation alone.
+FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
 _IMMATERIAL = ("/log_period", "/keep_period")  # settings that change no result
 
 
@@ -88,10 +96,25 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
             one.setdefault(key, YOUNGER.get(key.rpartition("/")[2]))
         if before.get(key) != now.get(key) and not key.endswith(_IMMATERIAL):
             raise UserError(
-                f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: give another "
-                "--workdir, or delete the folder to start again."
+                f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: "
+                f"{_advice(folder, key)}."
             )
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _advice(folder: Path, key: str) -> str:
+    """What to do in the place of going on with another value: of some settings the work that is done can be kept."""
+    head, _, name = key.rpartition("/")
+    if head == "experiment/evaluation" and name in FINAL:
+        results = folder / "results.json"
+        return f"delete {results} to evaluate it anew, what it trained is kept; or give another --workdir"
+    advice = "give another --workdir, or delete the folder to start again"
+    if name == "steps":
+        advice += (
+            f"; to train a finished model further, give --gin.INITIAL_CHECKPOINT_PATH={folder} and another --workdir "
+            "(the learning-rate schedule starts anew)"
+        )
+    return advice
 
 
 def _renamed(key: str) -> str:

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -13,7 +14,7 @@ from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
-from promot_jax.experiments import early_checks
+from promot_jax.experiments import data_check, early_checks
 from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Method
 from promot_jax.params import soft_prompts
@@ -21,6 +22,7 @@ from promot_jax.training.settings import Tuning
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
 if TYPE_CHECKING:
+    from promot_jax.data.chat import ChatTemplate
     from promot_jax.data.encoding import Encoder
     from promot_jax.evaluation.evaluator import Evaluator
     from promot_jax.evaluation.sampler import Sampler
@@ -47,30 +49,33 @@ class Session:
         return self.sampler.encoder.with_prompts(prompt_ids, self.experiment.task)
 
 
-def open_session(experiment: Experiment, others: Sequence[Experiment] = (), *, reads_data: bool = True) -> Session:
+def open_session(
+    experiment: Experiment,
+    others: Sequence[Experiment] = (),
+    *,
+    check: Callable[[], None] | None = None,
+    reads_data: bool = True,
+    trains: bool = False,
+) -> Session:
     """Imports the tasks, checks their names and rows, loads the model.
 
     Args:
         experiment: model and data.
         others: experiments that this process will come to (`with_experiment`): their tasks may be cached ones too.
+        check: called when the tasks are known and before their rows are read: the caller's own checks.
         reads_data: whether the job reads the tasks' rows; otherwise they are not looked at.
+        trains: whether the job trains on them: how long they are in tokens is then printed and checked.
 
     Raises:
         UserError: an unknown task, mixture or checkpoint, or rows that cannot be used (`data.validation`). All but the
             checkpoint is checked before the model is read.
     """
-    check_data(experiment)
-    from promot_jax.data import examples, validation
-
-    folders = [experiment.cache_dirs] if isinstance(experiment.cache_dirs, str) else experiment.cache_dirs
-    tasks = [task for other in (experiment, *others) for task in tasks_of(other)]
-    examples.use_caches(folders, tasks)
-    if cached := examples.cached(tasks):
-        print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
-    for other in (experiment, *others) if reads_data else ():
-        trained = examples.task_names(other.task) if other.task else ()
-        validation.check(tasks_of(other), trained, (other.evaluation.curve_split, other.evaluation.split))
-        _check_shots(other)
+    experiments = [experiment, *others]
+    check_rows(experiments, check, reads_data=reads_data)
+    if trains:
+        text = text_of(experiment)
+        for other in {one.task: one for one in reversed(experiments) if one.task}.values():
+            data_check.report(data_check.with_lengths(other, text), text)
     started = time.monotonic()
     base = load_base(experiment)
     print(
@@ -79,7 +84,28 @@ def open_session(experiment: Experiment, others: Sequence[Experiment] = (), *, r
         f"Base {base.base[:12]}. Devices: {jax.device_count()} {jax.devices()[0].platform}, hosts: {hosts.count()}.",
         flush=True,
     )
-    return _session(experiment, base)
+    return _session(experiment, base, trains)
+
+
+def check_rows(
+    experiments: Sequence[Experiment], check: Callable[[], None] | None = None, *, reads_data: bool = True
+) -> None:
+    """Imports the tasks of experiments, checks their names and rows; arguments and errors as of `open_session`."""
+    for experiment in experiments:
+        check_data(experiment)
+    if check:
+        check()
+    from promot_jax.data import examples, validation
+
+    first, tasks = experiments[0], [task for experiment in experiments for task in tasks_of(experiment)]
+    examples.use_caches([first.cache_dirs] if isinstance(first.cache_dirs, str) else first.cache_dirs, tasks)
+    if cached := examples.cached(tasks):
+        print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
+    for experiment in experiments if reads_data else ():
+        settings = experiment.evaluation
+        trained = examples.task_names(experiment.task) if experiment.task else ()
+        validation.check(tasks_of(experiment), trained, (settings.curve_split, settings.split))
+        _check_shots(experiment)
 
 
 def tasks_of(experiment: Experiment) -> list[str]:
@@ -95,6 +121,10 @@ def check_data(experiment: Experiment) -> None:
     from promot_jax.data import examples
 
     examples.import_tasks([experiment.modules] if isinstance(experiment.modules, str) else experiment.modules)
+    if experiment.data:
+        from promot_jax.tasks import data_file
+
+        data_file.register_data(experiment.data, partial(_chat_template, experiment))
     if experiment.task:
         examples.mixing_rates(experiment.task)
     settings = experiment.evaluation
@@ -153,6 +183,29 @@ def check_method(experiment: Experiment, method: Method, tuning: Tuning) -> None
                 raise UserError(f"The replay task {task!r} has no split 'train', which is the one that is replayed.")
 
 
+def text_of(experiment: Experiment) -> pretrained.ModelText:
+    """Tokenizer and chat template of an experiment's model, which is not loaded."""
+    return pretrained.load_text(experiment.checkpoint, config=experiment.model, vocabulary=experiment.vocabulary)
+
+
+def _chat_template(experiment: Experiment) -> "ChatTemplate":
+    """The chat template of an experiment's model. Raises UserError for a model that has none."""
+    from promot_jax.data.chat import ChatTemplate
+
+    text = text_of(experiment)
+    template = text.answers.chat_template
+    source = template.get("default") if isinstance(template, dict) else template
+    if not source:
+        raise UserError(
+            f"{experiment.checkpoint} has no chat template, which data with messages need: choose an instruct model or "
+            "give data with the columns prompt and completion."
+        )
+    names = {number: token for token, number in text.vocabulary.control_ids.items()}
+    ids = {"bos_token": text.vocabulary.bos_id, "eos_token": text.vocabulary.eos_id}
+    variables = {name: names.get(number, "") if number is not None else "" for name, number in ids.items()}
+    return ChatTemplate(source, tuple(names.values()), variables, variables["bos_token"] * text.vocabulary.add_bos)
+
+
 def load_base(experiment: Experiment) -> Pretrained:
     """The model that an experiment starts from."""
     return pretrained.load(
@@ -171,10 +224,13 @@ def narrowed(session: Session, task: str) -> Session:
 
 def with_experiment(session: Session, experiment: Experiment) -> Session:
     """The session with another task, seed or evaluation; the model stays the loaded one."""
-    return _session(experiment, session.base)
+    return _session(experiment, session.base, trains=True)
 
 
-def _session(experiment: Experiment, base: Pretrained) -> Session:
+def _session(experiment: Experiment, base: Pretrained, trains: bool) -> Session:
     from promot_jax.evaluation.sampler import Sampler
 
+    if trains:
+        text = pretrained.ModelText(base.vocabulary, base.model.continues, base.answers)
+        experiment = data_check.with_lengths(experiment, text)
     return Session(experiment, base, Sampler(base, experiment.evaluation, experiment.partitioner))

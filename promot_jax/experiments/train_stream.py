@@ -43,7 +43,7 @@ def train_batches(
     from promot_jax.data import batches, exemplars
     from promot_jax.data import examples as text
 
-    experiment, lengths = session.experiment, session.experiment.feature_lengths
+    experiment, lengths = session.experiment, session.experiment.lengths
     unprompted = session.encoder()
     examples: dict[int, exemplars.WithExemplars] = {}
 

@@ -25,7 +25,7 @@ class ValidationLoss:
 
     def __init__(self, session: Session, prompt: trees.Tree | None):
         """Reads the examples; `prompt` are the soft prompts by name that are prepended to them, None for none."""
-        lengths, settings = session.experiment.feature_lengths, session.experiment.evaluation
+        lengths, settings = session.experiment.lengths, session.experiment.evaluation
         encoder, self._model, self._place = session.encoder(prompt), session.base.model, session.experiment.partitioner
         self._targets = lengths["targets"]
         self._inputs = lengths["inputs"] + max(map(len, encoder.prompt_ids.values()), default=0)
@@ -68,5 +68,5 @@ def _examples(session: Session) -> Iterator[Any]:
             iter(read),
             experiment.seed,
             lambda value: len(encoder.inputs(value)),
-            experiment.feature_lengths["inputs"],
+            experiment.lengths["inputs"],
         )

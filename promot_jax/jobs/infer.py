@@ -9,7 +9,7 @@ from pathlib import Path
 
 from promot_jax import files, trees
 from promot_jax.distributed import hosts
-from promot_jax.errors import UserError
+from promot_jax.errors import UserError, half_character
 from promot_jax.experiments.initial_params import saved_prompts
 from promot_jax.experiments.session import open_session
 from promot_jax.experiments.settings import Experiment
@@ -35,8 +35,8 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     else:
         asked = [(text, None) for text in inputs]
     for number, (text, _) in enumerate(asked, 1):
-        if text != text.encode("utf-8", "ignore").decode():
-            raise UserError(f"Input {number} has half a character: a surrogate alone.")
+        if problem := half_character(text):
+            raise UserError(f"Input {number} {problem}.")
     session = open_session(experiment, reads_data=False)
     from promot_jax.evaluation.sampler import Request  # imports TensorFlow, after the names have been checked
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from promot_jax.experiments.final_evaluation import close, settings_of
 from promot_jax.experiments.initial_params import start, task_prompts
 from promot_jax.experiments.method import run_method
 from promot_jax.experiments.resume_guard import YOUNGER, earlier_run
-from promot_jax.experiments.session import check_data, check_method, open_session
+from promot_jax.experiments.session import check_method, open_session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.experiments.stage import run_stage
 from promot_jax.report.terminal import print_table, write_and_print
@@ -59,9 +60,7 @@ def train_stage(
     given_prompt = chosen.prompt and not chosen.fixed_prompt and "prompt" not in chosen.trains
     if given_prompt and not experiment.prompt_path:
         raise UserError("Stage 2 needs a trained prompt: set PROMPT_PATH to a prompt.npy or to stage 1's folder.")
-    check_data(experiment)
-    check_method(experiment, configured, tuning)
-    session = open_session(experiment)
+    session = open_session(experiment, check=partial(check_method, experiment, configured, tuning), trains=True)
     session.evaluator.check_queries()
     if given_prompt:
         params = {"model": session.base.params, "prompt": task_prompts(session)}
@@ -82,9 +81,8 @@ def train_stage(
 
 def promot(workdir: Path, experiment: Experiment, tuning: Tuning) -> None:
     """Job: ProMoT end to end: pretrained evaluation, stage 1, stage 2, strip, evaluation, report."""
-    check_data(experiment)
-    check_method(experiment, tuning.method("promot"), tuning)
-    session = open_session(experiment)
+    check = partial(check_method, experiment, tuning.method("promot"), tuning)
+    session = open_session(experiment, check=check, trains=True)
     finished = [
         run_method(session, workdir / "pretrained", "pretrained", tuning),
         run_method(session, workdir, "promot", tuning),
@@ -101,7 +99,6 @@ def train_method(workdir: Path, experiment: Experiment, tuning: Tuning, method: 
     name, shots = methods.parse(method)
     methods.find(name)
     experiment = experiment.with_shots(shots)
-    check_data(experiment)
-    check_method(experiment, tuning.method(name), tuning)
-    session = open_session(experiment)
+    check = partial(check_method, experiment, tuning.method(name), tuning)
+    session = open_session(experiment, check=check, trains=True)
     write_and_print(workdir, [run_method(session, workdir, name, tuning)])

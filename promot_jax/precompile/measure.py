@@ -59,7 +59,7 @@ def measure(programs: Programs, program: str) -> Json:
 def flops(programs: Programs, program: str) -> tuple[float, tuple[float, float]]:
     """FLOPs that the model asks for in a program, and how often they may be computed: at least, at most."""
     model, settings = programs.model().config, programs.experiment.evaluation.decoding
-    lengths, rows = programs.experiment.feature_lengths, programs.tuning.model.batch_size
+    lengths, rows = programs.experiment.lengths, programs.tuning.model.batch_size
     inputs, targets = lengths["inputs"], lengths["targets"]
     if program == "decode":
         return roofline.decoding_flops(model, rows, inputs, settings.max_tokens, settings.beams), (0.9, 1.25)

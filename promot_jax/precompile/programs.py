@@ -89,7 +89,7 @@ class Programs:
 
     def batch(self, model: Model, rows: int, prompt: int) -> trees.Tree:
         """Shapes of a training batch."""
-        lengths = self.experiment.feature_lengths
+        lengths = self.experiment.lengths
         layout = model.layout([[]], lengths["inputs"] + prompt, lengths["targets"])
         if rows % self.partitioner.rows():
             raise UserError(
@@ -143,7 +143,7 @@ class Programs:
         """Beam search of the plain model, as `Sampler.ask` calls it."""
         model = self.model()
         params = leafwise(lambda tree: cast_weights(tree, model.config.dtype), self.params(with_prompt=False))
-        rows, length = self.tuning.model.batch_size, self.experiment.feature_lengths["inputs"]
+        rows, length = self.tuning.model.batch_size, self.experiment.lengths["inputs"]
         split, replicated = self.partitioner.row_sharding(), self.partitioner.replicated()
         inputs = {
             "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=split),

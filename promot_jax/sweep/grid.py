@@ -125,7 +125,7 @@ class Grid:
         experiment = dataclasses.replace(
             self.experiment,
             task=cell.task,
-            feature_lengths=dict(self.tasks.get(cell.task) or self.experiment.feature_lengths),
+            feature_lengths=self.tasks.get(cell.task) or self.experiment.feature_lengths,
             seed=cell.seed,
             evaluation=dataclasses.replace(self.experiment.evaluation, exemplar_seed=cell.seed),
         )

@@ -19,7 +19,7 @@ from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts, preemption
 from promot_jax.errors import HostError, PreemptedError, TakenOverError, TrainingError, UserError
 from promot_jax.experiments.method import run_method
-from promot_jax.experiments.session import Session, check_data, check_method, open_session, with_experiment
+from promot_jax.experiments.session import Session, check_method, open_session, with_experiment
 from promot_jax.params import freezing
 from promot_jax.results import schema
 from promot_jax.results.schema import Comparison
@@ -49,10 +49,7 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         raise UserError(f"SERVE is {serve}, which is no port: give one from 1 to 65535, or 0 for any.")
     cells = list(grid.cells())
     experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
-    for experiment in experiments:
-        check_data(experiment)
-    _check(grid, cells)
-    session = open_session(grid.experiment_of(cells[0]), experiments)
+    session = open_session(grid.experiment_of(cells[0]), experiments, check=partial(_check, grid, cells), trains=True)
     _check_frozen(grid, cells, session)
     with _served(grid, serve if hosts.is_writer() else None):
         _Process(grid, session, stale).run(cells, wait)

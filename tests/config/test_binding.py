@@ -39,7 +39,7 @@ WRONG = [
     ("TRAIN_STEPS='4'", "TRAIN_STEPS has to be an integer, not '4'."),
     ("MARGIN=@Experiment", "MARGIN has to be a number, not @Experiment."),
     ("TASKS=4", "TASKS has to be a mapping or None, not 4."),
-    ("TASK_FEATURE_LENGTHS=48", "TASK_FEATURE_LENGTHS has to be a mapping of integers, not 48."),
+    ("TASK_FEATURE_LENGTHS=48", "TASK_FEATURE_LENGTHS has to be a mapping or None, not 48."),
     ("MIXTURE_OR_TASK_MODULE=3", "MIXTURE_OR_TASK_MODULE has to be a text or a list of texts, not 3."),
     ("METHODS=3", "METHODS has to be a list of texts, not 3."),
     ("WAIT=1", "WAIT has to be True or False, not 1."),
@@ -84,7 +84,7 @@ def test_wrong_setting_is_named_as_typed(setting: str, message: str) -> None:
 def test_wrong_setting_is_named_before_the_model_loads(
     setting: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promot_jax.sweep.scheduler.open_session", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("promot_jax.sweep.scheduler.open_session", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(UserError, match=re.escape(message)):
         bound(setting)(workdir=tmp_path)
 

@@ -209,3 +209,19 @@ def test_ids_of_rows_that_have_one_are_not_hashed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("promot_jax.data.rows.examples.stable_hash", lambda *parts: pytest.fail("hashed"))
 
     assert len(list(examples.stored(examples.get("reviewed"), "test"))) == 4
+
+
+def test_rows_are_read_once() -> None:
+    """By checks, exemplars and the stream together: a user's function may read a large file."""
+    asked: list[str] = []
+
+    def read(split: str) -> list[dict[str, Any]]:
+        asked.append(split)
+        return rows(split)
+
+    task(read)
+    check()
+    examples.pool("reviewed")
+    next(examples.stream("reviewed_1shot", "train", seed=0))
+
+    assert sorted(asked) == ["test", "train", "validation"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from promot_jax import trees
 from promot_jax.errors import UserError
 from promot_jax.experiments.resume_guard import keep_settings
 
@@ -42,3 +43,18 @@ def test_settings_that_are_a_folder_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "settings.json").mkdir()
     with pytest.raises(UserError, match=r"settings.json.*put it back"):
         keep_settings(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("experiment/evaluation/examples", "delete .*results.json to evaluate it anew, what it trained is kept"),
+        ("training/steps", "to train a finished model further, give --gin.INITIAL_CHECKPOINT_PATH="),
+        ("experiment/evaluation/curve_examples", "give another --workdir, or delete the folder to start again.$"),
+    ],
+)
+def test_a_finished_run_with_more_of_something(tmp_path: Path, key: str, advice: str) -> None:
+    """The message names the way that keeps what is done."""
+    keep_settings(tmp_path, trees.unflatten({key: 4}))
+    with pytest.raises(UserError, match=advice):
+        keep_settings(tmp_path, trees.unflatten({key: 8}))

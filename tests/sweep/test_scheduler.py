@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,11 @@ class Fake:
         )
         files.write(run, folder / "results.json")
 
-    def open_session(self, experiment: Experiment, others: list[Experiment]) -> Experiment:
+    def open_session(
+        self, experiment: Experiment, others: list[Experiment], *, check: Callable[[], None], trains: bool
+    ) -> Experiment:
+        assert trains
+        check()
         self.opened = [other.task for other in others]
         return experiment
 
@@ -105,7 +109,6 @@ class Fake:
 @pytest.fixture(name="fake")
 def _fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
-    monkeypatch.setattr(compare, "check_data", lambda experiment: None)
     monkeypatch.setattr(compare, "open_session", fake.open_session)
     monkeypatch.setattr(compare, "with_experiment", lambda session, experiment: experiment)
     monkeypatch.setattr(compare, "run_method", fake.run_method)

@@ -148,11 +148,16 @@ def read(config: Any, tensors: Collection[str], origin: str = "config.json") -> 
     for key, neutral in NEUTRAL[kind].items():
         if config.get(key) not in neutral:
             raise UserError(f"{origin} sets {key} = {repr(config[key])[:80]}, which our models do not compute.")
-    family = "t5" if kind in _ENCODER_DECODERS else "decoder"
+    family = family_of(kind)
     build = _read_t5 if family == "t5" else _read_decoder
     kwargs = build(kind, _Reader(config, USED[kind], origin), tensors)
     CONFIGS[family](**kwargs)  # raises for sizes that do not fit together
     return family, {key: value for key, value in kwargs.items() if _DEFAULTS[family].get(key, ...) != value}
+
+
+def family_of(kind: Any) -> str:
+    """The family of a `model_type`: "t5" or "decoder"."""
+    return "t5" if kind in _ENCODER_DECODERS else "decoder"
 
 
 def _sizes(reader: _Reader, sizes: Mapping[str, str], tensors: Collection[str]) -> Json:

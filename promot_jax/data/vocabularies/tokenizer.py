@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from tokenizers import AddedToken, Tokenizer
 
-from promot_jax.data.vocabularies import gguf
+from promot_jax.data.vocabularies import controls, gguf
 from promot_jax.errors import UserError
 
 SENTINEL = re.compile(r"<extra_id_\d+>")
@@ -27,6 +27,10 @@ class Vocabulary(Protocol):
     pad_id: int  # padding of batches; these carry masks, so it may be a token with another use
     unk_id: int | None  # for ids outside the vocabulary, None if there is none
     add_bos: bool  # whether the model expects `bos_id` at the start of its input
+
+    @property
+    def control_ids(self) -> Mapping[str, int]:
+        """Ids of the control tokens that a marked text may have (`controls`), by their text; may be empty."""
 
     @property
     def sentinels(self) -> dict[str, int]:
@@ -221,8 +225,24 @@ class TokenizerVocabulary:
         """Ids of T5's `<extra_id_0>`, ..., if the tokenizer has them."""
         return {token: i for token, i in self._tokenizer.get_vocab().items() if SENTINEL.fullmatch(token)}
 
+    @functools.cached_property
+    def control_ids(self) -> dict[str, int]:
+        """Ids of the control tokens by their text."""
+        return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
     def encode(self, s: str) -> list[int]:
-        """Text to ids, without BOS and EOS. A lone surrogate, which UTF-8 cannot write, becomes "?"."""
+        """Text to ids, without BOS and EOS. A lone surrogate, which UTF-8 cannot write, becomes "?".
+
+        Marked control tokens (`controls`), as a chat's input has, become their ids.
+        """
+        if controls.START not in s:
+            return self._encode(s)
+        ids: list[int] = []
+        for number, piece in enumerate(controls.pieces(s)):
+            ids += [self.control_ids[piece]] if number % 2 and piece in self.control_ids else self._encode(piece)
+        return ids
+
+    def _encode(self, s: str) -> list[int]:
         return self._of_data.encode(s.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
