@@ -42,7 +42,8 @@ def push(folder: Path, repository: str, root: str, subfolders: Sequence[str]) ->
             message = f"promot_jax export: {name}"
             api.upload_folder(repo_id=repository, folder_path=folder / name, path_in_repo=place, commit_message=message)
     except Exception as error:  # its own errors, and those of its HTTP library
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reasons = [error, *([error.__cause__] if error.__cause__ else [])]
+        reason = " ".join(" ".join(str(one).split())[:300] or type(one).__name__ for one in reasons)
         raise UserError(
             f"Cannot push {folder} to {repository} on the Hugging Face hub: {reason} Log in with `hf auth login`, or "
             "set HF_TOKEN; the same command goes on from here."

@@ -1,7 +1,6 @@
 """Pushing an export, against a local stand-in for the hub's HTTP interface."""
 
 import base64
-import contextlib
 import http.server
 import json
 import threading
@@ -15,6 +14,8 @@ from huggingface_hub import constants
 from promot_jax.checkpoints.huggingface import hub
 from promot_jax.errors import UserError
 
+# Of the hub's client: it hands its HTTP library the bytes of a file in an old way.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 REPOSITORY = "org/name"
 
 
@@ -64,12 +65,13 @@ class Hub(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Hub
 
-    def do_POST(self) -> None:  # noqa: N802, the name that the server calls
+    def do_POST(self) -> None:
         self.server.tokens.add(self.headers.get("Authorization", ""))
         answer = self.server.answer(self.path, self.rfile.read(int(self.headers["Content-Length"])))
-        self._send(404 if answer is None else 200, json.dumps(answer).encode())
+        refused = {"error": "Invalid credentials"}
+        self._send(401 if answer is None else 200, json.dumps(refused if answer is None else answer).encode())
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         self.server.objects[self.path.rpartition("/")[2]] = self.rfile.read(int(self.headers["Content-Length"]))
         self._send(200, b"")
 
@@ -120,17 +122,15 @@ def test_push(server: Hub, tmp_path: Path) -> None:
         name.removeprefix("stripped/"): text for name, text in files.items() if name != "results.json"
     }
     (created,) = server.created
-    assert (created["name"], created["organization"], created["private"]) == ("name", "org", True)
+    assert (created["name"], created["organization"], created["visibility"]) == ("name", "org", "private")
     assert server.tokens == {"Bearer hf_of_the_test"}
 
 
 def test_what_the_hub_refuses(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(tmp_path)
-    with contextlib.ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(Hub, "answer", lambda *_: None)
-        with pytest.raises(UserError, match=r"Cannot push .* to org/name on the Hugging Face hub: .*404"):
-            hub.push(tmp_path, REPOSITORY, "stripped", [])
+    monkeypatch.setattr(Hub, "answer", lambda *_: None)
+    with pytest.raises(UserError, match=r"Cannot push .* to org/name on the Hugging Face hub: .*401"):
+        hub.push(tmp_path, REPOSITORY, "stripped", [])
     assert not server.files
 
 
