@@ -127,9 +127,8 @@ class PromotLM(TemplateLM):
             if room < 1:
                 raise UserError(f"A continuation of {len(continuation)} tokens does not fit max_length.")
             pairs.append(Tokens([*self._virtual, *context[-room:]], continuation))
-        table = soft_prompts.table(self.model.prompts)
-        params = self.model.base.params
-        scored = log_likelihoods(self.model.base, params, table, pairs, self.model.partitioner, self._tokens_per_batch)
+        table, params = soft_prompts.table(self.model.prompts), self.model.base.params
+        scored = log_likelihoods(self._family, params, table, pairs, self.model.partitioner, self._tokens_per_batch)
         for (texts, *_), answer in zip(requests, scored, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -137,13 +136,19 @@ class PromotLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of the model's context; each has the soft prompt prepended."""
-        totals = []
-        for request in requests:
-            (text,) = request.args
-            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
-            pairs = [(None, *make_disjoint_window(window)) for window in windows]
-            totals.append(sum(score for score, _ in self._loglikelihood_tokens(pairs)))
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        pairs: list[tuple[Any, list[int], list[int]]] = []
+        owners = []
+        for index, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1)
+            made = [(None, *make_disjoint_window(window)) for window in windows]
+            pairs += made
+            owners += [index] * len(made)
+        totals = [0.0] * len(requests)
+        for index, (score, _) in zip(owners, self._loglikelihood_tokens(pairs), strict=True):
+            totals[index] += score
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

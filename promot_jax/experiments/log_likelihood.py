@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.data.batches import WIDTHS
 from promot_jax.distributed import hosts
 from promot_jax.distributed.partitioning import Partitioner
@@ -22,7 +21,7 @@ Array = jax.Array
 
 
 def log_likelihoods(
-    base: Pretrained,
+    model: Model,
     params: Any,
     table: Array | None,
     pairs: Sequence[Tokens],
@@ -32,7 +31,7 @@ def log_likelihoods(
     """Scores every pair.
 
     Args:
-        base: the model's architecture.
+        model: of any family.
         params: `params["model"]`.
         table: of the soft prompts (`soft_prompts.table`), None for none.
         pairs: ids of inputs, their soft prompt's virtual ids included, and of targets; neither may be empty.
@@ -50,8 +49,8 @@ def log_likelihoods(
     for members, (inputs, targets) in _groups(pairs, tokens_per_batch, partitioner.rows()):
         real = [index for index in members if index is not None]
         rows = [[] if index is None else [pairs[index]] for index in members]
-        batch = base.model.layout(rows, inputs, targets)
-        logs, likeliest = _per_token(base.model, params, table, partitioner.batch(batch))
+        batch = model.layout(rows, inputs, targets)
+        logs, likeliest = _per_token(model, params, table, partitioner.batch(batch))
         weights = batch["weights"]
         sums = (hosts.whole(logs) * weights).sum(axis=1, dtype=np.float64)
         greedy = ((hosts.whole(likeliest) > 0) | (weights == 0)).all(axis=1)
