@@ -1,7 +1,7 @@
 """The folders of an export: Hugging Face models, adapters for PEFT, a T5X checkpoint."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError, nearest
 
 FORMATS = ("huggingface", "peft", "t5x")
-STRIPPED, PROMPTED, PEFT, T5X = "stripped", "with_prompts", "peft", "t5x/checkpoint_0"
+STRIPPED, PROMPTED, BASE, PEFT, T5X = "stripped", "with_prompts", "base", "peft", "t5x/checkpoint_0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,26 +28,35 @@ class Exported:
     base: Pretrained  # the model, LoRA that its run keeps merged into it
     prompts: Mapping[str, np.ndarray]  # soft prompts by name, `[length, embed]`
     lora: TrainedLora | None = None  # its run's LoRA
+    load_base: Callable[[], Pretrained] | None = None  # loads the model that LoRA is attached to, for `base/`
     dtype: str = "float32"  # of the Hugging Face folders
     card: Card = Card()  # where it comes from
 
 
-def folders(formats: Sequence[str], *, prompts: bool, lora: bool = False) -> list[str]:
+def folders(formats: Sequence[str], *, prompts: bool, lora: TrainedLora | None = None, hub: str = "") -> list[str]:
     """The folders of an export, in the order in which they are written.
 
     Args:
         formats: which to write, of `FORMATS`.
         prompts: whether there are soft prompts.
-        lora: whether there is LoRA.
+        lora: of the model's run; where that keeps it and PEFT cannot load the base model from where it is, `base/` is
+            among the folders.
+        hub: "org/name" where the export is pushed to.
 
     Raises:
-        UserError: an unknown format.
+        UserError: an unknown format, or an adapter whose base model is not on the hub.
     """
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"Unknown export format {name!r}{nearest(name, FORMATS)}.")
-    wanted = {STRIPPED: "huggingface" in formats, PROMPTED: "huggingface" in formats and prompts}
-    wanted |= {PEFT: "peft" in formats and (prompts or lora), T5X: "t5x" in formats}
+    needs_base = "peft" in formats and lora is not None and bool(lora.checkpoint) and not _address(lora, hub)
+    if needs_base and lora and hub:
+        raise UserError(
+            f"The LoRA in {lora.folder} belongs to {lora.checkpoint}, which is not on the Hugging Face hub, so that "
+            "PEFT could not load it from there: leave 'peft' out of EXPORT_FORMATS."
+        )
+    wanted = {STRIPPED: "huggingface" in formats, PROMPTED: "huggingface" in formats and prompts, BASE: needs_base}
+    wanted |= {PEFT: "peft" in formats and (prompts or lora is not None), T5X: "t5x" in formats}
     return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
@@ -71,6 +80,10 @@ def write(workdir: Path, name: str, exported: Exported) -> Path:
         with files.replacing(target) as folder:
             folder.mkdir()
             _write_adapters(folder, workdir, exported)
+    elif name == BASE:
+        assert exported.load_base is not None
+        base = exported.load_base()
+        export.write(target, base, None, exported.dtype, Card(base_model=base.path, license=exported.card.license))
     else:
         prompts = exported.prompts if name == PROMPTED else None
         export.write(target, exported.base, prompts, exported.dtype, exported.card)
@@ -90,26 +103,18 @@ def _write_adapters(folder: Path, workdir: Path, exported: Exported) -> None:
         model_card.write(folder / name, readme, card)
     if exported.lora:
         (folder / "lora").mkdir()
-        origin = _base_of_lora(exported.lora, card.hub) or stripped
+        kept = _address(exported.lora, card.hub) or str((workdir / BASE).resolve())
+        origin = kept if exported.lora.checkpoint else stripped
         params: trees.Tree = exported.lora.read(base.params, base.model.partitioner or Partitioner())
         peft.write_lora(folder / "lora", family, config, params, exported.lora.settings, origin)
         readme = model_card.adapter(card, family, origin, "LoRA", f"{PEFT}/lora")
         model_card.write(folder / "lora", readme, card)
 
 
-def _base_of_lora(lora: TrainedLora, hub: str) -> str:
-    """Where PEFT finds the model that LoRA is attached to; "" for the exported one.
-
-    Raises:
-        UserError: that model is in no format that PEFT loads, or on this machine only and the adapter is pushed.
-    """
+def _address(lora: TrainedLora, hub: str) -> str:
+    """Where PEFT finds the model that LoRA was trained on; "" where it cannot load it, or another reader could not."""
     path = spelled(lora.checkpoint)
-    if not path or path.startswith("hf://"):
+    if path.startswith("hf://"):
         return path.removeprefix("hf://")
-    if not is_remote(path) and not hub and hf.is_folder(Path(path)):
-        return str(Path(path).resolve())
-    kind = "model of the Hugging Face hub" if hub else "Hugging Face folder"
-    raise UserError(
-        f"The LoRA in {lora.folder} belongs to {lora.checkpoint}, which is no {kind}, so that PEFT could not load them "
-        "together: leave 'peft' out of EXPORT_FORMATS."
-    )
+    local = not hub and path and not is_remote(path) and hf.is_folder(Path(path))
+    return str(Path(path).resolve()) if local else ""

@@ -1,7 +1,9 @@
 """Job `export`: a run's model in the formats of other programs, with its soft prompts and LoRA."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ def export(
 
     Args:
         workdir: gets `stripped/` and, with prompts, `with_prompts/` (Hugging Face folders); `peft/`, an adapter for
-            each prompt and for the run's LoRA; `t5x/checkpoint_0`. None of them may be there already; those of the same
-            export that was killed are kept.
+            each prompt and for the run's LoRA, and `base/` where PEFT needs it for that; `t5x/checkpoint_0`. None of
+            them may be there already; those of the same export that was killed are kept.
         experiment: model and prompts (`prompt_path`).
         dtype: of the Hugging Face folders, "float32" or "bfloat16"; other files are float32.
         formats: which to write, of "huggingface", "peft" and "t5x".
@@ -50,7 +52,7 @@ def export(
     given = experiment.prompt_path
     paths = [given] if isinstance(given, str) else [*given.values()]
     lora = trained_lora.find(experiment.checkpoint)
-    names = written.folders(formats, prompts=any(paths), lora=lora is not None)
+    names = written.folders(formats, prompts=any(paths), lora=lora, hub=push_to_hub)
     killed = _was_killed(workdir)
     for name in names:  # before the model is read
         if (workdir / name).exists() and not killed:
@@ -64,7 +66,8 @@ def export(
         (workdir / "results.json").unlink(missing_ok=True)
         files.write(settings, workdir / "settings.json")
     card = run_card.card_of(experiment.checkpoint, list(filter(None, paths)), push_to_hub)
-    exported = written.Exported(base, prompts, lora, dtype, card)
+    of_lora = partial(load_base, dataclasses.replace(experiment, checkpoint=lora.checkpoint)) if lora else None
+    exported = written.Exported(base, prompts, lora, of_lora, dtype, card)
     for name in names:
         if (workdir / name).exists():
             print(f"{workdir / name} is complete.", flush=True)

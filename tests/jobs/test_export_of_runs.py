@@ -1,5 +1,6 @@
 """Exports of finished runs with LoRA: PEFT computes what the run evaluated."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ def _source(tiny_folder: Path) -> Path:
     return tiny_folder / "source" / "stripped"
 
 
-@pytest.mark.parametrize("method", ["lora", "promot_lora"])
+@pytest.mark.parametrize("method", ["lora", "lora of GGUF", "promot_lora"])
 def test_lora_of_a_run(method: str, tiny_folder: Path, source: Path, tmp_path: Path) -> None:
     """Kept LoRA is loaded on the base model, that of stage 1 on the model that stage 2 left."""
     from peft import PeftModel
 
+    method, _, is_gguf = method.partition(" of ")
+    source = tiny_folder / "tiny.gguf" if is_gguf else source
     checkpoint: dict[str, Any] = {"INITIAL_CHECKPOINT_PATH": source}
     command = tiny.command(tiny_folder, "method.gin", tmp_path / "run", METHOD=method, **checkpoint)
     assert main.main([*command, "--gin.LORA_LEARNING_RATE=0.05"]) == 0
@@ -58,7 +61,10 @@ def test_lora_of_a_run(method: str, tiny_folder: Path, source: Path, tmp_path: P
     ids = [5, 9, 200, 7, 31]
     batch = base.model.layout([[Tokens(ids[:1], ids[1:])]], 8, 4)
     ours = jax.jit(target_logits, static_argnums=0)(base.model, merged, None, batch)[0]
-    model = hf_models.load(source if method == "lora" else tmp_path / "out" / "stripped")[0]
+    kept = tmp_path / "out" / "base" if is_gguf else source
+    model = hf_models.load(kept if method == "lora" else tmp_path / "out" / "stripped")[0]
+    config = json.loads((tmp_path / "out" / "peft" / "lora" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == model.name_or_path
     with torch.no_grad():
         plain = model(input_ids=torch.tensor([ids])).logits[0, :-1].numpy()
         adapter = PeftModel.from_pretrained(model, str(tmp_path / "out" / "peft" / "lora")).eval()

@@ -12,11 +12,10 @@ import torch
 from forward import target_logits
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
-from promot_jax import trees
-from promot_jax.checkpoints import export, formats, pretrained, trained_lora
+from promot_jax.checkpoints import export, formats, pretrained
 from promot_jax.checkpoints.huggingface import peft
-from promot_jax.checkpoints.huggingface.model_card import Card
 from promot_jax.checkpoints.pretrained import Pretrained
+from promot_jax.checkpoints.trained_lora import TrainedLora
 from promot_jax.decoding.generate import generate
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
@@ -130,17 +129,25 @@ def test_lora(name: str, targets: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     base = exported(tmp_path, "Llama untied")
-    found = trained_lora.TrainedLora(tmp_path, 1, Lora(), "model.gguf")
     for refused, message in (
-        (formats.Exported(base, {}, found), "belongs to model.gguf, which is no Hugging Face folder"),
         (formats.Exported(base, {"../x": PROMPTS["review"]}), "cannot name tokens"),
         (formats.Exported(base, {"x": np.zeros((2, 31), np.float32)}), "rows of 31, the model of 32"),
     ):
         with pytest.raises(UserError, match=message):
             formats.write(tmp_path / "refused", formats.PEFT, refused)
-    on_hub = formats.Exported(base, {}, trained_lora.TrainedLora(tmp_path, 1, Lora(), str(tmp_path / "source")),
-                              card=Card(hub="org/name"))  # fmt: skip
-    with pytest.raises(UserError, match="which is no model of the Hugging Face hub"):
-        formats.write(tmp_path / "refused", formats.PEFT, on_hub)
     assert not list((tmp_path / "refused").iterdir())
-    assert trees.count(base.params)
+
+
+def test_where_the_base_model_of_lora_is(tmp_path: Path) -> None:
+    """A model that PEFT loads is named; another one is exported, but cannot be on the hub."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+
+    def folders(checkpoint: str, hub: str = "") -> list[str]:
+        return formats.folders(["peft"], prompts=False, lora=TrainedLora(tmp_path, 1, Lora(), checkpoint), hub=hub)
+
+    assert folders("org/name") == folders("hf://org/name", "org/mine") == folders("") == ["peft"]
+    assert folders(str(tmp_path / "model")) == ["peft"] and folders("asset:model") == ["base", "peft"]
+    for checkpoint in ("asset:model", str(tmp_path / "model")):
+        with pytest.raises(UserError, match="which is not on the Hugging Face hub"):
+            folders(checkpoint, "org/mine")
