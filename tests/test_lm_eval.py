@@ -18,6 +18,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip i
 from promot_jax import lm_eval as adapter  # noqa: E402
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.filterwarnings("ignore"),  # other people's programs
 ]
