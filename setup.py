@@ -37,13 +37,16 @@ REQUIRES = [
     "tokenizers>=0.23.3",
 ]
 DEMO = ["countryinfo>=1.0.1"]
-HUB = ["huggingface_hub>=2.4.0"]  # for hf:// checkpoints
+HUB = ["huggingface_hub>=2.4.0"]  # for hf:// checkpoints, and to push exports
 DATASETS = ["datasets>=4.0"]  # for DATA=hf://organisation/name
+LM_EVAL = ["lm_eval>=0.4.13"]  # older ones name the parts that promot_jax.lm_eval uses otherwise
 # Builds SeqIO caches, in an environment of its own: Beam keeps protobuf below 7, which sentencepiece 0.2.3 refuses.
 CACHE = ["apache-beam>=2.77.0", "google-crc32c>=1.9.0", "sentencepiece<0.2.3"]
 TEST = [
     *DEMO,
     *HUB,
+    *LM_EVAL,
+    "accelerate>=1.15.0",  # lm-eval's model `hf` imports it
     "hypothesis>=6.170",
     "markdown-it-py>=4.0",
     "peft>=0.21.2",
@@ -90,6 +93,7 @@ setup(
         "demo": DEMO,
         "hub": HUB,
         "datasets": DATASETS,
+        "lm-eval": LM_EVAL,
         "cache": CACHE,
         "test": TEST,
         "dev": DEV,

@@ -123,5 +123,5 @@ def generate(model: Any, row: list[int], **options: Any) -> list[int]:
     cached = not t5 or model.config.num_decoder_layers <= model.config.num_layers
     options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None, "use_cache": cached} | options
     with torch.no_grad():
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     return [int(i) for sample in out for i in sample[1 if t5 else len(row) :]]

@@ -20,8 +20,9 @@ from tokenizers import AddedToken, Tokenizer, processors
 from promot_jax import files, trees
 from promot_jax.checkpoints.answers import GENERATION, TOKENIZER
 from promot_jax.checkpoints.huggingface import config as hf_config
-from promot_jax.checkpoints.huggingface import names, safetensors
+from promot_jax.checkpoints.huggingface import model_card, names, safetensors
 from promot_jax.checkpoints.huggingface.load import CONFIG, INDEX, SINGLE
+from promot_jax.checkpoints.huggingface.model_card import Card
 from promot_jax.checkpoints.huggingface.safetensors import Source
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.errors import UserError
@@ -32,7 +33,9 @@ Prompts = Mapping[str, np.ndarray]
 SHARD_BYTES = 5_000_000_000
 
 
-def write(target: Path, base: Pretrained, prompts: Prompts | None = None, dtype: str = "float32") -> None:
+def write(
+    target: Path, base: Pretrained, prompts: Prompts | None = None, dtype: str = "float32", card: Card = Card()
+) -> None:
     """Writes a folder that transformers loads with no code of ours; all of it, or nothing.
 
     Args:
@@ -40,6 +43,7 @@ def write(target: Path, base: Pretrained, prompts: Prompts | None = None, dtype:
         base: the model and its tokenizer.
         prompts: soft prompts `[length, embed]` by name, as added tokens; None for the model alone.
         dtype: "float32" or "bfloat16", of the file.
+        card: where the model comes from, for README.md.
 
     Raises:
         UserError: the folder is there already, or the model or its tokenizer cannot be said in this format.
@@ -50,7 +54,13 @@ def write(target: Path, base: Pretrained, prompts: Prompts | None = None, dtype:
         raise UserError(f"{target} exists already; delete it, or give another --workdir.")
     with files.replacing(target) as folder:
         folder.mkdir()
-        _fill(folder, base, prompts or {}, dtype)
+        _fill(folder, base, prompts or {}, dtype, card)
+
+
+def described(base: Pretrained) -> tuple[str, dict[str, Any]]:
+    """The model's family, "decoder" or "t5", and its config with all fields."""
+    family = next(name for name, kind in CONFIGS.items() if type(base.model.config) is kind)
+    return family, hf_config.full(family, base.model.config)
 
 
 def token_names(prompts: Prompts) -> list[str]:
@@ -65,11 +75,9 @@ def token_names(prompts: Prompts) -> list[str]:
     return [f"<promot_{name}_{row}>" for name in sorted(prompts) for row in range(len(prompts[name]))]
 
 
-def _fill(folder: Path, base: Pretrained, prompts: Prompts, dtype: str) -> None:
-    model = base.model.config
-    family = next(name for name, kind in CONFIGS.items() if type(model) is kind)
-    config = hf_config.full(family, model)
-    described = hf_config.write(family, config)
+def _fill(folder: Path, base: Pretrained, prompts: Prompts, dtype: str, card: Card) -> None:
+    family, config = described(base)
+    written = hf_config.write(family, config)
     sources = _sources(family, config, base.params)
     vocabulary, tokens = base.vocabulary, token_names(prompts)
     if not hasattr(vocabulary, "save"):
@@ -86,15 +94,17 @@ def _fill(folder: Path, base: Pretrained, prompts: Prompts, dtype: str) -> None:
         _put_template(folder / TOKENIZER, template)
     if vocabulary.add_bos and vocabulary.bos_id is not None:
         _put_bos(folder / "tokenizer.json", vocabulary.bos_id)
-    first, between = config["vocab_size"], None
     if tokens:
+        first = config["vocab_size"]
         _add_prompts(sources, family, config, base.params, prompts)
-        described |= {"vocab_size": first + len(tokens), "tie_word_embeddings": False}
+        written |= {"vocab_size": first + len(tokens), "tie_word_embeddings": False}
         generation["suppress_tokens"] = list(range(first, first + len(tokens)))
         between = _extend_tokenizer(folder / "tokenizer.json", first, tokens, vocabulary)
-    note = _note_prompted(family, prompts, first, between, vocabulary) if tokens else _note_stripped(family)
-    (folder / "README.md").write_text(note + _NOTE, encoding="utf-8")
-    _write_json(folder / CONFIG, described | roles | {"torch_dtype": dtype})
+        readme = model_card.prompted(card, family, prompts, first, between, vocabulary)
+    else:
+        readme = model_card.stripped(card, family)
+    model_card.write(folder, readme, card)
+    _write_json(folder / CONFIG, written | roles | {"torch_dtype": dtype})
     _write_json(folder / GENERATION, generation)
     _write_tensors(folder, sources, dtype)
 
@@ -211,63 +221,3 @@ def _extend_tokenizer(file: Path, first: int, tokens: list[str], vocabulary: Any
         if tokenizer.encode(front + between + sample, add_special_tokens=False).ids == want:
             return between
     return None
-
-
-_AUTO = {"t5": "AutoModelForSeq2SeqLM", "decoder": "AutoModelForCausalLM"}
-# The end of every README.md.
-_NOTE = """
-In training and evaluation a text that has the name of a control token in it (`<|im_end|>`, `</s>`) was text. Without
-a further argument this tokenizer reads it as that token, so that data could end a sequence or open a turn; it reads
-text as text by `tokenizer(text, split_special_tokens=True)`.
-"""
-
-
-def _note_stripped(family: str) -> str:
-    """README.md of a model alone: how to use it."""
-    auto = _AUTO[family]
-    return f"""# A model without soft prompts
-
-```python
-from transformers import AutoTokenizer, {auto}
-tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
-ids = tokenizer(text, return_tensors="pt").input_ids
-print(tokenizer.decode(model.generate(ids)[0], skip_special_tokens=True))
-```
-
-generation_config.json has the tokens that end an answer, tokenizer_config.json the chat template where there is one.
-"""
-
-
-def _note_prompted(family: str, prompts: Prompts, first: int, between: str | None, vocabulary: Any) -> str:
-    """README.md of a model with prompts: what was added and how to use it."""
-    auto, rows = _AUTO[family], ""
-    for name in sorted(prompts):
-        last = first + len(prompts[name]) - 1
-        rows += f"| {name} | `<promot_{name}_0>` to `<promot_{name}_{last - first}>` | {first} to {last} |\n"
-        first = last + 1
-    name, one_string = min(prompts), ""
-    if between is not None:
-        bos = (" + tokenizer.bos_token" if vocabulary.add_bos else "") + (f' + "{between}"' if between else "")
-        one_string = f"""
-A server that takes text only (vLLM and the like) reads the same ids from one string:
-`tokenizer("".join(prompt){bos} + text{"" if family == "t5" else ", add_special_tokens=False"})`.
-"""
-    return f"""# A model with its soft prompts as tokens
-
-| task | tokens | ids |
-|---|---|---|
-{rows}
-For a task of the table, put all of its tokens, in order, in front of the input; for anything else leave them
-out: the model is then the plain one. Nothing may stand before them, a beginning-of-sequence token included.
-
-```python
-from transformers import AutoTokenizer, {auto}
-tokenizer, model = AutoTokenizer.from_pretrained("."), {auto}.from_pretrained(".")
-prompt = [f"<promot_{name}_{{i}}>" for i in range({len(prompts[name])})]
-ids = tokenizer.convert_tokens_to_ids(prompt) + tokenizer(text).input_ids
-```
-{one_string}
-These tokens are never generated: their rows of the output head are the mean of all others, so that greedy
-decoding and beams cannot choose them, and `suppress_tokens` in generation_config.json forbids them when
-sampling. A server that does not read that file wants the ids in its own list of forbidden tokens.
-"""

@@ -22,6 +22,7 @@ from promot_jax.models import CONFIGS, Config, Model, build
 from promot_jax.params import lora
 from promot_jax.params.fingerprint import fingerprint as fingerprint_of
 from promot_jax.results import records
+from promot_jax.results.schema import StageRecord
 
 if TYPE_CHECKING:
     from promot_jax.data.vocabularies.tokenizer import Vocabulary
@@ -288,13 +289,45 @@ def _stage_folder(path: Path) -> Path | None:
     return None
 
 
+def trained_by(path: str) -> list[tuple[Path, StageRecord]]:
+    """The finished stages that made the model at a path, the last one first; none where no run trained it.
+
+    Args:
+        path: as `load` takes it.
+
+    Raises:
+        UserError: a folder that holds no model, or a stage that is said to be trained from itself.
+    """
+    found: dict[Path, StageRecord] = {}
+    local = Path(path)
+    while not is_remote(spelled(path)) and local.is_dir() and not hf.is_folder(local) and not is_checkpoint(local):
+        folder = _stage_folder(local)
+        stage = describe(folder) if folder else None
+        assert folder is not None and stage is not None
+        if folder.resolve() in found:
+            raise _trained_from_itself(folder)
+        found[folder.resolve()] = stage
+        path, local = stage.checkpoint, Path(stage.checkpoint)
+    return list(found.items())
+
+
+def _trained_from_itself(folder: Path) -> UserError:
+    return UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
+
+
 def _load_stage(
     folder: Path, path: str, partitioner: Partitioner, options: _Options, without: Collection[str]
 ) -> Pretrained:
     """The base model with the leaves that a stage trained; of the base only the others are held."""
     stage = describe(folder)
     assert stage is not None
+<<<<<<< HEAD
     options = _on_stage(options, folder)
+=======
+    if folder.resolve() in options.stages:
+        raise _trained_from_itself(folder)
+    options = dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
+>>>>>>> 018b774
     saved = Saved(folder / "checkpoints").shapes(stage.best_step)
     trained = {name.removeprefix("model/") for name in saved if name.startswith("model/")}
     source = _load(stage.checkpoint, partitioner, options, trained)

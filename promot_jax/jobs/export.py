@@ -1,13 +1,15 @@
-"""Job `export`: a run's model for T5X and for Hugging Face, plain and with its soft prompts as added tokens."""
+"""Job `export`: a run's model in the formats of other programs, with its soft prompts and LoRA."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from promot_jax import files, trees
 from promot_jax.distributed import hosts
-from promot_jax.errors import UserError, nearest
+from promot_jax.errors import UserError
 from promot_jax.experiments.initial_params import load_prompts
 from promot_jax.experiments.resume_guard import keep_settings
 from promot_jax.experiments.session import load_base
@@ -18,59 +20,75 @@ from promot_jax.results.provenance import commit, versions
 
 
 def export(
-    workdir: Path, experiment: Experiment, dtype: str = "float32", formats: Sequence[str] = ("huggingface", "t5x")
+    workdir: Path,
+    experiment: Experiment,
+    dtype: str = "float32",
+    formats: Sequence[str] = ("huggingface", "peft"),
+    push_to_hub: str = "",
 ) -> None:
-    """Job: writes a model in the formats of others: stripped, and with its prompts as tokens where there are any.
+    """Job: writes a model in the formats of others: stripped, with its prompts as tokens, and as adapters for PEFT.
 
     Args:
-        workdir: gets `stripped/` and, with prompts, `with_prompts/` (Hugging Face folders), and `t5x/checkpoint_0`;
-            none of them may be there already; those of the same export that was killed are kept.
+        workdir: gets `stripped/` and, with prompts, `with_prompts/` (Hugging Face folders); `peft/`, an adapter for
+            each prompt and for the run's LoRA, and `base/` where PEFT needs it for that; `t5x/checkpoint_0`. None of
+            them may be there already; those of the same export that was killed are kept.
         experiment: model and prompts (`prompt_path`).
-        dtype: of the Hugging Face folders, "float32" or "bfloat16"; T5X checkpoints are float32.
-        formats: which to write, of "huggingface" and "t5x".
+        dtype: of the Hugging Face folders, "float32" or "bfloat16"; other files are float32.
+        formats: which to write, of "huggingface", "peft" and "t5x".
+        push_to_hub: repository on the Hugging Face hub, "org/name", that all but T5X's is uploaded to; "" for none.
 
     Raises:
         UserError: an unknown format, a folder that is there already, or a model that a format cannot hold.
     """
-    from promot_jax.checkpoints import export as folders
-    from promot_jax.checkpoints.t5x import write
+    from promot_jax.checkpoints import formats as written
+    from promot_jax.checkpoints import run_card, trained_lora
+    from promot_jax.checkpoints.huggingface import hub
 
     started = time.monotonic()
-    for name in formats:
-        if name not in ("huggingface", "t5x"):
-            raise UserError(f"Unknown export format {name!r}{nearest(name, ('huggingface', 't5x'))}.")
     if hosts.count() > 1:
         raise UserError("An export runs on one host, which holds the whole model in memory: start it there alone.")
-    wanted = {"stripped": "huggingface", "with_prompts": "huggingface", "t5x/checkpoint_0": "t5x"}
-    targets = [workdir / name for name, kind in wanted.items() if kind in formats]
-    targets = [target for target in targets if experiment.prompt_path or target.name != "with_prompts"]
+    if push_to_hub:
+        hub.check(push_to_hub)
+    given = experiment.prompt_path
+    paths = [given] if isinstance(given, str) else [*given.values()]
+    lora = trained_lora.find(experiment.checkpoint)
+    names = written.folders(formats, prompts=any(paths), lora=lora, hub=push_to_hub)
+    killed = _was_killed(workdir)
+    for name in names:  # before the model is read
+        if (workdir / name).exists() and not killed:
+            raise UserError(f"{workdir / name} exists already; delete it, or give another --workdir.")
+    base = load_base(experiment)
+    prompts = load_prompts(experiment, base) if any(paths) else {}
+    settings = {"export": {"model": base.fingerprint, "prompts": fingerprint(prompts), "dtype": dtype}}
+    if any((workdir / name).exists() for name in names):
+        keep_settings(workdir, settings)
+    else:
+        (workdir / "results.json").unlink(missing_ok=True)
+        files.write(settings, workdir / "settings.json")
+    card = run_card.card_of(experiment.checkpoint, list(filter(None, paths)), push_to_hub)
+    of_lora = partial(load_base, dataclasses.replace(experiment, checkpoint=lora.checkpoint)) if lora else None
+    exported = written.Exported(base, prompts, lora, of_lora, dtype, card)
+    for name in names:
+        if (workdir / name).exists():
+            print(f"{workdir / name} is complete.", flush=True)
+            continue
+        print(f"{written.write(workdir, name, exported)}: {trees.count(base.params):,} parameters.", flush=True)
+    summary: dict[str, Any] = {"job": "export", "model": experiment.checkpoint, "base": base.base, "dtype": dtype}
+    if push_to_hub:
+        root = written.STRIPPED if written.STRIPPED in names else ""
+        rest = [name for name in names if name not in (root, written.T5X)]
+        summary["hub"] = hub.push(workdir, push_to_hub, root, rest)
+        print(f"Pushed to {summary['hub']}.", flush=True)
+    summary |= {"fingerprint": base.fingerprint, "prompts": {name: len(rows) for name, rows in prompts.items()}}
+    summary |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
+    files.write(summary, workdir / "results.json")
+
+
+def _was_killed(workdir: Path) -> bool:
+    """Whether an export was begun in a folder and not finished; raises UserError where another job ran there."""
     for path in (workdir / "settings.json", workdir / "results.json"):
         if path.is_file():
             found = records.read(path, dict[str, Any], "give another --workdir")
             if found.get("job") != "export" and "export" not in found:
                 raise UserError(f"{workdir} holds the {path.name} of another run; give another --workdir.")
-    killed = (workdir / "settings.json").is_file() and not (workdir / "results.json").is_file()
-    for target in targets:  # before the model is read
-        if target.exists() and not killed:
-            raise UserError(f"{target} exists already; delete it, or give another --workdir.")
-    base = load_base(experiment)
-    prompts = load_prompts(experiment, base) if experiment.prompt_path else {}
-    settings = {"export": {"model": base.fingerprint, "prompts": fingerprint(prompts), "dtype": dtype}}
-    if any(target.exists() for target in targets):
-        keep_settings(workdir, settings)
-    else:
-        (workdir / "results.json").unlink(missing_ok=True)
-        files.write(settings, workdir / "settings.json")
-    for target in targets:
-        if target.exists():
-            print(f"{target} is complete.", flush=True)
-            continue
-        if target.name == "checkpoint_0":
-            write.write(target.parent, 0, base.params)
-        else:
-            folders.write(target, base, prompts if target.name == "with_prompts" else None, dtype)
-        print(f"{target}: {trees.count(base.params):,} parameters.", flush=True)
-    summary: dict[str, Any] = {"job": "export", "model": experiment.checkpoint, "base": base.base, "dtype": dtype}
-    summary |= {"fingerprint": base.fingerprint, "prompts": {name: len(rows) for name, rows in prompts.items()}}
-    summary |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
-    files.write(summary, workdir / "results.json")
+    return (workdir / "settings.json").is_file() and not (workdir / "results.json").is_file()

@@ -1,6 +1,7 @@
 """Job `infer`: generates for inputs of a file or the command line."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from promot_jax import files, trees
+from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError, half_character
 from promot_jax.experiments.initial_params import saved_prompts
@@ -22,9 +24,9 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     Args:
         workdir: gets `outputs.jsonl`: input, prompt, raw output and the output up to its first line's end, per line.
         experiment: model and prompts.
-        inputs: texts; or a file, "-" for standard input: plain text with one input per line, or (`.jsonl`)
-            `{"input": ..., "prompt": name}` per line. Without "prompt" an input gets the first soft prompt of
-            `prompt_path`, with "prompt": "" none.
+        inputs: texts; or one, with white space in it; or a file, "-" for standard input: plain text with one input per
+            line, or (`.jsonl`, or standard input that starts with `{"input"`) `{"input": ..., "prompt": name}` per
+            line. Without "prompt" an input gets the first soft prompt of `prompt_path`, with "prompt": "" none.
 
     Raises:
         UserError: no such file, a malformed line, or an unknown prompt.
@@ -44,6 +46,7 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     if experiment.prompt_path:
         params["prompt"] = saved_prompts(session)
     default = next(iter(params.get("prompt", {})), "")
+    print(_announced(default, experiment.evaluation.decoding), flush=True)
     requests = [Request(text, default if prompt is None else prompt) for text, prompt in asked]
     outputs = session.sampler.ask(params, requests)
     answers = [session.sampler.answer(output).strip() for output in outputs]
@@ -59,15 +62,24 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         print(_printable(f"{row['prompt'] or '-'} | {row['input']} -> {row['output']}"), flush=True)
 
 
+def _announced(prompt: str, decoding: Decoding) -> str:
+    """What an output is of, and where it ends."""
+    applied = f"Inputs that name no soft prompt have that of {prompt!r} prepended." if prompt else "No soft prompt."
+    stop = f"at {decoding.stop!r} or " if decoding.stop else ""
+    return f"{applied} Outputs end {stop}after {decoding.max_tokens} tokens (Decoding.stop, Decoding.max_tokens)."
+
+
 def _inputs(path: str) -> list[tuple[str, str | None]]:
-    """Reads what to ask: texts, each with the name of its prompt where the file gives one."""
+    """Reads the inputs: texts, each with the name of its prompt where the file gives one."""
+    if any(map(str.isspace, path)) and not os.path.exists(path):
+        return [(path, None)]
     try:
         whole = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
         whole = whole.removeprefix("\ufeff")  # a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the inputs in {path!r}: {error}.") from error
     lines = whole.removesuffix("\n").split("\n") if whole else []  # splitlines() would cut at U+2028 within a text
-    if not path.endswith(".jsonl"):
+    if not path.endswith(".jsonl") and not (path == "-" and whole.startswith('{"input"')):
         return [(line, None) for line in lines if line]
     asked: list[tuple[str, str | None]] = []
     for number, line in enumerate(lines, 1):

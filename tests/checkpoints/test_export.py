@@ -137,7 +137,8 @@ def test_job(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     soft_prompts.save(tmp_path / "prompt", PROMPTS["a"], info)
     command = tiny.command(tiny_folder, "export.gin", tmp_path / "run", PROMPT_PATH=tmp_path / "prompt")
     assert main.main(command) == 0
-    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"stripped", "with_prompts", "results.json"}
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found >= {"stripped", "with_prompts", "peft", "results.json"} and "t5x" not in found
     summary = json.loads((tmp_path / "run" / "results.json").read_text())
     assert summary["prompts"] == {"tiny_review": 3} and summary["fingerprint"] == base.fingerprint
     assert pretrained.load(str(tmp_path / "run" / "stripped"), Partitioner()).fingerprint == base.fingerprint
@@ -155,7 +156,8 @@ def test_job_that_was_killed_goes_on(
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    command = tiny.command(tiny_folder, "export.gin", tmp_path / "run")
+    formats = {"EXPORT_FORMATS": ["huggingface", "t5x"]}
+    command = tiny.command(tiny_folder, "export.gin", tmp_path / "run", **formats)
     with monkeypatch.context() as patch:
         patch.setattr(write, "write", killed)
         assert main.main(command) == 130
@@ -163,13 +165,13 @@ def test_job_that_was_killed_goes_on(
     left = tmp_path / "run" / "t5x" / ".checkpoint_0.writing-x"  # as a kill that no process survives leaves it
     left.mkdir(parents=True)
     os.utime(left, (0, 0))
-    other = tiny.command(tiny_folder, "export.gin", tmp_path / "run", **{"export.dtype": "bfloat16"})
+    other = tiny.command(tiny_folder, "export.gin", tmp_path / "run", **formats, EXPORT_DTYPE="bfloat16")
     assert main.main(other) == 2
     assert "was started with export/dtype = float32, now it is bfloat16" in capsys.readouterr().err
     assert main.main(command) == 0
     after = (tmp_path / "run" / "stripped" / "model.safetensors").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    assert main.main(tiny.command(tiny_folder, "export.gin", tmp_path / "whole")) == 0
+    assert main.main(tiny.command(tiny_folder, "export.gin", tmp_path / "whole", **formats)) == 0
     names = [{path.relative_to(run) for path in run.rglob("*")} for run in (tmp_path / "run", tmp_path / "whole")]
     assert names[0] == names[1]
     assert main.main(command) == 2

@@ -380,6 +380,7 @@ def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monk
     assert [(row["input"], row["prompt"]) for row in found] == [(text, "") for text in QUESTIONS]
     shown = capsys.readouterr().out
     assert all(row["output"] == row["raw"].strip() for row in found) and len({row["raw"] for row in found}) > 1
+    assert "No soft prompt. Outputs end at '\\n' or after 8 tokens (Decoding.stop, Decoding.max_tokens).\n" in shown
     assert "\n- | Animal: ant -> " in shown and "\n- | Thing: snow\\nColour: -> " in shown  # a line for each
     assert json.loads((tiny_folder / "texts" / "results.json").read_text())["n"] == len(QUESTIONS)
 
@@ -387,6 +388,7 @@ def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monk
 def test_infer_reads_files_and_standard_input(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["Animal: ant", "x", "Thing: é\u2028\x0c."]
     want = infer(tiny_folder, "lines", tuple(lines))
+    assert infer(tiny_folder, "one", lines[0]) == want[:1]  # a text, not a file
     (tiny_folder / "questions.txt").write_text(
         "Animal: ant\n\nx\nThing: é\u2028\x0c.\n", "utf-8-sig"
     )  # empty lines ask nothing, nor does a byte order mark
@@ -394,6 +396,8 @@ def test_infer_reads_files_and_standard_input(tiny_folder: Path, monkeypatch: py
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert infer(tiny_folder, "stdin", "-") == want
     outputs = (tiny_folder / "lines" / "outputs.jsonl").read_text("utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO(outputs))
+    assert infer(tiny_folder, "json", "-") == want
     # As the codec utf-8-sig writes it, with blank lines: outputs may be asked again.
     (tiny_folder / "again.jsonl").write_text(outputs + "\n  \n", "utf-8-sig")
     assert infer(tiny_folder, "again", tiny_folder / "again.jsonl") == want
