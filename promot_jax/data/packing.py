@@ -80,21 +80,20 @@ class Packer:
             batches: some of the run's; none of them gives `plain` alone.
             steps: updates of the run. A second shape has to save the time in which it is compiled.
         """
-        shapes, work = (self.plain,), np.full(len(batches), self.plain.work())
-        needs = [[self._needed(self._pack(batch, rows)) for batch in batches] for rows in self._numbers_of_rows()]
-        candidates = sorted({shape for some in needs for shape in self._candidates(some)}, key=Shape.work)
-        fits = {shape.rows: np.array(some) for some in needs for shape in some[:1]}
-        for number in range(_SHAPES if batches else 0):
+        needs = {rows: [self._needed(self._pack(batch, rows)) for batch in batches] for rows in self._numbers_of_rows()}
+        candidates = [shape for needed in needs.values() for shape in self._candidates(needed)]
+        fits = [(np.array(needs[shape.rows]) <= shape).all(axis=1) for shape in candidates]
+        shapes, work = [self.plain], np.full(len(batches), self.plain.work())
+        for number in range(_SHAPES if candidates else 0):
             saving = _SAVING if number == 0 else max(_SAVING, _COMPILING / steps)
-            with_it = [
-                np.where((fits[shape.rows] <= shape).all(axis=1), np.minimum(work, shape.work()), work)
-                for shape in candidates
+            less = [
+                np.where(fit, np.minimum(work, shape.work()), work) for shape, fit in zip(candidates, fits, strict=True)
             ]
-            best = min(range(len(candidates)), key=lambda index: float(with_it[index].sum()), default=None)
-            if best is None or with_it[best].sum() > (1 - saving) * work.sum():
+            best = int(np.argmin(np.sum(less, axis=1)))
+            if less[best].sum() > (1 - saving) * work.sum():
                 break
-            shapes, work = tuple(sorted({*shapes, candidates[best]}, key=Shape.work)), with_it[best]
-        return shapes
+            shapes, work = [*shapes, candidates[best]], less[best]
+        return tuple(sorted(shapes, key=Shape.work))
 
     def layout(self, batch: Sequence[Row], shapes: Sequence[Shape]) -> Batch:
         """Returns the arrays of a batch in the first shape of `choose` that it fits."""
@@ -122,7 +121,7 @@ class Packer:
         needs = sorted(needs)
         for need, targets in zip(needs, itertools.accumulate((need.targets for need in needs), max), strict=True):
             shape = self._with_space(need._replace(targets=targets))
-            if shape.length <= max(self.plain.length, _LONGEST):
+            if max(shape.length, shape.targets) <= max(self.plain.length, self.plain.targets, _LONGEST):
                 yield shape
 
     def _numbers_of_rows(self) -> list[int]:
@@ -138,7 +137,7 @@ class Packer:
         length, targets = _rounded(shape.length, 8), _rounded(shape.targets, 2)
         if shape.rows == self.rows:
             length, targets = min(length, self.plain.length), min(targets, self.targets)
-        return Shape(shape.rows, max(length, targets), targets)
+        return Shape(shape.rows, max(length, targets) if self.model.continues else length, targets)
 
     def _needed(self, packed: Sequence[Row]) -> Shape:
         """The smallest shape that holds packed rows."""

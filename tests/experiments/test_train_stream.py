@@ -18,7 +18,7 @@ from promot_jax.errors import UserError
 from promot_jax.experiments import session
 from promot_jax.experiments.resume_guard import keep_settings
 from promot_jax.experiments.stage import recorded
-from promot_jax.experiments.train_stream import Stream, stage_batches
+from promot_jax.experiments.train_stream import stage_batches
 from promot_jax.methods.base import Stage
 from promot_jax.methods.finetune import FINETUNE
 from promot_jax.methods.promot import STAGE1, STAGE2
@@ -46,7 +46,7 @@ def params_of(opened: session.Session, stage: Stage) -> dict[str, Any]:
     return params
 
 
-def losses(opened: session.Session, stage: Stage, training: Training) -> tuple[list[float], Stream]:
+def losses(opened: session.Session, stage: Stage, training: Training) -> tuple[list[float], Any]:
     params, model, place = params_of(opened, stage), opened.base.model, opened.experiment.partitioner
     _, stream = stage_batches(opened, params.get("prompt"), model, training, None)
     state, constants, _, transform = build(model, place.place(params), stage, training, place)

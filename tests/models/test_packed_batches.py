@@ -41,7 +41,7 @@ def loss_and_gradients(name):
     noise = np.random.default_rng(0)
     shapes = trees.flatten(jax.eval_shape(model.init, jax.random.key(0)))
     drawn = {
-        path: jnp.asarray(noise.normal(path.endswith("scale"), 0.3, leaf.shape), jnp.float32)
+        path: jnp.asarray(noise.normal(path.endswith("scale"), 0.15, leaf.shape), jnp.float32)
         for path, leaf in shapes.items()
     }
     params, table = trees.unflatten(drawn), jnp.asarray(noise.normal(size=(15, config.emb_dim)), jnp.float32)
