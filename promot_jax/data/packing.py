@@ -125,12 +125,12 @@ class Packer:
                 yield shape
 
     def _numbers_of_rows(self) -> list[int]:
-        """The numbers of rows to choose from: powers of two, and halfway between, times what the mesh needs."""
+        """The numbers of rows to choose from: four steps between powers of two, times what the mesh needs."""
         unit = self.microbatches * self.devices
         if self.model.config.dropout_rate or self.rows % unit:
             return [self.rows]
-        fewer = (unit * (step << power) // 2 for power in range(self.rows.bit_length() + 1) for step in (2, 3))
-        return sorted({rows for rows in fewer if rows < self.rows and rows % unit == 0}) + [self.rows]
+        fewer = {step << power >> 2 for power in range(self.rows.bit_length() + 1) for step in (4, 5, 6, 7)}
+        return [unit * rows for rows in sorted(fewer) if unit * rows < self.rows] + [self.rows]
 
     def _with_space(self, shape: Shape) -> Shape:
         """A shape a sixteenth larger, rounded up; an unpacked row needs no more than `plain` has."""

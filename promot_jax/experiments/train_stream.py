@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Stream = ShardedBatches | PackedBatches
 
 # Examples from whose lengths the shape of packed batches is chosen, and batches of them at most.
-_EXAMPLES, _BATCHES = 4096, 64
+_EXAMPLES, _BATCHES = 2048, 64
 
 
 def train_batches(
