@@ -61,15 +61,24 @@ class TrainBatches:
         self._inputs = feature_lengths["inputs"] + max((len(ids) for ids in encoder.prompt_ids.values()), default=0)
         self._targets = feature_lengths["targets"]
         self._row_targets = max(self._targets, replay.targets if replay else 0)
-        self._lengths = f"{feature_lengths['inputs']} inputs, {self._targets} targets"
+        self._limits = f"{feature_lengths['inputs']} inputs, {self._targets} targets"
         self._layout = layout
         self._waiting: Tokens | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches from step 0 on."""
+        for rows in self.rows():
+            yield self._layout(rows, *self.lengths)
+
+    def rows(self) -> Iterator[list[list[Tokens]]]:
+        """Yields the rows of batches from step 0 on, before they are laid out."""
         while True:
-            rows = [self._row() for _ in range(self._batch_size)]
-            yield self._layout(rows, self._inputs, self._row_targets)
+            yield [self._row() for _ in range(self._batch_size)]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Input tokens, soft prompt included, and target tokens for which a row has space."""
+        return self._inputs, self._row_targets
 
     def _row(self) -> list[Tokens]:
         row: list[Tokens] = []
@@ -95,7 +104,7 @@ class TrainBatches:
                 return tokens
             self.skipped += 1
         raise UserError(
-            f"1000 examples in a row are longer than TASK_FEATURE_LENGTHS ({self._lengths}); the last has "
+            f"1000 examples in a row are longer than TASK_FEATURE_LENGTHS ({self._limits}); the last has "
             f"{len(tokens.inputs)} and {len(tokens.targets)} tokens."
         )
 

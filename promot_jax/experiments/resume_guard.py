@@ -56,6 +56,7 @@ YOUNGER = {
     "curve_draws": 1,
     "exemplar_draws": 1,
     "weight_dtype": "float32",
+    "pack_batch": False,
     "samples": 5,
     "prompt_task": "",
     "attention": "auto",

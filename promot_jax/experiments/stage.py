@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from promot_jax import files, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
+from promot_jax.data.packing import PackedBatches
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments import hooks
@@ -16,7 +17,7 @@ from promot_jax.experiments.final_evaluation import settings_of
 from promot_jax.experiments.initial_params import prompt_init
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
 from promot_jax.experiments.session import Session
-from promot_jax.experiments.train_stream import train_batches
+from promot_jax.experiments.train_stream import stage_batches
 from promot_jax.methods.base import Candidates, Stage
 from promot_jax.models import build
 from promot_jax.params import soft_prompts
@@ -29,8 +30,8 @@ from promot_jax.training.settings import Training
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
 if TYPE_CHECKING:
-    from promot_jax.data.batches import ShardedBatches
     from promot_jax.data.exemplars import WithExemplars
+    from promot_jax.experiments.train_stream import Stream
 
 Json = dict[str, Any]
 
@@ -93,7 +94,10 @@ def _settings(session: Session, stage: Stage, training: Training, params: trees.
 
 def recorded(stage: Stage, training: Training) -> Json:
     """The settings of a stage that its result depends on, as `settings.json` holds them."""
-    return dataclasses.asdict(training) | stage.recorded()
+    settings = dataclasses.asdict(training) | stage.recorded()
+    if not training.dropout_rate:
+        del settings["pack_batch"]  # equal to rounding either way, as meshes are
+    return settings
 
 
 def _train(
@@ -109,14 +113,9 @@ def _train(
     experiment = session.experiment
     config = dataclasses.replace(session.base.model.config, dropout_rate=training.dropout_rate)
     model = build(config, experiment.partitioner)
-    examples, stream = train_batches(
-        session,
-        params.get("prompt"),
-        batch_size=training.batch_size,
-        layout=model.layout,
-        pack=training.pack,
-        generic=stage.replay,
-    )
+    examples, stream = stage_batches(session, params.get("prompt"), model, training, stage.replay)
+    if isinstance(stream, PackedBatches):
+        print(f"[{stage.name}] {stream.summary()}.", flush=True)
     with hooks.tensorboard(folder) as write:
         trained = train(
             folder,
@@ -134,7 +133,7 @@ def _train(
     return trained, _left_out(stage, examples, stream)
 
 
-def _left_out(stage: Stage, examples: "Mapping[int, WithExemplars]", stream: "ShardedBatches") -> dict[str, int]:
+def _left_out(stage: Stage, examples: "Mapping[int, WithExemplars]", stream: "Stream") -> dict[str, int]:
     """Counts of the examples and exemplars that were too long, over all hosts."""
     # Hosts may have opened the same shards.
     counts = {shard: (part.skipped, examples[shard].dropped) for shard, part in stream.parts.items()}

@@ -7,13 +7,21 @@ import numpy as np
 
 from promot_jax import trees
 from promot_jax.data import replay
+from promot_jax.data.packing import PackedBatches, Packer
 from promot_jax.data.replay import Replay
 from promot_jax.experiments.session import Session
+from promot_jax.models import Model
+from promot_jax.training.settings import Training
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
 if TYPE_CHECKING:
     from promot_jax.data.batches import ShardedBatches
     from promot_jax.data.exemplars import WithExemplars
+
+    Stream = ShardedBatches | PackedBatches
+
+# Examples from whose lengths the shape of packed batches is chosen, and batches of them at most.
+_EXAMPLES, _BATCHES = 2048, 64
 
 
 def train_batches(
@@ -73,3 +81,28 @@ def train_batches(
 
     held = np.ones(batch_size, bool) if whole else experiment.partitioner.held_rows(batch_size)
     return examples, batches.ShardedBatches(open_shard, experiment.data_shards, held)
+
+
+def stage_batches(
+    session: Session, prompt: trees.Tree | None, model: Model, training: Training, generic: Replay | None
+) -> "tuple[dict[int, WithExemplars], Stream]":
+    """The training stream of a stage; with `Training.pack_batch` its batches run in as few rows as they need.
+
+    Arguments and result as of `train_batches`.
+    """
+    examples, stream = train_batches(
+        session,
+        prompt,
+        batch_size=training.batch_size,
+        layout=model.layout,
+        pack=training.pack,
+        generic=generic,
+        whole=training.pack_batch,
+    )
+    if not training.pack_batch:
+        return examples, stream
+    lengths = next(iter(stream.parts.values())).lengths
+    devices = session.experiment.partitioner.rows()
+    packer = Packer(model, training.batch_size, *lengths, microbatches=training.microbatches, devices=devices)
+    look_ahead = min(_BATCHES, training.steps, max(_EXAMPLES // training.batch_size, 1))
+    return examples, PackedBatches(stream.parts, packer, look_ahead, training.steps)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from promot_jax import trees
+from promot_jax.data.packing import Packer
 from promot_jax.experiments.session import Session
 from promot_jax.models import Model
 from promot_jax.models.batch_layout import Tokens
@@ -27,23 +28,25 @@ class ValidationLoss:
         """Reads the examples; `prompt` are the soft prompts by name that are prepended to them, None for none."""
         lengths, settings = session.experiment.lengths, session.experiment.evaluation
         encoder, self._model, self._place = session.encoder(prompt), session.base.model, session.experiment.partitioner
-        self._targets = lengths["targets"]
-        self._inputs = lengths["inputs"] + max(map(len, encoder.prompt_ids.values()), default=0)
+        targets = lengths["targets"]
+        inputs = lengths["inputs"] + max(map(len, encoder.prompt_ids.values()), default=0)
         encoded = map(encoder.tokens, _examples(session))
-        fits = [t for t in encoded if len(t.inputs) <= self._inputs and len(t.targets) <= self._targets]
+        fits = [t for t in encoded if len(t.inputs) <= inputs and len(t.targets) <= targets]
         parts = self._place.rows()
-        most = max(settings.tokens_per_batch // (self._inputs + self._targets) // parts, 1) * parts
+        most = max(settings.tokens_per_batch // (inputs + targets) // parts, 1) * parts
         size = min(most, -(-len(fits) // parts) * parts)
-        self._rows: list[list[list[Tokens]]] = []
+        batches: list[list[list[Tokens]]] = []
         for start in range(0, len(fits), size or 1):
             rows = [[tokens] for tokens in fits[start : start + size]]
-            self._rows.append(rows + [[] for _ in range(size - len(rows))])
+            batches.append(rows + [[] for _ in range(size - len(rows))])
+        packer = Packer(self._model, size, inputs, targets, devices=parts)
+        shapes = packer.choose(batches)
+        self._batches = [packer.layout(rows, shapes) for rows in batches]
 
     def __call__(self, params: trees.Tree) -> float | None:
         """The loss of parameters whose LoRA is merged; None where no example is short enough."""
         table, total, count = soft_prompts.table(params.get("prompt")), 0.0, 0.0
-        for rows in self._rows:
-            batch = self._model.layout(rows, self._inputs, self._targets)
+        for batch in self._batches:
             total += float(_summed_loss(self._model, params["model"], table, self._place.batch(batch)))
             count += float(batch["weights"].sum())
         return total / count if count else None

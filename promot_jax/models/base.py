@@ -28,6 +28,11 @@ class Family(abc.ABC, Generic[Config_co]):
     continues: ClassVar[bool]
     module_class: ClassVar[Any]  # makes the Linen module of a config
 
+    @property
+    @abc.abstractmethod
+    def shares_prefixes(self) -> bool:
+        """Whether sequences of a row may share their first inputs (`Tokens.prefix`) without a change of any state."""
+
     @abc.abstractmethod
     def init(self, key: Array) -> Params:
         """Returns random parameters, float32."""

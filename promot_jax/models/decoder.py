@@ -267,6 +267,16 @@ class DecoderModel(Family[DecoderConfig]):
     continues = True
     module_class = DecoderModule
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether `Tokens.prefix` may be set.
+
+        Not with dropout, which each example has on its own prompt, and not where a kernel computes attention, which
+        knows of segments alone.
+        """
+        kernel = attention.platform_kernel(self.config.attention, self.partitioner)
+        return not self.config.dropout_rate and kernel == "xla"
+
     def init(self, key: Array) -> Params:
         """Returns random parameters, float32."""
         return self.module_class(self.config).init(key, jnp.zeros((1, 2), jnp.int32))["params"]
@@ -277,9 +287,10 @@ class DecoderModel(Family[DecoderConfig]):
 
     def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
         """Returns the states that predict the targets, `[batch, targets, embed]`; see `Family.hidden`."""
-        segments, positions = batch["segment_ids"], batch["positions"]
+        segments, prefixes, positions = batch["segment_ids"], batch["prefix_ids"], batch["positions"]
         length = segments.shape[1]
-        mask = (segments[:, :, None] == segments[:, None, :]) & jnp.tril(jnp.ones((length, length), bool))
+        mask = (segments[:, :, None] == segments[:, None, :]) | (prefixes[:, :, None] == segments[:, None, :])
+        mask &= jnp.tril(jnp.ones((length, length), bool))
         arguments = batch["tokens"], prompt, positions, positions, mask
         x, _ = self._apply(params, "hidden", *arguments, segments=segments, dropout_key=dropout_key)
         return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)

@@ -268,6 +268,7 @@ class T5Model(Family[T5Config]):
     partitioner: Partitioner | None = None
 
     continues = False
+    shares_prefixes = False  # the encoder is bidirectional
     module_class = T5Module
 
     def init(self, key: Array) -> Params:

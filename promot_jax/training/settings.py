@@ -31,7 +31,11 @@ class Training:
     # Patterns over parameter paths that stay as they are (`model/token_embedder/.*`), also of single layers of a stack
     # (`model/decoder/layers_[0-5]/.*`).
     freeze: tuple[str, ...] = ()
-    pack: bool = False  # several examples per row, each with its own soft prompt prepended
+    # More examples per update: rows are filled with several, each with its own soft prompt prepended.
+    pack: bool = False
+    # The same examples per update in fewer or shorter rows (`data.packing`): equal to rounding, and no work on padding.
+    # With dropout only shorter, and other values are dropped.
+    pack_batch: bool = True
     log_period: int = 10  # updates between progress lines
     # Updates between checkpoints that stay for later analyses, a multiple of `eval_period`; 0: the newest and the best.
     keep_period: int = 0

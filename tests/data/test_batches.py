@@ -205,6 +205,7 @@ def test_a_row_by_hand():
         "tokens": [200, 5, 6, 7, 8, 9, 0, 0],
         "positions": [0, 1, 2, 3, 4, 0, 0, 0],
         "segment_ids": [1, 1, 1, 1, 1, 2, 0, 0],
+        "prefix_ids": [1, 1, 1, 1, 1, 2, 0, 0],
         "target_positions": [2, 3, 4, 5, 0],
         "targets": [7, 8, 0, 0, 0],
         "weights": [1, 1, 1, 1, 0],
