@@ -144,7 +144,7 @@ def _load_text(path: str, options: _Options) -> ModelText:
 def _on_stage(options: _Options, folder: Path) -> _Options:
     """The options for the model that a stage was trained from. Raises UserError for a circle of stages."""
     if folder.resolve() in options.stages:
-        raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
+        raise _trained_from_itself(folder)
     return dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
 
 
@@ -321,13 +321,7 @@ def _load_stage(
     """The base model with the leaves that a stage trained; of the base only the others are held."""
     stage = describe(folder)
     assert stage is not None
-<<<<<<< HEAD
     options = _on_stage(options, folder)
-=======
-    if folder.resolve() in options.stages:
-        raise _trained_from_itself(folder)
-    options = dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
->>>>>>> 018b774
     saved = Saved(folder / "checkpoints").shapes(stage.best_step)
     trained = {name.removeprefix("model/") for name in saved if name.startswith("model/")}
     source = _load(stage.checkpoint, partitioner, options, trained)
