@@ -49,7 +49,7 @@ def estimate(programs: Programs, program: str, shapes: Mapping[str, jax.ShapeDty
     training, config = programs.tuning.of(stage), programs.model().config
     chip = roofline.CHIPS[programs.topology.partition(":")[0]]
     data, fsdp, model = (programs.partitioner.mesh().shape[axis] for axis in ("data", "fsdp", "model"))
-    lengths = dict(programs.experiment.feature_lengths)
+    lengths = dict(programs.experiment.lengths)
     lengths["inputs"] += programs.experiment.prompt_length if stage.prompt else 0
     trains, remat, parts = "model" in stage.trains, str(config.remat), training.microbatches
     rows = training.batch_size / (data * fsdp)
