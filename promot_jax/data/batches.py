@@ -158,10 +158,7 @@ def buckets(
         UserError: an empty input, or one longer than the widest bucket.
     """
     lengths = np.array([len(ids) for ids in inputs], np.int32)
-    if lengths.size and not lengths.min():
-        raise UserError("An input is empty; give at least one token.")
-    if lengths.size and lengths.max() > WIDTHS[-1]:
-        raise UserError(f"An input has {lengths.max()} tokens; the longest that can be evaluated has {WIDTHS[-1]}.")
+    check_lengths(lengths)
     ranks = np.asarray(order) if len(order) else np.zeros(len(inputs), np.int32)
     bucket = np.searchsorted(WIDTHS, lengths)
     for index in np.unique(bucket):
@@ -179,3 +176,21 @@ def buckets(
                 tokens[row, : lengths[example]] = inputs[example]
             padded[: len(chosen)] = lengths[chosen]
             yield chosen, {"tokens": tokens, "lengths": padded}
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Batch:
+    """Returns rows as one batch of the least of `WIDTHS`: `tokens` `[rows, width]` and `lengths` `[rows]`."""
+    lengths = np.array([len(ids) for ids in rows], np.int32)
+    check_lengths(lengths)
+    tokens = np.zeros((len(rows), WIDTHS[np.searchsorted(WIDTHS, lengths.max())]), np.int32)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = ids
+    return {"tokens": tokens, "lengths": lengths}
+
+
+def check_lengths(lengths: np.ndarray) -> None:
+    """Raises UserError for an empty input, or one longer than the widest bucket; `lengths` `[examples]` in tokens."""
+    if lengths.size and not lengths.min():
+        raise UserError("An input is empty; give at least one token.")
+    if lengths.size and lengths.max() > WIDTHS[-1]:
+        raise UserError(f"An input has {lengths.max()} tokens; the longest that can be evaluated has {WIDTHS[-1]}.")

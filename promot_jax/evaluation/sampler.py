@@ -1,19 +1,19 @@
 """Text in, text out: a model generates for requests, in batches; inference and evaluation share it."""
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from promot_jax.checkpoints.pretrained import Pretrained
-from promot_jax.data import batches
 from promot_jax.data.encoding import Encoder
-from promot_jax.decoding.generate import generate
+from promot_jax.decoding.continuous_batching import Engine, Input, generate_all
 from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
-from promot_jax.distributed import hosts, preemption
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.evaluation.settings import Evaluation
@@ -65,9 +65,18 @@ class Sampler:
         self._stops = stop_mask([*strings, *("" for _ in padding)], settings.decoding.stop, *base.end_ids, *padding)
 
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
-        """Returns the model's raw output for every request, in order.
+        """Returns the model's raw output for every request, in order; see `stream`."""
+        outputs = [""] * len(requests)
+        for index, output in self.stream(params, requests):
+            outputs[index] = output
+        return outputs
+
+    def stream(self, params: Params, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+        """Yields the index of each request with the model's raw output, as they are finished.
 
         All hosts call this with the same requests; each answers the rows of its devices, and all get all outputs.
+        Sampled outputs are a function of `Evaluation.exemplar_seed`, the request, and how often it came before: not of
+        the other requests, and not of the place in a batch.
 
         Args:
             params: `{"model": ..., "prompt": {name: rows}}`; without "prompt", or with requests that name none, the
@@ -78,27 +87,29 @@ class Sampler:
             UserError: a request names a soft prompt that is not in `params`, or is too long.
             PreemptedError: between two batches.
         """
-        model, settings = self.base.model, self.settings.decoding
+        settings = self.settings.decoding
         prompt = _prompts_in_use(params, requests)
-        table = soft_prompts.table(prompt)
-        # Cast once here, not at every decoding step.
-        weights = cast_weights(params["model"], model.config.dtype)
-        inputs = self._encode(prompt, requests)
-        limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
-        self._check_lengths(inputs, limits)
-        outputs = [""] * len(requests)
-        budget = self.settings.tokens_per_batch // settings.beams  # a beam takes the memory of a row
-        groups = batches.buckets(inputs, budget, self._partitioner.rows(), limits)
-        for count, (members, batch) in enumerate(groups):
-            key = jax.random.fold_in(jax.random.key(self.settings.exemplar_seed), count)
-            rows_limits = np.ones(len(batch["lengths"]), np.int32)
-            rows_limits[: len(members)] = limits[members]
-            placed = self._partitioner.batch(batch)
-            ids = generate(model, settings, weights, table, placed, self._stops, rows_limits, key)
-            for member, row in zip(members, hosts.whole(ids), strict=False):
-                outputs[member] = self._text(row)
-            preemption.check("during an evaluation")
-        return outputs
+        limits = [min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests]
+        encoded = self._encode(prompt, requests)
+        self._check_lengths(encoded, limits)
+        seeds = _seeds(requests)
+        inputs = [Input(*fields) for fields in zip(encoded, limits, seeds, strict=True)]
+        for index, ids in generate_all(self._engine(params, prompt), inputs):
+            yield index, self._text(ids)
+
+    def _engine(self, params: Params, prompt: Params) -> Engine:
+        model, settings = self.base.model, self.settings
+        return Engine(
+            model,
+            settings.decoding,
+            cast_weights(params["model"], model.config.dtype),  # once here, not at every decoding step
+            soft_prompts.table(prompt),
+            self._stops,
+            jax.random.key(settings.exemplar_seed),
+            self._partitioner,
+            settings.tokens_per_batch,
+            settings.cache_tokens,
+        )
 
     def answer(self, raw: str) -> str:
         """The answer in a raw output: all of it, or its first span where `Evaluation.sentinel` asks for sentinels."""
@@ -112,12 +123,12 @@ class Sampler:
             for request in requests
         ]
 
-    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int] | np.ndarray) -> None:
+    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
         """Raises UserError for an input that leaves its output no room in the model's context."""
         model = self.base.model
         context = model.config.max_length
         for ids, limit in zip(inputs, limits, strict=True):
-            after = int(limit) if model.continues else 0
+            after = limit if model.continues else 0
             if context and len(ids) + after > context:
                 raise UserError(
                     f"An input of {len(ids)} tokens, its prompt included, and an output of up to {limit} do not fit "
@@ -139,3 +150,14 @@ def _prompts_in_use(params: Params, requests: Sequence[Request]) -> Params:
     if unknown := used - set(prompt):
         raise UserError(f"There is no soft prompt called {min(unknown)!r} here.")
     return {name: prompt[name] for name in used}
+
+
+def _seeds(requests: Sequence[Request]) -> list[int]:
+    """A seed of each request, 32 bits: of its text, its soft prompt, and how many equal requests came before."""
+    before: collections.Counter[str] = collections.Counter()
+    seeds = []
+    for request in requests:
+        name = f"{request.prompt}\0{request.text}"
+        seeds.append(zlib.crc32(f"{before[name]}\0{name}".encode()))
+        before[name] += 1
+    return seeds

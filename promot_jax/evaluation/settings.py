@@ -24,7 +24,9 @@ class Evaluation:
     # exemplars move them.
     exemplar_draws: int = 1
     samples: int = 5  # outputs per task and number of shots that the results hold, for the report
-    tokens_per_batch: int = 4096  # of prompts decoded together, each as often as it has beams
+    tokens_per_batch: int = 4096  # of prompts processed together; of a beam search, each as often as it has beams
+    # Prompts and outputs, padding included, whose keys and values are held at once: those of rows decoded together.
+    cache_tokens: int = 16384
     max_input_length: int = 1024  # tokens of a prompt; whole exemplars are dropped until it fits
     decoding: Decoding = Decoding()  # how outputs are chosen
     # For a T5 or mT5 that knows span corruption only: inputs end with `<extra_id_0>`, and the answer is what the output
@@ -37,6 +39,13 @@ class Evaluation:
         least = (self.examples, self.target_examples, self.curve_target_examples, self.exemplar_draws, self.curve_draws)
         if min(*least, self.max_input_length) < 1:
             raise UserError("Evaluation needs at least one example and draw, and room for one input token.")
-        counts = (self.curve_examples, self.curve_shots, self.exemplar_seed, self.samples, self.tokens_per_batch)
+        counts = (
+            self.curve_examples,
+            self.curve_shots,
+            self.exemplar_seed,
+            self.samples,
+            self.tokens_per_batch,
+            self.cache_tokens,
+        )
         if min(*counts, *self.shots, 0) < 0:
             raise UserError("Evaluation's counts and seeds are not negative.")

@@ -52,6 +52,7 @@ YOUNGER = {
     "weight_dtype": "float32",
     "samples": 5,
     "prompt_task": "",
+    "cache_tokens": 16384,
 }
 
 
