@@ -140,7 +140,11 @@ class ShardedBatches:
 
 
 def buckets(
-    inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1, order: Sequence[int] | np.ndarray = ()
+    inputs: Sequence[Sequence[int]],
+    budget: int,
+    multiple: int = 1,
+    order: Sequence[int] | np.ndarray = (),
+    extra: int = 0,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Groups inputs of similar length into batches of a few fixed shapes: a width of `WIDTHS`, rows a power of two.
 
@@ -149,6 +153,7 @@ def buckets(
         budget: tokens of a batch; wide buckets get fewer rows.
         multiple: rows are a multiple of this (the number of data shards of the mesh).
         order: one number per example; within a width, examples are sorted by it.
+        extra: tokens of each row beside its input, which count for the budget alone.
 
     Yields:
         The indices of the examples, and `tokens` `[rows, width]`, `lengths` `[rows]`; rows after the last example are
@@ -163,7 +168,7 @@ def buckets(
     bucket = np.searchsorted(WIDTHS, lengths)
     for index in np.unique(bucket):
         width = WIDTHS[index]
-        max_rows = 1 << max(budget // width, 1).bit_length() - 1
+        max_rows = 1 << max(budget // (width + extra), 1).bit_length() - 1
         members = np.flatnonzero(bucket == index)
         members = members[np.lexsort((lengths[members], ranks[members]))]
         while len(members):
@@ -182,10 +187,15 @@ def padded(rows: Sequence[Sequence[int]]) -> Batch:
     """Returns rows as one batch of the least of `WIDTHS`: `tokens` `[rows, width]` and `lengths` `[rows]`."""
     lengths = np.array([len(ids) for ids in rows], np.int32)
     check_lengths(lengths)
-    tokens = np.zeros((len(rows), WIDTHS[np.searchsorted(WIDTHS, lengths.max())]), np.int32)
+    tokens = np.zeros((len(rows), width(lengths.max())), np.int32)
     for row, ids in enumerate(rows):
         tokens[row, : len(ids)] = ids
     return {"tokens": tokens, "lengths": lengths}
+
+
+def width(length: int) -> int:
+    """Returns the least of `WIDTHS` that holds so many tokens."""
+    return WIDTHS[np.searchsorted(WIDTHS, length)]
 
 
 def check_lengths(lengths: np.ndarray) -> None:

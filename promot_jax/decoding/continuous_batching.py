@@ -5,11 +5,15 @@ and puts its rows in free places of the running batch; a decode loop of fixed sh
 places are free as the next batch needs. Few programs are compiled: a prefill per shape of a waiting batch, one decode
 loop per size class of inputs. Between two looks at the device, the host is free for finished outputs.
 
+Inputs of a group that start alike (k-shot prompts of a task with the same exemplars) share one prefill of that prefix,
+which is cut where all their ids agree: the ids of every input stay the same.
+
 All hosts of a run take the same decisions: they look at the same gathered rows.
 """
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -24,12 +28,14 @@ from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed import hosts, preemption
 from promot_jax.distributed.partitioning import Partitioner, activations, constrain
 from promot_jax.models import Model
+from promot_jax.models.batch_layout import Batch
 from promot_jax.models.stack import CACHE, KEYS, apart
 
 Array = jax.Array
 Output = tuple[int, np.ndarray]  # index of an input, and its ids: -1 after the last
 
 STEPS = 32  # longest stretch of decoding between two looks of the host
+LEAST_PREFIX = 32  # shorter shared beginnings are processed with each row: a prefix takes programs of its own
 LEAST_STEPS = 8  # room for outputs in a cache is a power of two, this or more: few programs
 
 
@@ -40,6 +46,7 @@ class Input:
     ids: list[int]  # virtual ids of a soft prompt included
     limit: int  # longest output in tokens, at most `Decoding.max_tokens`
     seed: int = 0  # of sampling, 32 bits: outputs depend on it, not on the place in a batch
+    group: str = ""  # inputs of one group start alike: what they share is processed once; "" shares nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +77,17 @@ class Engine:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Waiting:
+class Waiting:
     """Inputs that are processed together."""
 
     members: np.ndarray  # indices of the inputs
-    batch: batches.Batch  # as `batches.buckets` pads them
+    batch: Batch  # as `batches.buckets` pads them, without the prefix
+    prefix: tuple[int, ...]  # ids that all of them start with, which are processed once
 
     @property
     def width(self) -> int:
-        return int(self.batch["tokens"].shape[1])
+        """Slots of a row in a cache."""
+        return int(self.batch["tokens"].shape[1]) + (batches.width(len(self.prefix)) if self.prefix else 0)
 
 
 def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
@@ -95,8 +104,8 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
         yield from _in_batches(engine, inputs)
         return
     budget = min(engine.prefill_tokens, engine.cache_tokens // 4)  # a prefill fills a part of the running batch
-    classes: dict[int, list[_Waiting]] = {}
-    for waiting in _waiting(inputs, budget, engine.partitioner):
+    classes: dict[int, list[Waiting]] = {}
+    for waiting in waiting_batches(inputs, budget, engine):
         classes.setdefault((waiting.width - 1).bit_length(), []).append(waiting)
     params = apart(engine.params, engine.partitioner)
     for members in classes.values():
@@ -106,7 +115,8 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
 def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
     """Beam search, batch by batch: a beam takes the memory of a row."""
     finished: list[Output] = []
-    for waiting in _waiting(inputs, engine.prefill_tokens // engine.settings.beams, engine.partitioner):
+    budget = engine.prefill_tokens // engine.settings.beams
+    for waiting in waiting_batches([dataclasses.replace(each, group="") for each in inputs], budget, engine):
         limits, _ = _by_row(inputs, waiting)
         placed = engine.partitioner.batch(waiting.batch)
         ids = generate(
@@ -118,14 +128,41 @@ def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
     yield from finished
 
 
-def _waiting(inputs: Sequence[Input], budget: int, partitioner: Partitioner) -> list[_Waiting]:
-    """The inputs in batches, of each width those with the longest outputs first."""
-    order = -np.array([each.limit for each in inputs], np.int32)
-    groups = batches.buckets([each.ids for each in inputs], budget, partitioner.rows(), order)
-    return [_Waiting(members, batch) for members, batch in groups]
+def waiting_batches(inputs: Sequence[Input], budget: int, engine: Engine, extra: int = 0) -> list[Waiting]:
+    """Returns the inputs in batches, of each prefix and width those with the longest outputs first.
+
+    Args:
+        inputs: to be processed.
+        budget: tokens of a batch.
+        engine: its model and partitioner count.
+        extra: tokens of each row beside its input.
+
+    Raises:
+        UserError: an input is empty or too long.
+    """
+    batches.check_lengths(np.array([len(each.ids) for each in inputs], np.int32))
+    groups: dict[str, list[int]] = {}
+    for index, each in enumerate(inputs):
+        groups.setdefault(each.group if engine.model.continues else "", []).append(index)
+    found = []
+    for group, indices in groups.items():
+        prefix = shared_prefix([inputs[index].ids for index in indices]) if group else ()
+        order = -np.array([inputs[index].limit for index in indices], np.int32)
+        rests = [inputs[index].ids[len(prefix) :] for index in indices]
+        for members, batch in batches.buckets(rests, budget, engine.partitioner.rows(), order, extra):
+            found.append(Waiting(np.array(indices)[members], batch, prefix))
+    return found
 
 
-def _by_row(inputs: Sequence[Input], waiting: _Waiting) -> tuple[np.ndarray, np.ndarray]:
+def shared_prefix(rows: Sequence[list[int]]) -> tuple[int, ...]:
+    """Returns the ids that all rows start with, less than a whole row; none if they are too few to be worth it."""
+    first, last = min(rows), max(rows)  # in the order of lists, all others start with what these two share
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    prefix = tuple(token for token, _ in alike)[: min(map(len, rows)) - 1]
+    return prefix if len(rows) > 1 and len(prefix) >= LEAST_PREFIX else ()
+
+
+def _by_row(inputs: Sequence[Input], waiting: Waiting) -> tuple[np.ndarray, np.ndarray]:
     """Limits and seeds of a batch's rows, those of padding 1 and 0."""
     limits = np.ones(len(waiting.batch["lengths"]), np.int32)
     seeds = np.zeros(len(limits), np.uint32)
@@ -137,7 +174,7 @@ def _by_row(inputs: Sequence[Input], waiting: _Waiting) -> tuple[np.ndarray, np.
 class _Running:
     """A running batch of fixed shape, and what waits for its places."""
 
-    def __init__(self, engine: Engine, params: Any, inputs: Sequence[Input], waiting: Sequence[_Waiting]):
+    def __init__(self, engine: Engine, params: Any, inputs: Sequence[Input], waiting: Sequence[Waiting]):
         """Allocates the batch.
 
         Args:
@@ -158,6 +195,7 @@ class _Running:
         self._count = -(-count // parts) * parts
         self._rows, self._state = _empty(engine.model, engine.settings, params, self._count, width, steps)
         self._member = np.full(self._count, -1)  # the input of each place, -1 for a free one
+        self._prefixes: dict[tuple[int, ...], Any] = {}
 
     def run(self) -> Iterator[Output]:
         """Yields outputs as they are finished."""
@@ -172,7 +210,7 @@ class _Running:
             preemption.check("during an evaluation")
         yield from finished
 
-    def _admit(self, waiting: _Waiting) -> None:
+    def _admit(self, waiting: Waiting) -> None:
         engine = self._engine
         limits, seeds = _by_row(self._inputs, waiting)
         batch = engine.partitioner.batch({**waiting.batch, "limits": limits, "seeds": seeds})
@@ -181,7 +219,7 @@ class _Running:
         self._member[places[: len(waiting.members)]] = waiting.members
         self._rows, self._state = _start(
             engine.model, engine.settings, engine.params, engine.table, engine.stops, engine.key, batch, places,
-            self._rows, self._state,
+            prefix_state(engine, waiting.prefix, self._prefixes), self._rows, self._state,
         )  # fmt: skip
 
     def _advance(self, wanted: int) -> None:
@@ -196,6 +234,18 @@ class _Running:
         outputs = hosts.whole(self._rows.outputs)[places]
         members, self._member[places] = self._member[places].tolist(), -1
         return list(zip(members, outputs, strict=True))
+
+
+def prefix_state(engine: Engine, prefix: tuple[int, ...], known: dict[tuple[int, ...], Any]) -> Any:
+    """Returns the decoding state of one row that holds a prefix, kept in `known`; None without a prefix."""
+    if prefix and prefix not in known:
+        known[prefix] = _prefix_state(engine.model, engine.params, engine.table, batches.padded([prefix]))
+    return known.get(prefix)
+
+
+@partial(jax.jit, static_argnames="model")
+def _prefix_state(model: Model, params: Any, table: Array | None, batch: Any) -> Any:
+    return model.prefill(params, table, batch, 0)[1]
 
 
 @partial(jax.jit, static_argnames=("model", "settings", "count", "width", "steps"))
@@ -215,11 +265,12 @@ def _start(
     key: Array,
     batch: Any,
     places: Array,
+    prefix: Any,
     rows: Rows,
     state: Any,
 ) -> tuple[Rows, Any]:
     """Processes a batch, chooses the first token of each row, and puts the rows in their places."""
-    logits, new = model.prefill(params, table, batch, 0)
+    logits, new = model.prefill(params, table, batch, 0, prefix)
     fresh = put(begin(settings, batch["limits"], batch["seeds"], batch["lengths"] == 0), logits, settings, stops, key)
     rows = jax.tree.map(lambda leaf, added: leaf.at[places].set(added, mode="drop"), rows, fresh)
     return _pinned(model, (rows, model.join(state, new, places)))

@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     """What the rows of a batch have generated."""
 
     outputs: Array  # int32 `[batch, max_tokens]`, -1 after the last token
-    count: Array  # tokens so far, int32 `[batch]`
+    length: Array  # tokens so far, int32 `[batch]`
     token: Array  # the last one, which the next step appends, int32 `[batch]`
     done: Array  # whether a row has ended, bool `[batch]`
     limits: Array  # longest outputs in tokens, int32 `[batch]`
@@ -42,15 +42,15 @@ def put(rows: Rows, logits: Array, settings: Decoding, stops: Array, key: Array)
     not of its neighbours.
     """
     keys = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.fold_in(key, seed), count))(
-        rows.seeds, rows.count
+        rows.seeds, rows.length
     )
     token = choose(logits, settings, keys)
-    written = (jnp.arange(settings.max_tokens) == rows.count[:, None]) & ~rows.done[:, None]
+    written = (jnp.arange(settings.max_tokens) == rows.length[:, None]) & ~rows.done[:, None]
     return rows._replace(
         outputs=jnp.where(written, token[:, None], rows.outputs),
-        count=rows.count + ~rows.done,
+        length=rows.length + ~rows.done,
         token=token,
-        done=rows.done | stops[token] | (rows.count + 1 >= rows.limits),
+        done=rows.done | stops[token] | (rows.length + 1 >= rows.limits),
     )
 
 

@@ -13,9 +13,11 @@ import numpy as np
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.data.encoding import Encoder
 from promot_jax.decoding.continuous_batching import Engine, Input, generate_all
+from promot_jax.decoding.likelihood import log_likelihoods
 from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
+from promot_jax.evaluation.progress import shown
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.params import soft_prompts
 from promot_jax.params.dtypes import cast_weights
@@ -30,6 +32,7 @@ class Request:
     text: str  # the whole input
     prompt: str = ""  # name of the soft prompt to prepend; "" for none
     limit: int = 0  # longest output in tokens, at most `Decoding.max_tokens`; 0 for that
+    group: str = ""  # requests of one group start alike, which saves time: what they share is processed once
     sentinel: bool = True  # whether the input ends with a sentinel where `Evaluation.sentinel` asks for them
 
 
@@ -65,11 +68,9 @@ class Sampler:
         self._stops = stop_mask([*strings, *("" for _ in padding)], settings.decoding.stop, *base.end_ids, *padding)
 
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
-        """Returns the model's raw output for every request, in order; see `stream`."""
-        outputs = [""] * len(requests)
-        for index, output in self.stream(params, requests):
-            outputs[index] = output
-        return outputs
+        """Returns the model's raw output for every request, in order, and shows progress meanwhile; see `stream`."""
+        outputs = dict(shown(self.stream(params, requests), len(requests), "Outputs"))
+        return [outputs[index] for index in range(len(requests))]
 
     def stream(self, params: Params, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
         """Yields the index of each request with the model's raw output, as they are finished.
@@ -87,15 +88,38 @@ class Sampler:
             UserError: a request names a soft prompt that is not in `params`, or is too long.
             PreemptedError: between two batches.
         """
-        settings = self.settings.decoding
-        prompt = _prompts_in_use(params, requests)
+        settings, prompt = self.settings.decoding, _prompts_in_use(params, requests)
         limits = [min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests]
         encoded = self._encode(prompt, requests)
         self._check_lengths(encoded, limits)
-        seeds = _seeds(requests)
-        inputs = [Input(*fields) for fields in zip(encoded, limits, seeds, strict=True)]
+        groups = [request.group for request in requests]
+        inputs = [Input(*fields) for fields in zip(encoded, limits, _seeds(requests), groups, strict=True)]
         for index, ids in generate_all(self._engine(params, prompt), inputs):
             yield index, self._text(ids)
+
+    def likelihoods(
+        self, params: Params, requests: Sequence[Request], labels: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Yields the index of each request with the log-likelihood of each of its labels, as they are finished.
+
+        A label has the ids that it has as a target, one space after the request's text, without the end of the
+        sequence; behind a sentinel where the request has one.
+
+        Args:
+            params: as in `stream`, like the errors.
+            requests: inputs; their limits do not matter.
+            labels: of each request, at least one.
+        """
+        prompt = _prompts_in_use(params, requests)
+        encoded = self._encode(prompt, requests)
+        continuations = [
+            self._encoder(request).continuations(request.text, own)
+            for request, own in zip(requests, labels, strict=True)
+        ]
+        self._check_lengths(encoded, [max(map(len, each)) for each in continuations])
+        inputs = [Input(ids, 0, group=request.group) for ids, request in zip(encoded, requests, strict=True)]
+        for index, scores in log_likelihoods(self._engine(params, prompt), inputs, continuations):
+            yield index, dict(zip(labels[index], map(float, scores), strict=True))
 
     def _engine(self, params: Params, prompt: Params) -> Engine:
         model, settings = self.base.model, self.settings
@@ -116,12 +140,15 @@ class Sampler:
         return first_span(raw) if self.settings.sentinel else raw
 
     def _encode(self, prompt: Params, requests: Sequence[Request]) -> list[list[int]]:
-        encoder = self.encoder.with_prompts(soft_prompts.layout(prompt, self.base.model.config.vocab_size))
-        with_sentinel = dataclasses.replace(encoder, sentinel_id=self._sentinels.get(SENTINELS[0]))
+        prompt_ids = soft_prompts.layout(prompt, self.base.model.config.vocab_size)
         return [
-            (with_sentinel if request.sentinel else encoder).inputs(request.text, request.prompt)
-            for request in requests
+            self._encoder(request).with_prompts(prompt_ids).inputs(request.text, request.prompt) for request in requests
         ]
+
+    def _encoder(self, request: Request) -> Encoder:
+        """The encoder of a request, without soft prompts."""
+        sentinel_id = self._sentinels.get(SENTINELS[0]) if request.sentinel else None
+        return dataclasses.replace(self.encoder, sentinel_id=sentinel_id)
 
     def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
         """Raises UserError for an input that leaves its output no room in the model's context."""

@@ -109,7 +109,7 @@ def evaluate(
 
 def settings_of(experiment: Experiment) -> Json:
     """The settings of the final evaluation alone."""
-    names = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
+    names = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples", "likelihood")
     return {name: files.plain(getattr(experiment.evaluation, name)) for name in names}
 
 

@@ -52,11 +52,12 @@ YOUNGER = {
     "weight_dtype": "float32",
     "samples": 5,
     "prompt_task": "",
-    "cache_tokens": 16384,
+    "exemplars": "per_example",
+    "likelihood": False,
 }
 
 
-_IMMATERIAL = ("/log_period", "/keep_period")  # settings that change no result
+_IMMATERIAL = ("/log_period", "/keep_period", "/cache_tokens")  # settings that change no result
 
 
 def keep_settings(folder: Path, settings: Json, finished: str = "results.json") -> str:

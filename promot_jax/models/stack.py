@@ -45,7 +45,7 @@ def run(
     Returns:
         The carry; and the second results of the layers, stacked, or a tuple where they are apart.
     """
-    own = stack.get_variable("params", "layers")
+    own: Any = stack.get_variable("params", "layers")
     if not isinstance(own, tuple):
         return stack.layers(carry, jnp.arange(count), *scanned, *shared)
     x, cache = carry
@@ -71,7 +71,7 @@ def apart(params: Params, partitioner: Partitioner) -> Params:
     return {**params, "decoder": {**params["decoder"], "layers": layers}}
 
 
-def _layer(leaf: Array, index: int) -> Array:
+def _layer(leaf: Any, index: int) -> Any:
     if leaf.dtype != jnp.float32:
         return leaf[index]
     # By DLPack: `np.asarray` would leave a reference in the array, and then training could not donate it.

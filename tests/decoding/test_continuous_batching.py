@@ -77,6 +77,25 @@ def test_sizes_of_batches_do_not_matter(engine: Engine) -> None:
     assert not dict(generate_all(engine, []))
 
 
+def test_inputs_that_start_alike_share_a_prefill(engine: Engine) -> None:
+    noise = np.random.default_rng(2)
+    start = [*range(VOCAB, VOCAB + PROMPT), *noise.integers(0, VOCAB, 40).tolist()]
+    rows = [Input([*start, i, *noise.integers(0, VOCAB, i).tolist()], 6, i) for i in range(9)]
+    grouped = [dataclasses.replace(each, group="a") for each in rows] + inputs(3)
+    (first, *_) = batching.waiting_batches(grouped, 256, engine)
+    assert first.prefix == (tuple(start) if engine.model.continues else ())
+    found, again = dict(generate_all(engine, grouped)), dict(generate_all(engine, [*rows, *inputs(3)]))
+    assert all(np.array_equal(found[index], again[index]) for index in range(len(grouped)))
+    assert len({tuple(ids) for ids in found.values()}) > 6
+
+
+def test_a_prefix_leaves_something_of_every_row() -> None:
+    long = [*range(50)]
+    assert batching.shared_prefix([long, [*long[:40], 9], [*long, 1]]) == tuple(range(40))
+    assert batching.shared_prefix([long, long]) == tuple(range(49))
+    assert not batching.shared_prefix([long]) and not batching.shared_prefix([long, long[:20]])
+
+
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 

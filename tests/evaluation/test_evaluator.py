@@ -385,3 +385,27 @@ def test_prompt_in_front_of_the_target_only(base: Pretrained, params: dict[str, 
     one.target(params, "test", 4)
     one.icl(params, 1, "test", 4)
     assert max(map(max, seen)) < base.model.config.vocab_size
+
+
+def test_exemplars_of_a_task(base: Pretrained, oracle: Any) -> None:
+    """Drawn per task, all prompts start alike, with nothing that is evaluated; the sampler is told so."""
+    oracle(right)
+    groups: list[set[str]] = []
+    judge = evaluator(base, exemplars="per_task")
+    stream = judge._sampler.stream
+
+    def told(params: Any, requests: Sequence[Request]) -> Any:
+        groups.append({request.group for request in requests})
+        return stream(params, requests)
+
+    judge._sampler.stream = told  # type: ignore[method-assign]
+    found, rows = judge.icl(plain(base), 2, "test", 6)
+    assert found.norm_avg == 100 and groups == [{"tiny_colour_2shot 0", "tiny_size_2shot 0"}]
+    starts = {(row.task, row.input[: row.query]) for row in rows}
+    assert len(starts) == 2 and all(start.count("\n\n") == 2 for _, start in starts)
+    other = evaluator(base, exemplars="per_task", exemplar_seed=1).icl(plain(base), 2, "test", 6)[1]
+    assert {row.input[: row.query] for row in other} != {start for _, start in starts}
+    train = evaluator(base, exemplars="per_task").icl(plain(base), 2, "train", 10)[1]
+    assert not any(row.input[row.query :] in row.input[: row.query] for row in train)
+    with pytest.raises(UserError, match=r"Evaluation.exemplars is 'all'; use one of 'per_example', 'per_task'"):
+        evaluator(base, exemplars="all")
