@@ -149,7 +149,11 @@ class ShardedBatches:
 
 
 def buckets(
-    inputs: Sequence[Sequence[int]], budget: int, multiple: int = 1, order: Sequence[int] | np.ndarray = ()
+    inputs: Sequence[Sequence[int]],
+    budget: int,
+    multiple: int = 1,
+    order: Sequence[int] | np.ndarray = (),
+    extra: int = 0,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Groups inputs of similar length into batches of a few fixed shapes: a width of `WIDTHS`, rows a power of two.
 
@@ -158,6 +162,7 @@ def buckets(
         budget: tokens of a batch; wide buckets get fewer rows.
         multiple: rows are a multiple of this (the number of data shards of the mesh).
         order: one number per example; within a width, examples are sorted by it.
+        extra: tokens of each row beside its input, which count for the budget alone.
 
     Yields:
         The indices of the examples, and `tokens` `[rows, width]`, `lengths` `[rows]`; rows after the last example are
@@ -167,15 +172,12 @@ def buckets(
         UserError: an empty input, or one longer than the widest bucket.
     """
     lengths = np.array([len(ids) for ids in inputs], np.int32)
-    if lengths.size and not lengths.min():
-        raise UserError("An input is empty; give at least one token.")
-    if lengths.size and lengths.max() > WIDTHS[-1]:
-        raise UserError(f"An input has {lengths.max()} tokens; the longest that can be evaluated has {WIDTHS[-1]}.")
+    check_lengths(lengths)
     ranks = np.asarray(order) if len(order) else np.zeros(len(inputs), np.int32)
     bucket = np.searchsorted(WIDTHS, lengths)
     for index in np.unique(bucket):
         width = WIDTHS[index]
-        max_rows = 1 << max(budget // width, 1).bit_length() - 1
+        max_rows = 1 << max(budget // (width + extra), 1).bit_length() - 1
         members = np.flatnonzero(bucket == index)
         members = members[np.lexsort((lengths[members], ranks[members]))]
         while len(members):
@@ -188,3 +190,26 @@ def buckets(
                 tokens[row, : lengths[example]] = inputs[example]
             padded[: len(chosen)] = lengths[chosen]
             yield chosen, {"tokens": tokens, "lengths": padded}
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Batch:
+    """Returns rows as one batch of the least of `WIDTHS`: `tokens` `[rows, width]` and `lengths` `[rows]`."""
+    lengths = np.array([len(ids) for ids in rows], np.int32)
+    check_lengths(lengths)
+    tokens = np.zeros((len(rows), width(lengths.max())), np.int32)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = ids
+    return {"tokens": tokens, "lengths": lengths}
+
+
+def width(length: int) -> int:
+    """Returns the least of `WIDTHS` that holds so many tokens."""
+    return WIDTHS[np.searchsorted(WIDTHS, length)]
+
+
+def check_lengths(lengths: np.ndarray) -> None:
+    """Raises UserError for an empty input, or one longer than the widest bucket; `lengths` `[examples]` in tokens."""
+    if lengths.size and not lengths.min():
+        raise UserError("An input is empty; give at least one token.")
+    if lengths.size and lengths.max() > WIDTHS[-1]:
+        raise UserError(f"An input has {lengths.max()} tokens; the longest that can be evaluated has {WIDTHS[-1]}.")

@@ -65,10 +65,19 @@ class Encoder:
         inputs = self._framed(ids, example.task)
         if not inputs:
             raise UserError(f"Example {example.id!r} of task {example.task!r} has an empty input; leave it out.")
+        return Tokens(inputs, [*self._target(example.inputs, ids, example.targets), self.eos_id])
+
+    def continuations(self, inputs: str, targets: Sequence[str]) -> list[list[int]]:
+        """Ids of several targets of one input, those that `tokens` has, without their end; with the sentinel before."""
+        ids = self.encode(inputs)
+        start = [] if self.sentinel_id is None else [self.sentinel_id]
+        return [[*start, *self._target(inputs, ids, target)] for target in targets]
+
+    def _target(self, inputs: str, ids: Sequence[int], target: str) -> Sequence[int]:
+        """Ids of a target after an input, whose own `ids` are given."""
         if not self.continues:
-            return Tokens(inputs, [*self.encode(example.targets.removeprefix(" ")), self.eos_id])
-        text = joined(example.inputs, example.targets)[len(example.inputs) :]
-        return Tokens(inputs, [*self._after(example.inputs, ids, text), self.eos_id])
+            return self.encode(target.removeprefix(" "))
+        return self._after(inputs, ids, joined(inputs, target)[len(inputs) :])
 
     def _framed(self, ids: Sequence[int], task: str) -> list[int]:
         virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))

@@ -1,9 +1,10 @@
 """Evaluates a model on SeqIO tasks: reads examples, composes k-shot prompts, generates, post-processes, scores."""
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -15,6 +16,8 @@ from promot_jax.data.vocabularies.controls import unmarked
 from promot_jax.decoding.output_text import SENTINELS
 from promot_jax.errors import UserError, users_code
 from promot_jax.evaluation.format_share import format_share
+from promot_jax.evaluation.label_likelihood import Judged, accuracies
+from promot_jax.evaluation.progress import shown
 from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.results import bootstrap
 from promot_jax.results.records import replace
@@ -46,6 +49,15 @@ class Scored(Generic[S]):
     entry: S  # the score
     rows: list[Output]  # one output per example
     sample: bootstrap.Sample  # what the bootstrap resamples
+
+
+class _Answer(NamedTuple):
+    """One example's output as it is scored."""
+
+    row: Output
+    target: Any  # post-processed
+    output: Any  # post-processed
+    judged: Judged  # of the label set
 
 
 class Evaluator:
@@ -186,11 +198,27 @@ class Evaluator:
         for name in names:
             own = prompt if isinstance(prompt, str) else prompt.get(name, "")
             asked += self._questions(name, split, limit, own, draw, sentinel is None or (sentinel and not own))
-        outputs = self._sampler.ask(params, [question.request for question in asked])
-        answers: dict[str, list[tuple[Question, str]]] = {name: [] for name in names}
-        for question, raw in zip(asked, outputs, strict=True):
-            answers[question.task].append((question, raw))
-        return {name: self._score(name, answers[name], intervals) for name in names}
+        likelihoods = self._likelihoods(params, asked) if self._settings.likelihood else {}
+        waiting = collections.Counter(question.task for question in asked)
+        answers: dict[int, _Answer] = {}
+        scored: dict[str, Scored[Score]] = {}
+        requests = [question.request for question in asked]
+        for index, raw in shown(self._sampler.stream(params, requests), len(asked), _listed(names)):
+            question = asked[index]
+            answers[index] = self._judged(question, raw, likelihoods.get(index, {}))
+            waiting[question.task] -= 1
+            if not waiting[question.task]:  # all of its outputs are there; the device goes on with other tasks
+                of_task = [answers[i] for i, other in enumerate(asked) if other.task == question.task]
+                scored[question.task] = self._score(question.task, of_task, intervals)
+        return {name: scored[name] for name in names}
+
+    def _likelihoods(self, params: Params, asked: Sequence[Question]) -> dict[int, dict[str, float]]:
+        """Log-likelihoods of the labels of each question that has a label set, by its index."""
+        chosen = [index for index, question in enumerate(asked) if question.example.labels]
+        requests = [asked[index].request for index in chosen]
+        labels = [[label.strip() for label in asked[index].example.labels] for index in chosen]
+        found = shown(self._sampler.likelihoods(params, requests, labels), len(chosen), "Likelihoods of labels")
+        return {chosen[number]: scores for number, scores in found}
 
     def _questions(self, name: str, split: str, limit: int, prompt: str, draw: int, sentinel: bool) -> list[Question]:
         settings = self._settings
@@ -200,35 +228,41 @@ class Evaluator:
             raise UserError(f"Task {name!r} has no example in its split {split!r}.")
         # Sentinels stand around the answer.
         steps = _longest_output(self._vocabulary, name) + (len(SENTINELS) if settings.sentinel else 0)
+        once = settings.exemplars == "per_task"
+        evaluated = frozenset(example.inputs for example in examples) if once else frozenset()
         asked = []
         for example in examples:
-            chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
+            if once:
+                chosen = _task_exemplars(name, seed, evaluated, example.shots)
+            else:
+                chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
             composed, dropped = compose(example, chosen, self._count, settings.max_input_length)
-            asked.append(Question(name, example, Request(composed, prompt, steps, sentinel), dropped))
+            group = f"{name} {dropped}" if once else ""  # what starts with another exemplar shares nothing
+            asked.append(Question(name, example, Request(composed, prompt, steps, group, sentinel), dropped))
         return asked
 
-    def _score(self, name: str, answers: Sequence[tuple[Question, str]], intervals: bool) -> Scored[Score]:
-        task = text.get(name)
-        rows, targets, answered = [], [], []
-        for question, raw in answers:
-            example, request, dropped = question.example, question.request, question.dropped_shots
-            prompt = unmarked(request.text)
-            target, answer, score = judge(task, example, self._sampler.answer(raw))
-            row = Output(
-                task=text.base_task(name),
-                id=example.id,
-                shots=example.shots,
-                dropped_shots=dropped,
-                input=prompt,
-                query=len(prompt) - len(unmarked(example.inputs)) if dropped < example.shots else 0,
-                target=target,
-                raw=raw,
-                output=answer,
-                score=score,
-            )
-            rows.append(row)
-            targets.append(target)
-            answered.append(answer)
+    def _judged(self, question: Question, raw: str, likelihoods: dict[str, float]) -> _Answer:
+        example, request, dropped = question.example, question.request, question.dropped_shots
+        prompt = unmarked(request.text)
+        target, answer, score = judge(text.get(question.task), example, self._sampler.answer(raw))
+        row = Output(
+            task=text.base_task(question.task),
+            id=example.id,
+            shots=example.shots,
+            dropped_shots=dropped,
+            input=prompt,
+            query=len(prompt) - len(unmarked(example.inputs)) if dropped < example.shots else 0,
+            target=target,
+            raw=raw,
+            output=answer,
+            score=score,
+            likelihoods={**likelihoods},
+        )
+        return _Answer(row, target, answer, (likelihoods, example.targets.strip()))
+
+    def _score(self, name: str, answers: Sequence[_Answer], intervals: bool) -> Scored[Score]:
+        task, rows = text.get(name), [answer.row for answer in answers]
+        targets, answered = [answer.target for answer in answers], [answer.output for answer in answers]
         metrics = scores(task, targets, answered)
         metric = next(iter(metrics))
         sample = bootstrap.Outputs(targets, answered, task.metric_fns[0])
@@ -236,7 +270,13 @@ class Evaluator:
             ci95 = bootstrap.interval(sample) if intervals else None
         share = None if self._shares_labels(name) else format_share([str(answer) for answer in answered], self._labels)
         entry = Score(
-            metric=metric, score=metrics[metric], ci95=ci95, n=len(rows), format_share=share, metrics={**metrics}
+            metric=metric,
+            score=metrics[metric],
+            ci95=ci95,
+            n=len(rows),
+            format_share=share,
+            metrics={**metrics},
+            **accuracies([answer.judged for answer in answers]),
         )
         return Scored(entry, rows, sample)
 
@@ -248,6 +288,11 @@ class Evaluator:
     def _shares_labels(self, name: str) -> bool:
         """Whether a task's own answers are among the fine-tuning task's labels: they are right, and no collapse."""
         return format_share([*_labels_of(name)], self._labels) not in (None, 0.0)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of tasks for a line on the screen."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 @functools.lru_cache(maxsize=128)
@@ -268,6 +313,13 @@ def _exemplars(name: str, seed: int, example_id: str, inputs: str, shots: int) -
     """Exemplars of one example, once per process: a pool of thousands takes a while to rank."""
     pool = _read(name, text.EXEMPLARS, None) if shots else []
     return choose(text.base_task(name), seed, example_id, pool, shots, inputs)
+
+
+@functools.lru_cache(maxsize=128)
+def _task_exemplars(name: str, seed: int, evaluated: frozenset[str], shots: int) -> list[text.Example]:
+    """Exemplars that all examples of a task share: of the training examples whose inputs are not evaluated."""
+    pool = _read(name, text.EXEMPLARS, None) if shots else []
+    return choose(text.base_task(name), seed, "", [each for each in pool if each.inputs not in evaluated], shots)
 
 
 @functools.lru_cache(maxsize=128)

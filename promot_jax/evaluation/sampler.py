@@ -1,21 +1,23 @@
 """Text in, text out: a model generates for requests, in batches; inference and evaluation share it."""
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from promot_jax.checkpoints.pretrained import Pretrained
-from promot_jax.data import batches
 from promot_jax.data.encoding import Encoder
-from promot_jax.decoding.generate import generate
+from promot_jax.decoding.continuous_batching import Engine, Input, generate_all
+from promot_jax.decoding.likelihood import log_likelihoods
 from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
-from promot_jax.distributed import hosts, preemption
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
+from promot_jax.evaluation.progress import shown
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.params import soft_prompts
 from promot_jax.params.dtypes import cast_weights
@@ -30,6 +32,7 @@ class Request:
     text: str  # the whole input
     prompt: str = ""  # name of the soft prompt to prepend; "" for none
     limit: int = 0  # longest output in tokens, at most `Decoding.max_tokens`; 0 for that
+    group: str = ""  # requests of one group start alike, which saves time: what they share is processed once
     sentinel: bool = True  # whether the input ends with a sentinel where `Evaluation.sentinel` asks for them
 
 
@@ -65,9 +68,16 @@ class Sampler:
         self._stops = stop_mask([*strings, *("" for _ in padding)], settings.decoding.stop, *base.end_ids, *padding)
 
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
-        """Returns the model's raw output for every request, in order.
+        """Returns the model's raw output for every request, in order, and shows progress meanwhile; see `stream`."""
+        outputs = dict(shown(self.stream(params, requests), len(requests), "Outputs"))
+        return [outputs[index] for index in range(len(requests))]
+
+    def stream(self, params: Params, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+        """Yields the index of each request with the model's raw output, as they are finished.
 
         All hosts call this with the same requests; each answers the rows of its devices, and all get all outputs.
+        Sampled outputs are a function of `Evaluation.exemplar_seed`, the request, and how often it came before: not of
+        the other requests, and not of the place in a batch.
 
         Args:
             params: `{"model": ..., "prompt": {name: rows}}`; without "prompt", or with requests that name none, the
@@ -78,46 +88,74 @@ class Sampler:
             UserError: a request names a soft prompt that is not in `params`, or is too long.
             PreemptedError: between two batches.
         """
-        model, settings = self.base.model, self.settings.decoding
+        settings, prompt = self.settings.decoding, _prompts_in_use(params, requests)
+        limits = [min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests]
+        encoded = self._encode(prompt, requests)
+        self._check_lengths(encoded, limits)
+        groups = [request.group for request in requests]
+        inputs = [Input(*fields) for fields in zip(encoded, limits, _seeds(requests), groups, strict=True)]
+        for index, ids in generate_all(self._engine(params, prompt), inputs):
+            yield index, self._text(ids)
+
+    def likelihoods(
+        self, params: Params, requests: Sequence[Request], labels: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, dict[str, float]]]:
+        """Yields the index of each request with the log-likelihood of each of its labels, as they are finished.
+
+        A label has the ids that it has as a target, one space after the request's text, without the end of the
+        sequence; behind a sentinel where the request has one.
+
+        Args:
+            params: as in `stream`, like the errors.
+            requests: inputs; their limits do not matter.
+            labels: of each request, at least one.
+        """
         prompt = _prompts_in_use(params, requests)
-        table = soft_prompts.table(prompt)
-        # Cast once here, not at every decoding step.
-        weights = cast_weights(params["model"], model.config.dtype)
-        inputs = self._encode(prompt, requests)
-        limits = np.array([min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests])
-        self._check_lengths(inputs, limits)
-        outputs = [""] * len(requests)
-        budget = self.settings.tokens_per_batch // settings.beams  # a beam takes the memory of a row
-        groups = batches.buckets(inputs, budget, self._partitioner.rows(), limits)
-        for count, (members, batch) in enumerate(groups):
-            key = jax.random.fold_in(jax.random.key(self.settings.exemplar_seed), count)
-            rows_limits = np.ones(len(batch["lengths"]), np.int32)
-            rows_limits[: len(members)] = limits[members]
-            placed = self._partitioner.batch(batch)
-            ids = generate(model, settings, weights, table, placed, self._stops, rows_limits, key)
-            for member, row in zip(members, hosts.whole(ids), strict=False):
-                outputs[member] = self._text(row)
-            preemption.check("during an evaluation")
-        return outputs
+        encoded = self._encode(prompt, requests)
+        continuations = [
+            self._encoder(request).continuations(request.text, own)
+            for request, own in zip(requests, labels, strict=True)
+        ]
+        self._check_lengths(encoded, [max(map(len, each)) for each in continuations])
+        inputs = [Input(ids, 0, group=request.group) for ids, request in zip(encoded, requests, strict=True)]
+        for index, scores in log_likelihoods(self._engine(params, prompt), inputs, continuations):
+            yield index, dict(zip(labels[index], map(float, scores), strict=True))
+
+    def _engine(self, params: Params, prompt: Params) -> Engine:
+        model, settings = self.base.model, self.settings
+        return Engine(
+            model,
+            settings.decoding,
+            cast_weights(params["model"], model.config.dtype),  # once here, not at every decoding step
+            soft_prompts.table(prompt),
+            self._stops,
+            jax.random.key(settings.exemplar_seed),
+            self._partitioner,
+            settings.tokens_per_batch,
+            settings.cache_tokens,
+        )
 
     def answer(self, raw: str) -> str:
         """The answer in a raw output: all of it, or its first span where `Evaluation.sentinel` asks for sentinels."""
         return first_span(raw) if self.settings.sentinel else raw
 
     def _encode(self, prompt: Params, requests: Sequence[Request]) -> list[list[int]]:
-        encoder = self.encoder.with_prompts(soft_prompts.layout(prompt, self.base.model.config.vocab_size))
-        with_sentinel = dataclasses.replace(encoder, sentinel_id=self._sentinels.get(SENTINELS[0]))
+        prompt_ids = soft_prompts.layout(prompt, self.base.model.config.vocab_size)
         return [
-            (with_sentinel if request.sentinel else encoder).inputs(request.text, request.prompt)
-            for request in requests
+            self._encoder(request).with_prompts(prompt_ids).inputs(request.text, request.prompt) for request in requests
         ]
 
-    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int] | np.ndarray) -> None:
+    def _encoder(self, request: Request) -> Encoder:
+        """The encoder of a request, without soft prompts."""
+        sentinel_id = self._sentinels.get(SENTINELS[0]) if request.sentinel else None
+        return dataclasses.replace(self.encoder, sentinel_id=sentinel_id)
+
+    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
         """Raises UserError for an input that leaves its output no room in the model's context."""
         model = self.base.model
         context = model.config.max_length
         for ids, limit in zip(inputs, limits, strict=True):
-            after = int(limit) if model.continues else 0
+            after = limit if model.continues else 0
             if context and len(ids) + after > context:
                 raise UserError(
                     f"An input of {len(ids)} tokens, its prompt included, and an output of up to {limit} do not fit "
@@ -139,3 +177,14 @@ def _prompts_in_use(params: Params, requests: Sequence[Request]) -> Params:
     if unknown := used - set(prompt):
         raise UserError(f"There is no soft prompt called {min(unknown)!r} here.")
     return {name: prompt[name] for name in used}
+
+
+def _seeds(requests: Sequence[Request]) -> list[int]:
+    """A seed of each request, 32 bits: of its text, its soft prompt, and how many equal requests came before."""
+    before: collections.Counter[str] = collections.Counter()
+    seeds = []
+    for request in requests:
+        name = f"{request.prompt}\0{request.text}"
+        seeds.append(zlib.crc32(f"{before[name]}\0{name}".encode()))
+        before[name] += 1
+    return seeds

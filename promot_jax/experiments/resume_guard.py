@@ -60,12 +60,14 @@ YOUNGER = {
     "samples": 5,
     "prompt_task": "",
     "attention": "auto",
+    "exemplars": "per_example",
+    "likelihood": False,
 }
 
 
 # Settings of the final evaluation alone.
-FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
-_IMMATERIAL = ("/log_period", "/keep_period")  # settings that change no result
+FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples", "likelihood")
+_IMMATERIAL = ("/log_period", "/keep_period", "/cache_tokens")  # settings that change no result
 
 
 def keep_settings(folder: Path, settings: Json, finished: str = "results.json") -> str:

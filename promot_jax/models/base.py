@@ -64,7 +64,9 @@ class Family(abc.ABC, Generic[Config_co]):
         """Returns the input embeddings of real token ids, `[..., embed]`, float32; soft prompts start from them."""
 
     @abc.abstractmethod
-    def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
+    def prefill(
+        self, params: Params, prompt: Array | None, inputs: Params, steps: int, prefix: Params | None = None
+    ) -> tuple[Array, Params]:
         """Processes the inputs and allocates the cache for `steps` more tokens.
 
         Args:
@@ -72,6 +74,8 @@ class Family(abc.ABC, Generic[Config_co]):
             prompt: `[prompt rows, embed]` or None.
             inputs: `tokens` `[batch, length]`, padded on the right, and `lengths` `[batch]` (0: a row of padding).
             steps: upper bound of the calls of `step`.
+            prefix: state of a prefill of one row, which all inputs continue; None for nothing. Only of families that
+                `continues`.
 
         Returns:
             Logits `[batch, vocab]` of the first new token, and the decoding state.
@@ -80,6 +84,42 @@ class Family(abc.ABC, Generic[Config_co]):
     @abc.abstractmethod
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
         """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state."""
+
+    @abc.abstractmethod
+    def branches(
+        self, params: Params, prompt: Array | None, inputs: Params, tokens: Array, prefix: Params | None = None
+    ) -> Array:
+        """Returns the states that predict the tokens of several continuations of each input.
+
+        The inputs are processed once for all their continuations.
+
+        Args:
+            params: model parameters.
+            prompt: as in `prefill`, like `inputs` and `prefix`.
+            inputs: `tokens` `[batch, width]` and `lengths` `[batch]`.
+            tokens: of the continuations, `[batch, count, length]`, padded on the right.
+            prefix: what all inputs continue, or None.
+
+        Returns:
+            `[batch, count, length, embed]`.
+        """
+
+    @abc.abstractmethod
+    def empty(self, params: Params, rows: int, width: int, steps: int) -> Params:
+        """Returns the decoding state of `rows` rows that `join` fills: of up to `width` input tokens and `steps` steps.
+
+        Its cache slots are a ring, so that the state may run on for any number of steps.
+        """
+
+    @abc.abstractmethod
+    def join(self, state: Params, new: Params, rows: Array) -> Params:
+        """Puts the rows of a new state in the places of finished rows of a running one (continuous batching).
+
+        Args:
+            state: of `empty`, after any number of steps.
+            new: of `prefill` with `steps` = 0.
+            rows: int32 `[new rows]`, the place of each; places that are not there leave a row out.
+        """
 
     @abc.abstractmethod
     def reorder(self, state: Params, choice: Array) -> Params:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from promot_jax.distributed.partitioning import Partitioner, constrain
 from promot_jax.errors import UserError
-from promot_jax.models import attention, layers
+from promot_jax.models import attention, layers, stack
 from promot_jax.models.base import Family, Params
 from promot_jax.models.batch_layout import Batch, Tokens, decoder_rows
 
@@ -112,7 +112,7 @@ class SelfAttention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: Array, view: View, cache: Any, cursor: Any, layer: Array) -> tuple[Array, Any]:
+    def __call__(self, x: Array, view: View, cache: Any, cursor: Any, layer: Any) -> tuple[Array, Any]:
         """Returns `[batch, length, embed]` and the extended cache of all layers (None without one)."""
         cfg = self.config
         batch, length, _ = x.shape
@@ -126,14 +126,15 @@ class SelfAttention(nn.Module):
         if cfg.qk_norm:
             query, key = cfg.norm("query_norm")(query), cfg.norm("key_norm")(key)
         query, key = layers.rotary(query, view.cos, view.sin), layers.rotary(key, view.cos, view.sin)
-        extended: Any = {"key": key, "value": value}
+        # [batch, kv_heads, length, head_dim], as in the cache
+        keys: Any = {"key": key.swapaxes(1, 2), "value": value.swapaxes(1, 2)}
         if cache is not None:
-            cache, extended = layers.extend_cache(cache, extended, layer, cursor)
+            cache, keys = stack.extend_cache(cache, keys, layer, cursor)
         scale = cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale
         cap = cfg.attention_softcap
         kernel = "xla" if view.segments is None else attention.choose(cfg.attention, query, key, cap)
         if view.segments is None or kernel == "xla":
-            mixed = layers.attend(query, extended["key"], extended["value"], view.mask, scale, cap=cap)
+            mixed = layers.attend(query, keys["key"], keys["value"], view.mask, scale, cap=cap)
         else:
             bounds: Any = {"cap": cap, "window": cfg.window, "is_local": view.is_local}
             mixed = attention.attend(kernel, query, key, value, view.segments, scale, **bounds)
@@ -147,7 +148,7 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[Array, Any], layer: Array, is_global: Array, wide: View, local: View | None, cursor: Any
+        self, carry: tuple[Array, Any], layer: Any, is_global: Array, wide: View, local: View | None, cursor: Any
     ) -> tuple[tuple[Array, Any], None]:
         """Maps the carry, `[batch, length, embed]` and the cache of all layers; see `DecoderStack`."""
         x, cache = carry
@@ -186,15 +187,16 @@ class DecoderStack(nn.Module):
             x: embedded tokens.
             wide: view of the global layers.
             local: view of the local layers; None if all are global.
-            cache: `key` and `value` `[layers, batch, slots, kv_heads, head_dim]`, or None.
+            cache: of all layers (`models.stack`), or None.
             cursor: cache slot of the first token.
 
         Returns:
             Final states and the extended cache.
         """
-        index = jnp.arange(self.config.num_layers)
-        is_global = (index + 1) % self.config.global_every == 0
-        (x, cache), _ = self.layers((x, cache), index, is_global, wide, local, cursor)
+        cfg = self.config
+        is_global = (jnp.arange(cfg.num_layers) + 1) % cfg.global_every == 0
+        layer = DecoderLayer(cfg, parent=None)
+        (x, cache), _ = stack.run(self, layer, cfg.num_layers, (x, cache), (is_global,), (wide, local, cursor))
         return self.decoder_norm(x), cache
 
 
@@ -301,42 +303,115 @@ class DecoderModel(Family[DecoderConfig]):
         rows: Array = params["token_embedder"]["embedding"][ids].astype(jnp.float32) * scale
         return rows
 
-    def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
+    def prefill(
+        self, params: Params, prompt: Array | None, inputs: Params, steps: int, prefix: Params | None = None
+    ) -> tuple[Array, Params]:
         """Processes the inputs and allocates the cache; see `Family.prefill`.
 
-        The state's `key_positions` `[batch, slots]` is the position of the token in each cache slot.
+        The state's `key_positions` `[batch, slots]` is the position of the token in each cache slot, `position`
+        `[batch]` that of the next token.
         """
-        cfg = self.config
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         batch, length = tokens.shape
+        first, before, cache = self._after(prefix, batch, length + steps)
         slots = jnp.arange(length + steps)
-        key_positions = jnp.where(slots < lengths[:, None], slots, _EMPTY)
-        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        own = jnp.where(slots < lengths[:, None], first + slots, _EMPTY)
+        key_positions = jnp.concatenate([before, own], axis=1)
+        positions = jnp.broadcast_to(first + jnp.arange(length), tokens.shape)
         mask = key_positions[:, None, :] <= positions[:, :, None]
-        shape = (cfg.num_layers, batch, length + steps, cfg.num_kv_heads, cfg.head_dim)
-        cache: Params = {"key": jnp.zeros(shape, cfg.dtype), "value": jnp.zeros(shape, cfg.dtype)}
-        segments = (slots[:length] < lengths[:, None]).astype(jnp.int32)
-        arguments = tokens, prompt, positions, key_positions, mask, cache, 0
+        past = before.shape[1]
+        segments = (slots[:length] < lengths[:, None]).astype(jnp.int32) if prefix is None else None
+        arguments = tokens, prompt, positions, key_positions, mask, cache, past
         x, cache = self._apply(params, "hidden", *arguments, segments=segments)
-        last = jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-        state = {"cache": cache, "key_positions": key_positions, "position": lengths, "cursor": jnp.int32(length)}
-        return self.head(params, last), state
+        state = {"cache": cache, "key_positions": key_positions, "position": first + lengths}
+        return self.head(params, _last(x, lengths)), {**state, "cursor": jnp.int32(past + length)}
 
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
-        """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state.
+        """Appends one real token per row; see `Family.step`.
 
         In each step, all rows write to the same cache slot; the padding of a row before it stays masked.
         """
         cursor, positions, key_positions = state["cursor"], state["position"][:, None], state["key_positions"]
-        key_positions = jnp.where(jnp.arange(key_positions.shape[1]) == cursor, positions, key_positions)
+        slots = jnp.arange(key_positions.shape[1])
+        key_positions = jnp.where(slots == cursor, positions, key_positions)
         mask = key_positions[:, None, :] <= positions[:, :, None]
         arguments = tokens[:, None], None, positions, key_positions, mask, state["cache"], cursor
         x, cache = self._apply(params, "hidden", *arguments)
-        state = {"cache": cache, "key_positions": key_positions, "position": positions[:, 0] + 1, "cursor": cursor + 1}
-        return self.head(params, x[:, 0]), state
+        state = {"cache": cache, "key_positions": key_positions, "position": positions[:, 0] + 1}
+        return self.head(params, x[:, 0]), {**state, "cursor": (cursor + 1) % len(slots)}
+
+    def branches(
+        self, params: Params, prompt: Array | None, inputs: Params, tokens: Array, prefix: Params | None = None
+    ) -> Array:
+        """Returns the states that predict the tokens of several continuations of each input; see `Family.branches`.
+
+        A row is the input, then its continuations; each attends to the input and to itself.
+        """
+        lengths = inputs["lengths"][:, None]
+        (batch, width), (_, count, length) = inputs["tokens"].shape, tokens.shape
+        own = jnp.arange(width)
+        first, before, cache = self._after(prefix, batch, width + count * length)
+        after = first + lengths + jnp.tile(jnp.arange(length), count)  # [batch, count * length]
+        positions = jnp.concatenate([jnp.broadcast_to(first + own, (batch, width)), after], axis=1)
+        key_positions = jnp.concatenate([before, jnp.where(own < lengths, first + own, _EMPTY), after], axis=1)
+        branch = jnp.repeat(jnp.arange(1, count + 1), length)
+        queries = jnp.concatenate([jnp.zeros(width, jnp.int32), branch])
+        keys = jnp.concatenate([jnp.zeros(before.shape[1], jnp.int32), queries])
+        mask = key_positions[:, None, :] <= positions[:, :, None]
+        mask &= (keys == 0) | (keys == queries[:, None])
+        row = jnp.concatenate([inputs["tokens"], tokens.reshape(batch, -1)], axis=1)
+        x, _ = self._apply(params, "hidden", row, prompt, positions, key_positions, mask, cache, before.shape[1])
+        last = jnp.broadcast_to(_last(x, inputs["lengths"])[:, None, None], (batch, count, 1, x.shape[-1]))
+        return jnp.concatenate([last, x[:, width:].reshape(batch, count, length, -1)[:, :, :-1]], axis=2)
+
+    def _after(self, prefix: Params | None, batch: int, slots: int) -> tuple[Any, Array, Params]:
+        """Where sequences of `slots` tokens begin that follow a prefix, or nothing.
+
+        Returns:
+            The position of their first token, the positions of the prefix's slots `[batch, slots of the prefix]`, and a
+            cache with the prefix in its first slots.
+        """
+        cfg = self.config
+        shape = (cfg.num_layers, batch, cfg.num_kv_heads, slots, cfg.head_dim)
+        empty = {name: jnp.zeros(shape, cfg.dtype) for name in ("key", "value")}
+        if prefix is None:
+            return 0, jnp.zeros((batch, 0), jnp.int32), empty
+
+        def begun(leaf: Array, rest: Array) -> Array:
+            return jnp.concatenate([jnp.broadcast_to(leaf, (*rest.shape[:3], *leaf.shape[3:])), rest], axis=3)
+
+        before = jnp.broadcast_to(prefix["key_positions"], (batch, prefix["key_positions"].shape[1]))
+        return prefix["position"][0], before, jax.tree.map(begun, prefix["cache"], empty)
+
+    def empty(self, params: Params, rows: int, width: int, steps: int) -> Params:
+        """Returns the state of rows that nothing has been put into; see `Family.empty`."""
+        cfg = self.config
+        shape = (rows, cfg.num_kv_heads, width + steps, cfg.head_dim)
+        return {
+            "cache": stack.empty_cache(params, cfg.num_layers, shape, cfg.dtype),
+            "key_positions": jnp.full((rows, width + steps), _EMPTY),
+            "position": jnp.zeros(rows, jnp.int32),
+            "cursor": jnp.int32(0),
+        }
+
+    def join(self, state: Params, new: Params, rows: Array) -> Params:
+        """Puts rows of a new state into a running one; see `Family.join`."""
+        cursor, key_positions = state["cursor"], state["key_positions"]
+        added = stack.in_ring(new["key_positions"], key_positions.shape[1], cursor, axis=1, fill=_EMPTY)
+        return {
+            "cache": stack.join_cache(state["cache"], new["cache"], rows, cursor),
+            "key_positions": key_positions.at[rows].set(added, mode="drop"),
+            "position": state["position"].at[rows].set(new["position"], mode="drop"),
+            "cursor": cursor,
+        }
 
     def reorder(self, state: Params, choice: Array) -> Params:
         """Returns the decoding state with its rows reordered within their groups; see `Family.reorder`."""
-        cache = {name: layers.take_rows(leaf, choice, axis=1) for name, leaf in state["cache"].items()}
-        rows = {name: layers.take_rows(state[name], choice, axis=0) for name in ("key_positions", "position")}
+        cache = {name: stack.take_rows(leaf, choice, axis=1) for name, leaf in state["cache"].items()}
+        rows = {name: stack.take_rows(state[name], choice, axis=0) for name in ("key_positions", "position")}
         return {**state, "cache": cache, **rows}
+
+
+def _last(x: Array, lengths: Array) -> Array:
+    """Returns the state of each row's last token, `[batch, embed]`, of `[batch, length, embed]`."""
+    return jnp.take_along_axis(x, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]

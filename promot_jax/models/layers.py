@@ -12,14 +12,13 @@ from jax.ad_checkpoint import checkpoint_name
 from promot_jax.distributed.partitioning import constrain
 from promot_jax.errors import UserError
 from promot_jax.models import attention
+from promot_jax.models.stack import KEYS
 
 Array = jax.Array
 
-# Logical axes of the residual stream, of queries, of keys and values, and of their cache.
+# Logical axes of the residual stream, and of queries.
 STREAM = ("batch", "length", "activation_embed")
 QUERIES = ("batch", "length", "heads", "head_dim")
-KEYS = ("batch", "length", "kv_heads", "head_dim")
-CACHE = ("layers", *KEYS)
 
 
 def _dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
@@ -112,30 +111,6 @@ def scan_layers(layer: type[nn.Module], config: Any, count: int, in_axes: tuple[
         in_axes=in_axes,
         length=count,
     )(config)
-
-
-def extend_cache(
-    cache: dict[str, Array], new: dict[str, Array], layer: Array, cursor: Any
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Writes a layer's new keys and values into the cache, from slot `cursor` on.
-
-    Only the new slots are written; the rest of the cache is not copied.
-
-    Args:
-        cache: `key` and `value` `[layers, batch, slots, kv_heads, head_dim]`.
-        new: `key` and `value` `[batch, length, kv_heads, head_dim]`.
-        layer: index of the layer.
-        cursor: slot of the first new token.
-
-    Returns:
-        The extended cache, and the layer's `key` and `value` `[batch, slots, kv_heads, head_dim]`.
-    """
-    start = (layer, 0, cursor, 0, 0)
-    extended = {
-        name: constrain(jax.lax.dynamic_update_slice(leaf, new[name][None], start), *CACHE)
-        for name, leaf in cache.items()
-    }
-    return extended, {name: leaf[layer] for name, leaf in extended.items()}
 
 
 class Dense(nn.Module):
@@ -296,7 +271,7 @@ def attend(
 
     Args:
         query: `[batch, length, heads, head_dim]`.
-        key: `[batch, keys, kv_heads, head_dim]`.
+        key: `[batch, kv_heads, keys, head_dim]`, which the products read as it lies in a cache.
         value: as `key`.
         mask: bool `[batch, length, keys]`, True for the keys that a query attends to.
         scale: of the logits; 1.0 in the T5 family.
@@ -308,27 +283,19 @@ def attend(
     """
     query, key, value = constrain(query, *QUERIES), constrain(key, *KEYS), constrain(value, *KEYS)
     batch, length, heads, head_dim = query.shape
-    kv_heads, group = key.shape[2], heads // key.shape[2]
+    kv_heads, keys = key.shape[1], key.shape[2]
+    group = heads // kv_heads
     # One plain batched product per key/value head, [batch, kv_heads, group * length, ...]: backends run it best.
     rows = query.astype(jnp.float32).reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, kv_heads, group * length, head_dim)
-    logits = softcap(rows @ key.astype(jnp.float32).transpose(0, 2, 3, 1) * scale, cap)
-    logits = logits.reshape(batch, kv_heads, group, length, -1)
+    logits = softcap(jnp.einsum("bhqd,bhkd->bhqk", rows, key.astype(jnp.float32)) * scale, cap)
+    logits = logits.reshape(batch, kv_heads, group, length, keys)
     if bias is not None:
-        logits += bias.reshape(-1, kv_heads, group, length, key.shape[1])
+        logits += bias.reshape(-1, kv_heads, group, length, keys)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min), axis=-1)
-    mixed = weights.reshape(batch, kv_heads, group * length, -1) @ value.astype(jnp.float32).transpose(0, 2, 1, 3)
+    mixed = weights.reshape(batch, kv_heads, group * length, keys) @ value.astype(jnp.float32)
     mixed = mixed.reshape(batch, kv_heads, group, length, head_dim).transpose(0, 3, 1, 2, 4)
     return constrain(mixed.reshape(batch, length, heads * head_dim).astype(query.dtype), "batch", "length", "joined_kv")
-
-
-def take_rows(leaf: Array, choice: Array, axis: int) -> Array:
-    """Reorders the `groups * old` rows of a decoding state's leaf along its batch axis; see `Family.reorder`."""
-    groups, new = choice.shape
-    before, after = leaf.shape[:axis], leaf.shape[axis + 1 :]
-    rows = leaf.reshape(*before, groups, -1, *after)
-    index = choice.reshape(*[1] * axis, groups, new, *[1] * len(after))
-    return jnp.take_along_axis(rows, index, axis=axis + 1).reshape(*before, groups * new, *after)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

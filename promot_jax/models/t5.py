@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from promot_jax import trees
 from promot_jax.distributed.partitioning import Partitioner, constrain
 from promot_jax.errors import UserError
-from promot_jax.models import layers
+from promot_jax.models import layers, stack
 from promot_jax.models.base import Family, Params
 from promot_jax.models.batch_layout import Batch, Tokens, encoder_decoder_rows
 from promot_jax.models.relative_position import RelativeBias
@@ -75,8 +75,9 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], self.config.num_heads, self.config.head_dim)
 
     def keys(self, source: Array) -> dict[str, Array]:
-        """Returns `key` and `value` `[batch, keys, heads, head_dim]` of a source `[batch, keys, embed]`."""
-        return {"key": self._heads(self.key(source)), "value": self._heads(self.value(source))}
+        """Returns `key` and `value` `[batch, heads, keys, head_dim]` of a source `[batch, keys, embed]`."""
+        named = (("key", self.key), ("value", self.value))
+        return {name: self._heads(dense(source)).swapaxes(1, 2) for name, dense in named}
 
     def __call__(self, x: Array, keys: dict[str, Array], mask: Array, bias: Array | None) -> Array:
         """Maps `[batch, length, embed]`; `mask` and `bias` as in `layers.attend`."""
@@ -111,7 +112,7 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         carry: tuple[Array, Any],
-        layer: Array,
+        layer: Any,
         cross: Any,
         encoded: Any,
         mask: Array,
@@ -131,7 +132,7 @@ class DecoderLayer(nn.Module):
         normed = layers.RMSNorm(cfg.norm_eps, name="pre_self_attention_layer_norm")(x)
         keys = attention.keys(normed)
         if cache is not None:
-            cache, keys = layers.extend_cache(cache, keys, layer, cursor)
+            cache, keys = stack.extend_cache(cache, keys, layer, cursor)
         x = x + dropout(attention(normed, keys, mask, bias))
 
         attention = Attention(cfg, name="encoder_decoder_attention")
@@ -187,6 +188,8 @@ class Decoder(nn.Module):
         encoded: Array | None,
         mask: Array,
         cross_mask: Array,
+        positions: Array,
+        key_positions: Array,
         cache: Any = None,
         cross: Any = None,
         cursor: Any = 0,
@@ -194,22 +197,22 @@ class Decoder(nn.Module):
         """Maps `[batch, length, embed]`.
 
         Args:
-            x: embedded target tokens, the first of them at position `cursor`.
+            x: embedded target tokens.
             encoded: `[batch, inputs, embed]`, or None if `cross` is given.
             mask: bool `[batch, length, length or slots]`.
             cross_mask: bool `[batch, length, inputs]`.
-            cache: self-attention's `key` and `value` `[layers, batch, slots, heads, head_dim]`, or None.
+            positions: of the tokens, `[length]`; only differences of positions count.
+            key_positions: of the keys, `[length or slots]`.
+            cache: of self-attention in all layers (`models.stack`), or None.
             cross: cross-attention's `key` and `value`, alike, or None to compute them from `encoded`.
             cursor: cache slot of the first token.
 
         Returns:
             Final states, the extended cache, and `cross` for the next tokens (None without a cache).
         """
-        length = x.shape[1]
-        slots = length if cache is None else cache["key"].shape[2]
-        bias = self.relpos_bias(cursor + jnp.arange(length), jnp.arange(slots))
-        index = jnp.arange(self.config.num_decoder_layers)
-        (x, cache), new_cross = self.layers((x, cache), index, cross, encoded, mask, bias, cross_mask, cursor)
+        bias, count = self.relpos_bias(positions, key_positions), self.config.num_decoder_layers
+        layer, shared = DecoderLayer(self.config, parent=None), (encoded, mask, bias, cross_mask, cursor)
+        (x, cache), new_cross = stack.run(self, layer, count, (x, cache), (cross,), shared)
         return self.dropout(self.decoder_norm(x)), cache, new_cross if cross is None else cross
 
 
@@ -240,9 +243,9 @@ class T5Module(nn.Module):
         """Returns the states that predict the targets of a batch of `encoder_decoder_rows`."""
         source, target = batch["segment_ids"], batch["decoder_segment_ids"]
         encoded = self.encode(batch["tokens"], prompt, _same(source, source))
-        length = target.shape[1]
-        mask = _same(target, target) & jnp.tril(jnp.ones((length, length), bool))
-        return self.decode(batch["decoder_tokens"], encoded, mask, _same(target, source))[0]
+        slots = jnp.arange(target.shape[1])
+        mask = _same(target, target) & (slots[:, None] >= slots)
+        return self.decode(batch["decoder_tokens"], encoded, mask, _same(target, source), slots, slots)[0]
 
     def head(self, x: Array) -> Array:
         """Returns logits `[..., vocab]` in float32 of states `[..., embed]`."""
@@ -293,34 +296,88 @@ class T5Model(Family[T5Config]):
         rows: Array = params["token_embedder"]["embedding"][ids]
         return rows
 
-    def prefill(self, params: Params, prompt: Array | None, inputs: Params, steps: int) -> tuple[Array, Params]:
+    def prefill(
+        self, params: Params, prompt: Array | None, inputs: Params, steps: int, prefix: Params | None = None
+    ) -> tuple[Array, Params]:
         """Encodes the inputs, computes cross-attention's keys and values, allocates the cache; see `Family.prefill`.
 
-        The decoder starts with id 0 in the first slot of its cache; the targets of all rows are in the same slots.
+        The decoder starts with id 0 in the first slot of its cache. The state's `position` `[batch]` counts the tokens
+        of each row's cache, which are in the slots before `cursor`.
         """
+        assert prefix is None
         cfg = self.config
         tokens, lengths = inputs["tokens"], inputs["lengths"]
-        valid = jnp.arange(tokens.shape[1]) < lengths[:, None]  # [batch, inputs]
+        valid = _valid(inputs)
         encoded = self._apply(params, "encode", tokens, prompt, valid[:, None, :])
-        shape = (cfg.num_decoder_layers, len(tokens), 1 + steps, cfg.num_heads, cfg.head_dim)
-        cache = {"key": jnp.zeros(shape, cfg.dtype), "value": jnp.zeros(shape, cfg.dtype)}
-        state = {"cache": cache, "cross": None, "valid": valid, "cursor": jnp.int32(0)}
-        return self._extend(params, state, jnp.zeros(len(tokens), jnp.int32), encoded)
+        shape = (len(tokens), cfg.num_heads, 1 + steps, cfg.head_dim)
+        cache = stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype)
+        state = {"cache": cache, "cross": None, "valid": valid, "position": jnp.zeros_like(lengths)}
+        return self._extend(params, {**state, "cursor": jnp.int32(0)}, jnp.zeros_like(lengths), encoded)
 
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
-        """Appends one real token per row: `tokens` `[batch]` to logits `[batch, vocab]` and the new state."""
+        """Appends one real token per row; see `Family.step`."""
         return self._extend(params, state, tokens, None)
 
     def _extend(self, params: Params, state: Params, tokens: Array, encoded: Array | None) -> tuple[Array, Params]:
-        cache, cursor = state["cache"], state["cursor"]
-        mask = (jnp.arange(cache["key"].shape[2]) <= cursor)[None, None]  # [1, 1, slots]
-        cross_mask = state["valid"][:, None, :]
-        arguments = tokens[:, None], encoded, mask, cross_mask, cache, state["cross"], cursor
-        x, cache, cross = self._apply(params, "decode", *arguments)
-        return self.head(params, x[:, 0]), {**state, "cache": cache, "cross": cross, "cursor": cursor + 1}
+        cache, cursor, positions = state["cache"], state["cursor"], state["position"]
+        slots = jax.tree.leaves(cache)[0].shape[-2]
+        age = (cursor - jnp.arange(slots)) % slots  # steps since a slot was written, the same for all rows
+        mask = (age <= positions[:, None])[:, None]  # [batch, 1, slots]
+        arguments = tokens[:, None], encoded, mask, state["valid"][:, None, :], jnp.zeros(1, jnp.int32), -age
+        x, cache, cross = self._apply(params, "decode", *arguments, cache, state["cross"], cursor)
+        moved = {"position": positions + 1, "cursor": (cursor + 1) % slots}
+        return self.head(params, x[:, 0]), {**state, "cache": cache, "cross": cross, **moved}
+
+    def branches(
+        self, params: Params, prompt: Array | None, inputs: Params, tokens: Array, prefix: Params | None = None
+    ) -> Array:
+        """Returns the states that predict the tokens of several continuations of each input; see `Family.branches`.
+
+        The decoder's row is all continuations, each of which attends to the encoded input and to itself.
+        """
+        assert prefix is None
+        batch, count, length = tokens.shape
+        valid = _valid(inputs)
+        encoded = self._apply(params, "encode", inputs["tokens"], prompt, valid[:, None, :])
+        row = jnp.pad(tokens[:, :, :-1], ((0, 0), (0, 0), (1, 0))).reshape(batch, -1)  # each starts with id 0
+        branch, slots = jnp.repeat(jnp.arange(count), length), jnp.arange(count * length)
+        mask = ((branch[:, None] == branch) & (slots[:, None] >= slots))[None]
+        x = self._apply(params, "decode", row, encoded, mask, valid[:, None, :], slots, slots)[0]
+        return x.reshape(batch, count, length, -1)
+
+    def empty(self, params: Params, rows: int, width: int, steps: int) -> Params:
+        """Returns the state of rows that nothing has been put into; see `Family.empty`."""
+        cfg = self.config
+        cache, cross = (
+            stack.empty_cache(params, cfg.num_decoder_layers, (rows, cfg.num_heads, slots, cfg.head_dim), cfg.dtype)
+            for slots in (1 + steps, width)
+        )
+        state = {"cache": cache, "cross": cross, "valid": jnp.zeros((rows, width), bool)}
+        return {**state, "position": jnp.zeros(rows, jnp.int32), "cursor": jnp.int32(0)}
+
+    def join(self, state: Params, new: Params, rows: Array) -> Params:
+        """Puts rows of a new state into a running one; see `Family.join`."""
+        cursor, width = state["cursor"], state["valid"].shape[1]
+        valid = stack.in_ring(new["valid"], width, 0, axis=1, fill=False)  # at the end, like the keys of the inputs
+        return {
+            "cache": stack.join_cache(state["cache"], new["cache"], rows, cursor),
+            "cross": stack.join_cache(state["cross"], new["cross"], rows, 0),
+            "valid": state["valid"].at[rows].set(valid, mode="drop"),
+            "position": state["position"].at[rows].set(new["position"], mode="drop"),
+            "cursor": cursor,
+        }
 
     def reorder(self, state: Params, choice: Array) -> Params:
         """Returns the decoding state with its rows reordered within their groups; see `Family.reorder`."""
         caches = {"cache": state["cache"], "cross": state["cross"]}
-        caches = jax.tree.map(lambda leaf: layers.take_rows(leaf, choice, axis=1), caches)
-        return {**state, **caches, "valid": layers.take_rows(state["valid"], choice, axis=0)}
+        caches = jax.tree.map(lambda leaf: stack.take_rows(leaf, choice, axis=1), caches)
+        return {
+            **state,
+            **caches,
+            **{name: stack.take_rows(state[name], choice, axis=0) for name in ("valid", "position")},
+        }
+
+
+def _valid(inputs: Params) -> Array:
+    """Returns which tokens are none of padding, bool `[batch, inputs]`."""
+    return jnp.arange(inputs["tokens"].shape[1]) < inputs["lengths"][:, None]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from promot_jax.methods import REFERENCE, label
 from promot_jax.results.schema import Comparison, GradientAlignment, Matched, Run
-from promot_jax.results.scores import Interval
+from promot_jax.results.scores import Interval, Score
 
 Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
@@ -26,6 +26,11 @@ READING = (
     "With a sign: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
     "several, otherwise the 95 % bootstrap interval over examples. Where examples were evaluated with several draws "
     "of exemplars, scores are of the first."
+)
+
+LIKELIHOOD = (
+    "acc: accuracy of the label with the greatest log-likelihood; acc norm: of the greatest one per character, as in "
+    "lm-eval."
 )
 
 
@@ -109,7 +114,7 @@ def ordered(methods: Iterable[str]) -> list[str]:
 _Views = dict[str, dict[int, Run | Matched]]  # by method and seed
 _Value = tuple[float, Interval | None]  # a number to be shown, with its bootstrap interval
 _Values = dict[tuple[int, str], dict[str | None, _Value | None]]  # of a run, by (kind of row, name) and shots
-_TARGET, _PART, _ICL, _AVERAGE = range(4)  # kinds of rows, in order
+_TARGET, _PART, _ICL, _AVERAGE, _LIKELIHOOD = range(5)  # kinds of rows, in order
 
 
 def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
@@ -132,6 +137,8 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     shown = {label(m): run.target.shots for m, members in views.items() for run in members.values() if run.target}
     if with_shots := ", ".join(f"{name} ({count}-shot)" for name, count in shown.items() if count):
         table.notes.append(f"Asked on the target as they were trained, behind exemplars: {with_shots}.")
+    if any(kind == _LIKELIHOOD for kind, _ in rows):
+        table.notes.append(LIKELIHOOD)
     partial = [
         f"{label(method)} (seed {seed}, {count}-shot)"
         for method, members in views.items()
@@ -243,14 +250,23 @@ def _values(run: Run | Matched, complete: Mapping[str, set[str]]) -> _Values:
         titled = {(_TARGET, target.task): target} | {(_PART, name): part for name, part in target.tasks.items()}
         for (kind, name), one in titled.items():
             found[kind, f"{name} ({_words(one.metric)}, target)"] = {None: _value(one.score, one.ci95)}
+            found |= {(_LIKELIHOOD, row): {None: _value(acc)} for row, acc in _accuracies(f"{name}, target", one)}
     for shots, icl in run.icl.items():
         for name, task in icl.tasks.items():
             found.setdefault((_ICL, name), {})[shots] = _value(task.score, task.ci95)
+            for row, acc in _accuracies(name, task):
+                found.setdefault((_LIKELIHOOD, row), {})[shots] = _value(acc)
         whole = _scored(run, shots) == complete[shots]
         averages = (_value(icl.norm_avg, icl.ci95), _value(icl.format_share))
         for title, value in zip(AVERAGES, averages, strict=True):
             found.setdefault((_AVERAGE, title), {})[shots] = value if whole else None
     return found
+
+
+def _accuracies(name: str, scored: Score) -> list[tuple[str, float]]:
+    """Accuracies of a task by the likelihood of its labels, with their rows' labels; nothing where there are none."""
+    values = ((f"{name} (acc)", scored.acc), (f"{name} (acc norm)", scored.acc_norm))
+    return [(row, value) for row, value in values if value is not None]
 
 
 def _rows(

@@ -29,6 +29,10 @@ class Score(Record, frozen=True, kw_only=True):
     # percentage of outputs in the fine-tuned task's label set; None where that is open, or the task has such labels
     format_share: Percent | None = NULL
     metrics: dict[str, float | None] = {}  # all metrics of the task, by name
+    # accuracy of the label with the greatest log-likelihood, and with the greatest one per character (lm-eval); None
+    # where it was not evaluated, or the task has no label set
+    acc: Percent | None = None
+    acc_norm: Percent | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for an interval of no order."""
@@ -59,6 +63,8 @@ class Icl(Record, frozen=True, kw_only=True):
     ci95: Interval | None = NULL  # its bootstrap interval
     # mean over the tasks that have one: those that share no label with the fine-tuned task
     format_share: Percent | None = NULL
+    acc: Percent | None = None  # mean of `Score.acc` over the tasks that have it
+    acc_norm: Percent | None = None
     tasks: dict[str, Score]  # score of each task
     # scores of each draw of exemplars where there are several; all other scores are of the first
     draws: list[Draw] = []
@@ -72,11 +78,12 @@ class Icl(Record, frozen=True, kw_only=True):
     def of(cls, tasks: Mapping[str, Score], **fields: Any) -> "Icl":
         """The tasks with their normalised average and mean format share, and other fields; tasks weigh the same."""
         scores = {name: task.score for name, task in tasks.items() if task.score is not None}
-        shares = [task.format_share for task in tasks.values() if task.format_share is not None]
         whole = bool(tasks) and len(scores) == len(tasks)
         return cls(
             norm_avg=normalized_average(scores) if whole else None,
-            format_share=sum(shares) / len(shares) if shares else None,
+            format_share=_mean(tasks, "format_share"),
+            acc=_mean(tasks, "acc"),
+            acc_norm=_mean(tasks, "acc_norm"),
             tasks=dict(tasks),
             **fields,
         )
@@ -133,11 +140,18 @@ class Output(Sample, frozen=True, kw_only=True):
     score: Percent | None = NULL
     draw: Count | None = None  # which draw of exemplars, where there are several
     step: Count | None = None  # of training, where it was evaluated during training
+    likelihoods: dict[str, float | None] = {}  # log-likelihood of each label, where it was evaluated
 
     def sample(self) -> Sample:
         """The output as the report shows it."""
         fields = {name: getattr(self, name) for name in Sample.__struct_fields__}
         return Sample(**fields | {name: _as_text(fields[name]) for name in ("target", "output")})
+
+
+def _mean(tasks: Mapping[str, Score], name: str) -> float | None:
+    """Mean of a field over the tasks that have it."""
+    values = [value for task in tasks.values() if (value := getattr(task, name)) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _check_interval(interval: Interval | None) -> None:

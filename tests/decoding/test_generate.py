@@ -62,7 +62,7 @@ def _params():
 )
 def test_sampling_by_hand(settings, expected):
     logits = jnp.log(jnp.asarray(CHANCES)) + 7
-    tokens = choose(jnp.tile(logits, (DRAWS, 1)), settings, jax.random.key(0))
+    tokens = choose(jnp.tile(logits, (DRAWS, 1)), settings, jax.random.split(jax.random.key(0), DRAWS))
     shares = np.bincount(tokens, minlength=4) / DRAWS
     expected = np.array(expected) / np.sum(expected)
 
@@ -95,14 +95,14 @@ def test_tokens_left_out_are_those_that_transformers_leaves_out(temperature, top
 def test_rows_are_masked_each_by_their_own_logits():
     rows = jnp.log(jnp.stack([jnp.array([0.6, 0.3, 0.1]), jnp.array([0.1, 0.3, 0.6])]))
     for settings in (Decoding(temperature=1.0, top_k=1), Decoding(temperature=1.0, top_p=0.5), Decoding()):
-        assert choose(rows, settings, jax.random.key(0)).tolist() == [0, 2]
+        assert choose(rows, settings, jax.random.split(jax.random.key(0))).tolist() == [0, 2]
 
 
 def test_greedy_takes_the_first_of_equals_and_no_key():
     logits = jnp.array([[1.0, 5.0, 5.0], [2.0, 1.0, 0.0]])
 
     for seed in range(3):
-        assert choose(logits, Decoding(), jax.random.key(seed)).tolist() == [1, 0]
+        assert choose(logits, Decoding(), jax.random.split(jax.random.key(seed))).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -240,12 +240,12 @@ class Letters:
 def test_the_sampler_strips_by_leaving_the_ids_out(params, monkeypatch):
     tables = []
 
-    def spy(model, settings, weights, prompt, *rest):
-        tables.append(None if prompt is None else prompt.shape)
-        return generated(model, settings, weights, prompt, *rest)
+    def spy(engine, inputs):
+        tables.append(None if engine.table is None else engine.table.shape)
+        return generate_all(engine, inputs)
 
-    generated = decoding.generate
-    monkeypatch.setattr(sampler_module, "generate", spy)
+    generate_all = sampler_module.generate_all
+    monkeypatch.setattr(sampler_module, "generate_all", spy)
     settings = dataclasses.replace(Evaluation(), tokens_per_batch=128, decoding=SETTINGS)
     base = Pretrained(MODEL, params["model"], Letters(), base="", fingerprint="", path="", leaves={})
     sampler = Sampler(base, settings, Partitioner())

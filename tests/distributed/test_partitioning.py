@@ -21,6 +21,7 @@ from test_gin_files import bound
 from promot_jax import trees
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.data import batches
+from promot_jax.decoding.continuous_batching import Engine, Input, generate_all
 from promot_jax.decoding.generate import generate
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner, activations, constrain
@@ -129,6 +130,10 @@ def both_stages(folder, partitioner, family):
     limits = np.full(len(batch["lengths"]), 6, np.int32)
     out = generate(model, settings, params["model"], table, placed, stops, limits, key)
     arrays["outputs"] = np.asarray(out)[: len(inputs)]
+    rows = [Input([*ids, *range(30 * (i % 2))], 2 + i % 5, i, "all") for i, ids in enumerate(inputs)]
+    engine = Engine(model, settings, params["model"], table, stops, key, partitioner, 256, 512)
+    found = dict(generate_all(engine, rows))
+    arrays["continuous outputs"] = np.stack([found[index] for index in range(len(rows))])
     settings = Decoding(max_tokens=6, beams=3)
     out = generate(model, settings, params["model"], table, placed, stops, limits, key)
     arrays["beam outputs"] = np.asarray(out)[: len(inputs)]
@@ -230,7 +235,7 @@ def assert_same(folder, name, single):
     with np.load(folder / f"{name}.npz") as arrays:
         assert set(arrays) == set(single)
         for key, expected in single.items():
-            if key in ("outputs", "beam outputs"):
+            if key.endswith("outputs"):
                 assert np.array_equal(arrays[key], expected)
             else:
                 bound = 1e-5 * np.abs(expected).max()

@@ -1,7 +1,7 @@
 """Evaluation: prompts, scores, counts, invariances. Mostly with a rule instead of the model."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.data import batches, examples
+from promot_jax.decoding.continuous_batching import Engine, Input
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
@@ -44,33 +45,24 @@ def sampler(base: Pretrained, **changes: Any) -> Sampler:
 
 
 class Oracle:
-    """Stands in for the model: answers what `answer` says of a prompt, in padding rows too; keeps all prompts."""
+    """Stands in for the model: answers what `answer` says of a prompt; keeps all prompts."""
 
     def __init__(self, base: Pretrained, answer: Callable[[str], str]) -> None:
         self.vocabulary, self.answer = base.vocabulary, answer
         self.asked: list[str] = []
-        self.padding = 0
 
-    def __call__(
-        self, model: Any, settings: Decoding, weights: Any, table: Any, inputs: Any, stops: Any, limit: Any, key: Any
-    ) -> np.ndarray:
-        outputs = np.full((len(inputs["tokens"]), settings.max_tokens), -1)
-        said: list[int] = []  # padding rows, which come last, say it once more
-        tokens, lengths = np.asarray(inputs["tokens"]), np.asarray(inputs["lengths"])
-        for row, (ids, length) in enumerate(zip(tokens, lengths, strict=True)):
-            if length:
-                self.asked.append(self.vocabulary.decode(ids[:length].tolist()))
-                said = self.vocabulary.encode(self.answer(self.asked[-1]))[: settings.max_tokens]
-            self.padding += not length
-            outputs[row, : len(said)] = said
-        return outputs
+    def __call__(self, engine: Engine, inputs: Sequence[Input]) -> Iterator[tuple[int, np.ndarray]]:
+        for index, each in reversed([*enumerate(inputs)]):  # outputs come in any order
+            self.asked.append(self.vocabulary.decode(each.ids))
+            said = self.vocabulary.encode(self.answer(self.asked[-1]))[: engine.settings.max_tokens]
+            yield index, np.array([*said, *[-1] * (engine.settings.max_tokens - len(said))])
 
 
 @pytest.fixture(name="oracle")
 def _oracle(base: Pretrained, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], str]], Oracle]:
     def make(answer: Callable[[str], str]) -> Oracle:
         made = Oracle(base, answer)
-        monkeypatch.setattr(sampler_module, "generate", made)
+        monkeypatch.setattr(sampler_module, "generate_all", made)
         return made
 
     return make
@@ -112,15 +104,13 @@ def _counted() -> Iterator[list[tuple[list[str], list[str]]]]:
         seqio.TaskRegistry.remove(name)
 
 
-@pytest.mark.parametrize("budget", [1, 96, 512, 4096])
-def test_padding_rows_reach_no_metric(
-    base: Pretrained, oracle: Any, counted: list[tuple[list[str], list[str]]], budget: int
+def test_the_metric_gets_each_example_once(
+    base: Pretrained, oracle: Any, counted: list[tuple[list[str], list[str]]]
 ) -> None:
     model = oracle(lambda prompt: " good")
-    scored = evaluator(base, task="tiny_counted", tokens_per_batch=budget).target(plain(base), "test", 7)
-    assert len(model.asked) == 7 and (model.padding > 0) == (budget > 1)
+    scored = evaluator(base, task="tiny_counted").target(plain(base), "test", 7)
     ((targets, predictions),) = counted
-    assert len(targets) == 7 and predictions == ["good"] * 7
+    assert len(model.asked) == len(targets) == 7 and predictions == ["good"] * 7
     assert scored.entry.n == len(scored.rows) == 7
     assert scored.entry.score == pytest.approx(100 * targets.count("good") / 7)
     assert scored.entry.metrics == {"accuracy": scored.entry.score, "kept": 50.0}
@@ -318,7 +308,17 @@ def test_tokens_per_batch_do_not_matter(
     base: Pretrained, params: dict[str, Any], answers: list[str], budget: int
 ) -> None:
     assert len(set(answers)) > 10
-    assert sampler(base, tokens_per_batch=budget).ask(params, questions()) == answers
+    assert sampler(base, tokens_per_batch=budget, cache_tokens=4 * budget).ask(params, questions()) == answers
+
+
+def test_sampled_outputs_depend_on_the_request_alone(base: Pretrained, params: dict[str, Any]) -> None:
+    drawing = dataclasses.replace(SETTINGS.decoding, temperature=1.0)
+    asked = questions()
+    drawn = sampler(base, decoding=drawing).ask(params, asked)
+    assert sampler(base, decoding=drawing, tokens_per_batch=64).ask(params, asked[::-1]) == drawn[::-1]
+    assert sampler(base, decoding=drawing, exemplar_seed=1).ask(params, asked) != drawn
+    once, again = sampler(base, decoding=drawing).ask(params, [asked[0]] * 2)  # an equal request draws anew
+    assert once == drawn[0] != again
 
 
 def test_neighbours_in_a_batch_do_not_matter(base: Pretrained, params: dict[str, Any], answers: list[str]) -> None:
@@ -369,19 +369,43 @@ def test_input_and_output_must_fit_the_context(base: Pretrained, params: dict[st
 
 
 def test_prompt_in_front_of_the_target_only(base: Pretrained, params: dict[str, Any], monkeypatch: Any) -> None:
-    seen: list[np.ndarray] = []
+    seen: list[list[int]] = []
 
-    def keep(model: Any, settings: Decoding, weights: Any, table: Any, inputs: Any, *rest: Any) -> np.ndarray:
-        seen.append(np.asarray(inputs["tokens"]))
-        assert (table is None) == (seen[-1].max() < model.config.vocab_size)
-        return np.full((len(inputs["tokens"]), settings.max_tokens), -1)
+    def keep(engine: Engine, inputs: Sequence[Input]) -> Iterator[tuple[int, np.ndarray]]:
+        seen.extend(each.ids for each in inputs)
+        assert (engine.table is None) == (max(map(max, seen)) < engine.model.config.vocab_size)
+        return ((index, np.full(engine.settings.max_tokens, -1)) for index in range(len(inputs)))
 
-    monkeypatch.setattr(sampler_module, "generate", keep)
+    monkeypatch.setattr(sampler_module, "generate_all", keep)
     one = evaluator(base)
     one.target(params, "test", 4, "b")
-    virtual = layout({"b": params["prompt"]["b"]}, base.model.config.vocab_size)["b"]
-    assert all((tokens[tokens[:, 0] > 0, : len(virtual)] == virtual).all() for tokens in seen)
+    virtual = layout({"b": params["prompt"]["b"]}, base.model.config.vocab_size)["b"].tolist()
+    assert len(seen) == 4 and all(ids[: len(virtual)] == virtual for ids in seen)
     seen.clear()
     one.target(params, "test", 4)
     one.icl(params, 1, "test", 4)
-    assert max(tokens.max() for tokens in seen) < base.model.config.vocab_size
+    assert max(map(max, seen)) < base.model.config.vocab_size
+
+
+def test_exemplars_of_a_task(base: Pretrained, oracle: Any) -> None:
+    """Drawn per task, all prompts start alike, with nothing that is evaluated; the sampler is told so."""
+    oracle(right)
+    groups: list[set[str]] = []
+    judge = evaluator(base, exemplars="per_task")
+    stream = judge._sampler.stream
+
+    def told(params: Any, requests: Sequence[Request]) -> Any:
+        groups.append({request.group for request in requests})
+        return stream(params, requests)
+
+    judge._sampler.stream = told  # type: ignore[method-assign]
+    found, rows = judge.icl(plain(base), 2, "test", 6)
+    assert found.norm_avg == 100 and groups == [{"tiny_colour_2shot 0", "tiny_size_2shot 0"}]
+    starts = {(row.task, row.input[: row.query]) for row in rows}
+    assert len(starts) == 2 and all(start.count("\n\n") == 2 for _, start in starts)
+    other = evaluator(base, exemplars="per_task", exemplar_seed=1).icl(plain(base), 2, "test", 6)[1]
+    assert {row.input[: row.query] for row in other} != {start for _, start in starts}
+    train = evaluator(base, exemplars="per_task").icl(plain(base), 2, "train", 10)[1]
+    assert not any(row.input[row.query :] in row.input[: row.query] for row in train)
+    with pytest.raises(UserError, match=r"Evaluation.exemplars is 'all'; use one of 'per_example', 'per_task'"):
+        evaluator(base, exemplars="all")

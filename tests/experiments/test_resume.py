@@ -187,7 +187,7 @@ def test_preempted_run_says_where_it_stands(
     """A signal at step 3 of stage 2, or while step 4 is evaluated; a checkpoint of either is never the best one."""
     workdir = tmp_path / "run"
     stage = workdir / CELL / "stage2"
-    name, step = ("ask", 4) if evaluation else ("batch", 3)
+    name, step = ("stream", 4) if evaluation else ("batch", 3)
     owner: Any = Sampler if evaluation else Partitioner
     real, told = getattr(owner, name), []
 

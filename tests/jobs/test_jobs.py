@@ -265,18 +265,18 @@ class Work:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.stages: list[str] = []
         self.questions = 0
-        train, ask = runs.train, Sampler.ask
+        train, stream = runs.train, Sampler.stream
 
         def count_stage(folder: Path, *args: Any, **kwargs: Any) -> Any:
             self.stages.append(folder.relative_to(folder.parents[2]).as_posix())
             return train(folder, *args, **kwargs)
 
-        def count_questions(sampler: Any, params: Any, requests: Any) -> list[str]:
+        def count_questions(sampler: Any, params: Any, requests: Any) -> Any:
             self.questions += len(requests)
-            return ask(sampler, params, requests)
+            return stream(sampler, params, requests)
 
         patch.setattr(runs, "train", count_stage)
-        patch.setattr(Sampler, "ask", count_questions)
+        patch.setattr(Sampler, "stream", count_questions)
 
 
 def test_comparison_does_no_work_twice(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

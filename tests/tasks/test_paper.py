@@ -200,9 +200,9 @@ def test_shuffling_and_sharding_change_no_exemplar(name: str) -> None:
 def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     """Scores two tasks of the data at hand, by a model whose answer is a function of the whole prompt."""
 
-    def answer(self: Sampler, params: Any, requests: list[Request]) -> list[str]:
+    def answer(self: Sampler, params: Any, requests: list[Request]) -> list[tuple[int, str]]:
         codes = [int(text.stable_hash(request.text), 16) for request in requests]
-        return [["Who", "Paris", "True", "False"][code % 4] for code in codes]
+        return [(index, ["Who", "Paris", "True", "False"][code % 4]) for index, code in enumerate(codes)]
 
     def get_dataset(task: seqio.Task, *args: Any, **options: Any) -> Any:
         return read(task, *args, **options | {"shuffle": shuffle, "seed": 3})
@@ -213,7 +213,7 @@ def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     evaluator._exemplars.cache_clear()
     settings = Evaluation(max_input_length=4096)
     with (
-        mock.patch.object(Sampler, "ask", answer),
+        mock.patch.object(Sampler, "stream", answer),
         mock.patch.object(seqio.Task, "get_dataset", get_dataset),
     ):
         evaluations = []

@@ -1,0 +1,304 @@
+"""Generation for any number of inputs: the places of finished rows in a running batch go to waiting ones.
+
+Inputs wait in batches of similar length, those with the longest outputs first. A prefill processes one of these batches
+and puts its rows in free places of the running batch; a decode loop of fixed shape then appends tokens until as many
+places are free as the next batch needs. Few programs are compiled: a prefill per shape of a waiting batch, one decode
+loop per size class of inputs. Between two looks at the device, the host is free for finished outputs.
+
+Inputs of a group that start alike (k-shot prompts of a task with the same exemplars) share one prefill of that prefix,
+which is cut where all their ids agree: the ids of every input stay the same.
+
+All hosts of a run take the same decisions: they look at the same gathered rows.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from promot_jax.data import batches
+from promot_jax.decoding.generate import Rows, begin, generate, put
+from promot_jax.decoding.settings import Decoding
+from promot_jax.distributed import hosts, preemption
+from promot_jax.distributed.partitioning import Partitioner, activations, constrain
+from promot_jax.models import Model
+from promot_jax.models.batch_layout import Batch
+from promot_jax.models.stack import CACHE, KEYS, apart
+
+Array = jax.Array
+Output = tuple[int, np.ndarray]  # index of an input, and its ids: -1 after the last
+
+STEPS = 32  # longest stretch of decoding between two looks of the host
+LEAST_PREFIX = 32  # shorter shared beginnings are processed with each row: a prefix takes programs of its own
+LEAST_STEPS = 8  # room for outputs in a cache is a power of two, this or more: few programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Token ids that an output is generated for."""
+
+    ids: list[int]  # virtual ids of a soft prompt included
+    limit: int  # longest output in tokens, at most `Decoding.max_tokens`
+    seed: int = 0  # of sampling, 32 bits: outputs depend on it, not on the place in a batch
+    group: str = ""  # inputs of one group start alike: what they share is processed once; "" shares nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What generates.
+
+    Attributes:
+        model: of any family.
+        settings: how outputs are chosen.
+        params: of the model, in the dtype that it computes in.
+        table: prompt table `[prompt rows, embed]`, or None.
+        stops: bool `[vocab]`, True for tokens that end an output.
+        key: random key for sampling.
+        partitioner: places batches.
+        prefill_tokens: of inputs that are processed together.
+        cache_tokens: of inputs and outputs whose keys and values are held together.
+    """
+
+    model: Model
+    settings: Decoding
+    params: Any
+    table: Array | None
+    stops: np.ndarray
+    key: Array
+    partitioner: Partitioner
+    prefill_tokens: int
+    cache_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """Inputs that are processed together."""
+
+    members: np.ndarray  # indices of the inputs
+    batch: Batch  # as `batches.buckets` pads them, without the prefix
+    prefix: tuple[int, ...]  # ids that all of them start with, which are processed once
+
+    @property
+    def width(self) -> int:
+        """Slots of a row in a cache."""
+        return int(self.batch["tokens"].shape[1]) + (batches.width(len(self.prefix)) if self.prefix else 0)
+
+
+def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
+    """Generates for all inputs; greedy outputs are those of each input alone, up to rounding.
+
+    Yields:
+        The index of each input with its output, int32 `[max_tokens]`, as they are finished, while the device goes on.
+
+    Raises:
+        UserError: an input is empty or too long.
+        PreemptedError: between two stretches of decoding.
+    """
+    if engine.settings.beams > 1:
+        yield from _in_batches(engine, inputs)
+        return
+    budget = min(engine.prefill_tokens, engine.cache_tokens // 4)  # a prefill fills a part of the running batch
+    classes: dict[int, list[Waiting]] = {}
+    for waiting in waiting_batches(inputs, budget, engine):
+        classes.setdefault((waiting.width - 1).bit_length(), []).append(waiting)
+    params = apart(engine.params, engine.partitioner)
+    for members in classes.values():
+        yield from _Running(engine, params, inputs, members).run()
+
+
+def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
+    """Beam search, batch by batch: a beam takes the memory of a row."""
+    finished: list[Output] = []
+    budget = engine.prefill_tokens // engine.settings.beams
+    for waiting in waiting_batches([dataclasses.replace(each, group="") for each in inputs], budget, engine):
+        limits, _ = _by_row(inputs, waiting)
+        placed = engine.partitioner.batch(waiting.batch)
+        ids = generate(
+            engine.model, engine.settings, engine.params, engine.table, placed, engine.stops, limits, engine.key
+        )
+        yield from finished
+        finished = list(zip(waiting.members.tolist(), hosts.whole(ids), strict=False))
+        preemption.check("during an evaluation")
+    yield from finished
+
+
+def waiting_batches(inputs: Sequence[Input], budget: int, engine: Engine, extra: int = 0) -> list[Waiting]:
+    """Returns the inputs in batches, of each prefix and width those with the longest outputs first.
+
+    Args:
+        inputs: to be processed.
+        budget: tokens of a batch.
+        engine: its model and partitioner count.
+        extra: tokens of each row beside its input.
+
+    Raises:
+        UserError: an input is empty or too long.
+    """
+    batches.check_lengths(np.array([len(each.ids) for each in inputs], np.int32))
+    groups: dict[str, list[int]] = {}
+    for index, each in enumerate(inputs):
+        groups.setdefault(each.group if engine.model.continues else "", []).append(index)
+    found = []
+    for group, indices in groups.items():
+        prefix = shared_prefix([inputs[index].ids for index in indices]) if group else ()
+        order = -np.array([inputs[index].limit for index in indices], np.int32)
+        rests = [inputs[index].ids[len(prefix) :] for index in indices]
+        for members, batch in batches.buckets(rests, budget, engine.partitioner.rows(), order, extra):
+            found.append(Waiting(np.array(indices)[members], batch, prefix))
+    return found
+
+
+def shared_prefix(rows: Sequence[list[int]]) -> tuple[int, ...]:
+    """Returns the ids that all rows start with, less than a whole row; none if they are too few to be worth it."""
+    first, last = min(rows), max(rows)  # in the order of lists, all others start with what these two share
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    prefix = tuple(token for token, _ in alike)[: min(map(len, rows)) - 1]
+    return prefix if len(rows) > 1 and len(prefix) >= LEAST_PREFIX else ()
+
+
+def _by_row(inputs: Sequence[Input], waiting: Waiting) -> tuple[np.ndarray, np.ndarray]:
+    """Limits and seeds of a batch's rows, those of padding 1 and 0."""
+    limits = np.ones(len(waiting.batch["lengths"]), np.int32)
+    seeds = np.zeros(len(limits), np.uint32)
+    for row, member in enumerate(waiting.members):
+        limits[row], seeds[row] = inputs[member].limit, inputs[member].seed
+    return limits, seeds
+
+
+class _Running:
+    """A running batch of fixed shape, and what waits for its places."""
+
+    def __init__(self, engine: Engine, params: Any, inputs: Sequence[Input], waiting: Sequence[Waiting]):
+        """Allocates the batch.
+
+        Args:
+            engine: what generates.
+            params: for decoding steps, their layers apart where that saves copies.
+            inputs: all of them.
+            waiting: batches of similar width.
+        """
+        self._engine, self._params, self._inputs = engine, params, inputs
+        self._waiting = collections.deque(waiting)
+        width = max(each.width for each in waiting)
+        longest = max(inputs[member].limit for each in waiting for member in each.members)
+        steps = max(LEAST_STEPS, 1 << (longest - 1).bit_length())
+        most = 1 << max(engine.cache_tokens // (width + steps), 1).bit_length() - 1
+        needed = sum(len(each.members) for each in waiting)
+        count = max(*(len(each.batch["lengths"]) for each in waiting), min(most, 1 << (needed - 1).bit_length()))
+        parts = engine.partitioner.rows()
+        self._count = -(-count // parts) * parts
+        self._rows, self._state = _empty(engine.model, engine.settings, params, self._count, width, steps)
+        self._member = np.full(self._count, -1)  # the input of each place, -1 for a free one
+        self._prefixes: dict[tuple[int, ...], Any] = {}
+
+    def run(self) -> Iterator[Output]:
+        """Yields outputs as they are finished."""
+        finished: list[Output] = []
+        while self._waiting or (self._member >= 0).any():
+            while self._waiting and (self._member < 0).sum() >= len(self._waiting[0].members):
+                self._admit(self._waiting.popleft())
+            wanted = len(self._waiting[0].members) if self._waiting else self._count
+            self._advance(wanted)
+            yield from finished  # the device is busy meanwhile
+            finished = self._finished()
+            preemption.check("during an evaluation")
+        yield from finished
+
+    def _admit(self, waiting: Waiting) -> None:
+        engine = self._engine
+        limits, seeds = _by_row(self._inputs, waiting)
+        batch = engine.partitioner.batch({**waiting.batch, "limits": limits, "seeds": seeds})
+        places = np.full(len(limits), self._count, np.int32)  # padding rows get none
+        places[: len(waiting.members)] = np.flatnonzero(self._member < 0)[: len(waiting.members)]
+        self._member[places[: len(waiting.members)]] = waiting.members
+        self._rows, self._state = _start(
+            engine.model, engine.settings, engine.params, engine.table, engine.stops, engine.key, batch, places,
+            prefix_state(engine, waiting.prefix, self._prefixes), self._rows, self._state,
+        )  # fmt: skip
+
+    def _advance(self, wanted: int) -> None:
+        engine = self._engine
+        self._rows, self._state = _decode(
+            engine.model, engine.settings, self._params, engine.stops, engine.key, wanted, self._rows, self._state
+        )
+
+    def _finished(self) -> list[Output]:
+        """Outputs of the places that are done, which are free from now on; waits for the device."""
+        places = np.flatnonzero(hosts.whole(self._rows.done) & (self._member >= 0))
+        outputs = hosts.whole(self._rows.outputs)[places]
+        members, self._member[places] = self._member[places].tolist(), -1
+        return list(zip(members, outputs, strict=True))
+
+
+def prefix_state(engine: Engine, prefix: tuple[int, ...], known: dict[tuple[int, ...], Any]) -> Any:
+    """Returns the decoding state of one row that holds a prefix, kept in `known`; None without a prefix."""
+    if prefix and prefix not in known:
+        known[prefix] = _prefix_state(engine.model, engine.params, engine.table, batches.padded([prefix]))
+    return known.get(prefix)
+
+
+@partial(jax.jit, static_argnames="model")
+def _prefix_state(model: Model, params: Any, table: Array | None, batch: Any) -> Any:
+    return model.prefill(params, table, batch, 0)[1]
+
+
+@partial(jax.jit, static_argnames=("model", "settings", "count", "width", "steps"))
+def _empty(model: Model, settings: Decoding, params: Any, count: int, width: int, steps: int) -> tuple[Rows, Any]:
+    zeros = jnp.zeros(count, jnp.int32)
+    rows = begin(settings, zeros, zeros.astype(jnp.uint32), jnp.ones(count, bool))
+    return _pinned(model, (rows, model.empty(params, count, width, steps)))
+
+
+@partial(jax.jit, static_argnames=("model", "settings"), donate_argnames="state")
+def _start(
+    model: Model,
+    settings: Decoding,
+    params: Any,
+    table: Array | None,
+    stops: Array,
+    key: Array,
+    batch: Any,
+    places: Array,
+    prefix: Any,
+    rows: Rows,
+    state: Any,
+) -> tuple[Rows, Any]:
+    """Processes a batch, chooses the first token of each row, and puts the rows in their places."""
+    logits, new = model.prefill(params, table, batch, 0, prefix)
+    fresh = put(begin(settings, batch["limits"], batch["seeds"], batch["lengths"] == 0), logits, settings, stops, key)
+    rows = jax.tree.map(lambda leaf, added: leaf.at[places].set(added, mode="drop"), rows, fresh)
+    return _pinned(model, (rows, model.join(state, new, places)))
+
+
+@partial(jax.jit, static_argnames=("model", "settings"), donate_argnames="state")
+def _decode(
+    model: Model, settings: Decoding, params: Any, stops: Array, key: Array, wanted: Array, rows: Rows, state: Any
+) -> tuple[Rows, Any]:
+    """Appends tokens until `wanted` places are done or free, at most `STEPS` times."""
+
+    def goes_on(carry: tuple[Array, Rows, Any]) -> Array:
+        return (carry[0] < STEPS) & (carry[1].done.sum() < wanted)
+
+    def step(carry: tuple[Array, Rows, Any]) -> tuple[Array, Rows, Any]:
+        count, rows, state = carry
+        logits, state = model.step(params, state, rows.token)
+        return count + 1, put(rows, logits, settings, stops, key), state
+
+    return _pinned(model, jax.lax.while_loop(goes_on, step, (jnp.int32(0), rows, state))[1:])
+
+
+def _pinned(model: Model, tree: Any) -> Any:
+    """Shards all arrays of a running batch by their rows, always alike: so that each program is compiled once."""
+
+    def pin(leaf: Array) -> Array:
+        axes = {len(CACHE): CACHE, len(KEYS): KEYS}.get(leaf.ndim, ("batch", None)[: leaf.ndim])
+        return constrain(leaf, *axes)
+
+    with activations(model.partitioner):
+        return jax.tree.map(pin, tree)
