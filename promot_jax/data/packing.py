@@ -29,7 +29,7 @@ _ATTENTION = 1024
 # Longer rows than this only where examples are longer: masks and relative positions grow with the square.
 _LONGEST = 512
 # Least share of the work that a shape has to save, and in how many updates' time its program is compiled.
-_SAVING, _COMPILING = 0.1, 100
+_SAVING, _COMPILING = 0.1, 50
 _SHAPES = 2
 
 
@@ -73,8 +73,8 @@ class Packer:
     def choose(self, batches: Sequence[Sequence[Row]], steps: int = 1) -> tuple[Shape, ...]:
         """Returns the shapes with the least expected work for batches like these, by their work; `plain` is the last.
 
-        They have a little more space than these batches need. With dropout no example changes its row: which values
-        are dropped must not depend on the mesh.
+        A shape need not hold all batches: the longest cost less in another than their space would in each. With dropout
+        no example changes its row: which values are dropped must not depend on the mesh.
 
         Args:
             batches: some of the run's; none of them gives `plain` alone.
@@ -120,7 +120,7 @@ class Packer:
         """Shapes of one number of rows that hold some, or all, of what is needed."""
         needs = sorted(needs)
         for need, targets in zip(needs, itertools.accumulate((need.targets for need in needs), max), strict=True):
-            shape = self._with_space(need._replace(targets=targets))
+            shape = self._rounded_up(need._replace(targets=targets))
             if max(shape.length, shape.targets) <= max(self.plain.length, self.plain.targets, _LONGEST):
                 yield shape
 
@@ -132,8 +132,8 @@ class Packer:
         fewer = {step << power >> 2 for power in range(self.rows.bit_length() + 1) for step in (4, 5, 6, 7)}
         return [unit * rows for rows in sorted(fewer) if unit * rows < self.rows] + [self.rows]
 
-    def _with_space(self, shape: Shape) -> Shape:
-        """A shape a sixteenth larger, rounded up; an unpacked row needs no more than `plain` has."""
+    def _rounded_up(self, shape: Shape) -> Shape:
+        """A shape rounded up; an unpacked row needs no more than `plain` has."""
         length, targets = _rounded(shape.length, 8), _rounded(shape.targets, 2)
         if shape.rows == self.rows:
             length, targets = min(length, self.plain.length), min(targets, self.targets)
@@ -224,9 +224,8 @@ class PackedBatches:
 
 
 def _rounded(size: int, least: int) -> int:
-    """A size and a sixteenth, rounded up to one of eight steps between powers of two: runs alike share programs."""
-    size += -(-size // 16)
-    step = max(least, 1 << max(size.bit_length() - 4, 0))
+    """A size rounded up to one of sixteen steps between powers of two, so that like runs share compiled programs."""
+    step = max(least, 1 << max(size.bit_length() - 5, 0))
     return -(-size // step) * step
 
 

@@ -26,13 +26,13 @@ from promot_jax.jobs import train as jobs
 STEPS = 9
 CELL = "promot/seed_0"  # of the comparison that runs both stages
 ROOT = Path(__file__).parents[2]
-# Everything whose state has to come back: dropout keys, packed batches, both optimizers, accumulated gradients.
+# Everything whose state has to come back: dropout keys, packed batches, both optimizers, accumulated gradients. Without
+# dropout, in stage 2, examples of a batch share rows.
 GIN = f"""\
 TRAIN_STEPS = {STEPS}
 PROMPT_TRAIN_STEPS = {STEPS}
 compare.methods = ("promot",)
 prompt/Training.dropout_rate = 0.1
-model/Training.dropout_rate = 0.1
 prompt/Training.pack = True
 prompt/Optimizer.name = "adafactor"
 model/Training.microbatches = 2
