@@ -33,7 +33,8 @@ class _Layer(NamedTuple):
     name: str
     tokens: int  # of a row that it maps
     weights: float  # of all layers of the stack
-    outputs: float  # features of all layers of the stack together
+    inputs: float  # features of all layers of the stack together
+    outputs: float  # likewise
     is_split: bool  # its outputs, over the mesh axis `model`
 
 
@@ -41,8 +42,8 @@ def estimate(programs: Programs, program: str, shapes: Mapping[str, jax.ShapeDty
     """Estimates the training step `program` on a mesh with one device per chip; `shapes` are the model's, by path.
 
     The model's weights are gathered over `fsdp` for the forward and for the backward pass, in bfloat16; gradients in
-    float32 are scattered over `fsdp` and summed over `data`; outputs that are split along their inputs are summed over
-    `model`.
+    float32 are scattered over `fsdp` and summed over `data`. Over `model`, in float32, are summed the outputs of layers
+    whose inputs are split, and for each layer whose outputs are split the gradient of its input.
     """
     stage = programs.stage(program)
     assert stage is not None
@@ -66,10 +67,11 @@ def estimate(programs: Programs, program: str, shapes: Mapping[str, jax.ShapeDty
     sent = 2 * parts * 2 * weights / model * (fsdp - 1) / fsdp
     if trains:
         sent += 4 * weights / model * ((fsdp - 1) / fsdp + 2 * (data - 1) / data / fsdp)
-    # Sums over `model`: of the outputs that are not split, and of the gradients of the inputs of those that are.
     whole = sum(layer.tokens * layer.outputs for layer in layers if not layer.is_split)
-    passes = 2 if is_kept(remat, "out") else 2.5
-    sent += 2 * (model - 1) / model * passes * 2 * rows * whole
+    summed = whole + sum(layer.tokens * layer.inputs for layer in layers if layer.is_split)
+    if not is_kept(remat, "out"):
+        summed += sum(layer.tokens * layer.outputs for layer in layers if layer.name == "out")
+    sent += 2 * (model - 1) / model * 4 * rows * summed
 
     held = weights / (fsdp * model)
     width = 2 if training.weight_dtype == "bfloat16" else 4
@@ -95,8 +97,9 @@ def _layers(shapes: Mapping[str, jax.ShapeDtypeStruct], lengths: Mapping[str, in
         name = path.split("/")[-2]
         on_inputs = path.startswith("encoder/") or ("encoder_decoder" in path and name in ("key", "value"))
         tokens = lengths["inputs" if on_inputs else "targets"] if has_encoder else sum(lengths.values())
+        count, inputs, outputs = leaf.shape
         is_split = name not in ("out", "wo")
-        found.append(_Layer(name, tokens, math.prod(leaf.shape), leaf.shape[0] * leaf.shape[2], is_split))
+        found.append(_Layer(name, tokens, math.prod(leaf.shape), count * inputs, count * outputs, is_split))
     return found
 
 

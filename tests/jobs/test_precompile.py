@@ -16,6 +16,7 @@ from promot_jax.jobs import precompile as job_module
 from promot_jax.jobs.precompile import precompile
 from promot_jax.methods.promot import STAGE2
 from promot_jax.precompile import hlo, measure, programs, topology
+from promot_jax.precompile.estimate import estimate
 from promot_jax.precompile.programs import PROGRAMS, Programs
 from promot_jax.precompile.roofline import CHIPS
 from promot_jax.precompile.summary import markdown, sentence
@@ -210,15 +211,16 @@ def test_libtpu_is_asked_for(monkeypatch):
 # ---- with libtpu -----------------------------------------------------------------------------------------------------
 
 # Of which the chip's tiles, 8 by 128, are not mostly padding.
-TPU_SIZES = [
-    "--gin.T5Config.emb_dim=512",
-    "--gin.T5Config.num_heads=8",
-    "--gin.T5Config.head_dim=64",
-    "--gin.T5Config.mlp_dim=1024",
-    "--gin.T5Config.vocab_size=2048",
-    '--gin.TASK_FEATURE_LENGTHS={"inputs": 124, "targets": 128}',
-    "--gin.BATCH_SIZE=16",
-]
+SIZES = {
+    "T5Config.emb_dim": 512,
+    "T5Config.num_heads": 8,
+    "T5Config.head_dim": 64,
+    "T5Config.mlp_dim": 1024,
+    "T5Config.vocab_size": 2048,
+    "TASK_FEATURE_LENGTHS": {"inputs": 124, "targets": 128},
+    "BATCH_SIZE": 16,
+}
+TPU_SIZES = [f"--gin.{name}={value!r}" for name, value in SIZES.items()]
 
 
 DECODER = """\
@@ -295,3 +297,24 @@ def test_a_decoder_trains_by_splash_attention_on_a_mesh(files, tmp_path, remat):
     # "dots" keeps what the backward kernels need of the forward one.
     products = 2 + 4 + 3 + 2 * (remat == "full")
     assert hlo.Program(text).cost.kernel_flops == products * product
+
+
+@pytest.mark.libtpu
+def test_the_command_searches_a_layout(files, tmp_path, capsys):
+    """The estimates that order the layouts are near what the compiler makes of them."""
+    arguments = [f"--gin_file={name}" for name in (*files, "meshes/2d.gin")]
+    arguments += ["--gin.SEARCH=True", "--gin.TRIALS=2", "--gin.Partitioner.model=2", f"--workdir={tmp_path}"]
+    assert main.main([*arguments, *TPU_SIZES, "--gin.TOPOLOGY=v4:2x2x1"]) == 0
+    found = [*json.loads((tmp_path / "precompile.json").read_text()).values()]
+    assert len(found) == 2 and all(entry["failed_checks"] == [] for entry in found)
+    assert (tmp_path / "layout.gin").is_file() and "| fsdp 2 x model 2 (as given) | full |" in capsys.readouterr().out
+    settings = bound(*files, "meshes/2d.gin", **SIZES)
+    partitioner = dataclasses.replace(
+        settings["experiment"].partitioner, model=2, devices=topology.topology_devices("v4:2x2x1")
+    )
+    given = Programs(settings["experiment"], settings["tuning"], partitioner, "v4:2x2x1", 4)
+    guess = estimate(given, "stage2", trees.flatten(given.params(with_prompt=False)["model"]))
+    entry = found[0]
+    assert guess.compute == pytest.approx(entry["seconds"]["compute"], rel=0.1)
+    assert 0.5 < guess.links / entry["seconds"]["links"] < 2
+    assert guess.memory < 1.2 * entry["memory"]["total"]

@@ -70,16 +70,22 @@ def test_splash_computes_what_the_reference_does(length, kv_heads, cap, window):
 CONFIG = DecoderConfig(64, 32, 4, 2, 3, 8, 48, window=20, global_every=3, attention_softcap=5.0, remat="dots")
 
 
+def parameters(config):
+    """Random parameters, norms included, and a soft prompt of four rows."""
+    noise = np.random.default_rng(0)
+    shapes = trees.flatten(jax.eval_shape(build(config).init, jax.random.key(0)))
+    params = {path: jnp.asarray(noise.normal(size=leaf.shape) * 0.3, jnp.float32) for path, leaf in shapes.items()}
+    return trees.unflatten(params), jnp.asarray(noise.normal(size=(4, 32)), jnp.float32)
+
+
 @pytest.fixture(name="models", scope="module")
 def _models():
-    """The model that runs by XLA, that which runs by splash, and their parameters."""
+    """The model that runs by XLA, that which runs by splash, their parameters, and a soft prompt."""
     models = [build(dataclasses.replace(CONFIG, attention=name)) for name in ("xla", "splash")]
-    noise = np.random.default_rng(0)
-    shapes = trees.flatten(jax.eval_shape(models[0].init, jax.random.key(0)))
-    params = {path: jnp.asarray(noise.normal(size=leaf.shape) * 0.3, jnp.float32) for path, leaf in shapes.items()}
-    return models, trees.unflatten(params), jnp.asarray(noise.normal(size=(4, 32)), jnp.float32)
+    return models, *parameters(CONFIG)
 
 
+@pytest.mark.slow
 def test_a_model_trains_alike_by_either(models):
     """Loss and gradients by model and prompt; the rows are packed and their lengths no multiple of anything."""
     models, params, prompt = models
@@ -95,6 +101,7 @@ def test_a_model_trains_alike_by_either(models):
         np.testing.assert_allclose(ours, theirs, atol=2e-5 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.slow
 def test_prefill_fills_the_same_cache_by_either(models):
     models, params, prompt = models
     tokens = np.random.default_rng(2).integers(0, 64, (3, 30))
@@ -189,31 +196,27 @@ def test_cudnn_is_lowered_for_gpus(window, length, monkeypatch):
 SHARDED = """
 import sys
 sys.path[:0] = {path!r}
-import dataclasses, jax, numpy as np
+import dataclasses, jax, jax.numpy as jnp, numpy as np
 import test_attention as case
 from promot_jax.distributed.partitioning import Partitioner
-from promot_jax.models import attention, build
+from promot_jax.models import build
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 
-rows = [[Tokens([64, 65, *range(size)], [1, 2])] for size in range(20, 28)]
-batch = decoder_rows(rows, 40, 2)
-for kv_heads, model in ((2, 2), (1, 2)):
+plain = decoder_rows([[Tokens([64, 65, *range(size)], [1, 2])] for size in range(20, 28)], 40, 2)
+mesh = Partitioner(data=2, fsdp=2, model=2)
+for kv_heads in (2, 1):
     config = dataclasses.replace(case.CONFIG, num_kv_heads=kv_heads)
-    found = []
-    for name, partitioner in (("xla", None), ("splash", Partitioner(data=2, fsdp=2, model=model))):
-        made = build(dataclasses.replace(config, attention=name), partitioner)
-        params, prompt = made.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (4, 32))
-        loss = lambda params, prompt: (made.hidden(params, prompt, batch) ** 2).mean()
-        if partitioner:
-            params = partitioner.place({{"model": params}})["model"]
-            batch = partitioner.batch(batch)
-        lowered = jax.jit(jax.value_and_grad(loss, (0, 1)))
-        found.append(lowered(params, prompt))
-        if partitioner:
-            assert "shard_map" in str(jax.make_jaxpr(loss)(params, prompt)), "no kernel on the mesh"
-    for ours, theirs in zip(*map(jax.tree.leaves, found)):
-        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=2e-5 * abs(np.asarray(theirs)).max())
-    batch = decoder_rows(rows, 40, 2)
+    params, prompt = case.parameters(config)
+
+    def gradient(attention, partitioner, params, batch):
+        model = build(dataclasses.replace(config, attention=attention), partitioner)
+        loss = lambda params, prompt: (model.hidden(params, prompt, batch) * jnp.sin(jnp.arange(32.0))).sum()
+        assert ("shard_map" in str(jax.make_jaxpr(loss)(params, prompt))) == (attention == "splash")
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, (0, 1)))(params, prompt))
+
+    found = gradient("splash", mesh, mesh.place({{"model": params}})["model"], mesh.batch(plain))
+    for ours, theirs in zip(map(np.asarray, found), map(np.asarray, gradient("xla", None, params, plain))):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * abs(theirs).max())
 print("equal")
 """
 
