@@ -38,7 +38,7 @@ REQUIRES = [
 ]
 DEMO = ["countryinfo>=1.0.1"]
 HUB = ["huggingface_hub>=2.4.0"]  # for hf:// checkpoints, and to push exports
-DATASETS = ["datasets>=4.0"]  # for DATA=hf://organisation/name
+DATASETS = ["datasets>=5.2.0"]  # for DATA=hf://organisation/name
 LM_EVAL = ["lm_eval>=0.4.13"]  # older ones name the parts that promot_jax.lm_eval uses otherwise
 # Builds SeqIO caches, in an environment of its own: Beam keeps protobuf below 7, which sentencepiece 0.2.3 refuses.
 CACHE = ["apache-beam>=2.77.0", "google-crc32c>=1.9.0", "sentencepiece<0.2.3"]

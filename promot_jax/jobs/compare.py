@@ -44,7 +44,8 @@ def compare(
             (`lora_learning_rate`) can be varied, and hyperparameters that are numbers. A method runs with every
             combination of those that concern it. Of each method the settings that are best on the validation split are
             reported; all are written down.
-        tasks: to fine-tune on, each with its `feature_lengths` (`{}` for the experiment's); None for the experiment's.
+        tasks: to fine-tune on, each with its `feature_lengths`, `{}` for the experiment's (which may be those of the
+            data); None for the experiment's task.
         wait: at the end for cells that run elsewhere; otherwise they are reported as running.
         stale: seconds without a sign of life after which the cell of another machine is taken over.
         report: folder in `workdir` for results and report, "" for `workdir` itself: comparisons of other methods or
