@@ -36,17 +36,15 @@ REQUIRES = [
     "tensorstore>=0.1.86",
     "tokenizers>=0.23.3",
 ]
+LM_EVAL = ["lm_eval>=0.4.13"]  # the version whose parts promot_jax.lm_eval was tried with
 DEMO = ["countryinfo>=1.0.1"]
 HUB = ["huggingface_hub>=2.4.0"]  # for hf:// checkpoints, and to push exports
 DATASETS = ["datasets>=5.2.0"]  # for DATA=hf://organisation/name
-LM_EVAL = ["lm_eval>=0.4.13"]  # older ones name the parts that promot_jax.lm_eval uses otherwise
 # Builds SeqIO caches, in an environment of its own: Beam keeps protobuf below 7, which sentencepiece 0.2.3 refuses.
 CACHE = ["apache-beam>=2.77.0", "google-crc32c>=1.9.0", "sentencepiece<0.2.3"]
 TEST = [
     *DEMO,
     *HUB,
-    *LM_EVAL,
-    "accelerate>=1.15.0",  # lm-eval's model `hf` imports it
     "hypothesis>=6.170",
     "markdown-it-py>=4.0",
     "peft>=0.21.2",
@@ -56,6 +54,8 @@ TEST = [
     "setuptools>=77",  # builds the wheel that tests/test_packaging.py installs
     "torch==2.13.0",  # exact: a range may bring builds for accelerators, gigabytes of them
     "transformers>=5.23.0",
+    *LM_EVAL,
+    "accelerate>=1.15.0",  # lm-eval's model `hf` imports it
 ]
 DEV = [
     "import-linter>=2.17",
@@ -90,10 +90,10 @@ setup(
     zip_safe=False,
     install_requires=REQUIRES,
     extras_require={
+        "lm-eval": LM_EVAL,
         "demo": DEMO,
         "hub": HUB,
         "datasets": DATASETS,
-        "lm-eval": LM_EVAL,
         "cache": CACHE,
         "test": TEST,
         "dev": DEV,

@@ -107,7 +107,7 @@ def _mappings(rows: Split) -> list[Mapping[str, str | float]]:
     return [row if isinstance(row, Mapping) else dict(zip(("input", "target"), row, strict=True)) for row in rows]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A model with its tokenizer and its soft prompts; `load` makes one."""
 
@@ -280,19 +280,20 @@ class Model:
         return Sampler(self.base, Evaluation(decoding=decoding), self.partitioner)
 
     def _session(self, task: Task | str, options: Mapping[str, Any]) -> Session:
-        """A session on a task, with room for its longest training example."""
+        """A session on a task, with room for the longest of its training examples that are looked at."""
         from promot_jax.data import examples, validation
 
         name, sampler = task if isinstance(task, str) else task.register(), self._sampler()
-        rows = [example for part in examples.task_names(name) for example in examples.read(part, "train")]
-        read = list(map(sampler.encoder.tokens, rows))
+        within = examples.POOL_ROWS  # of millions of rows the first ones
+        rows = [row for part in examples.task_names(name) for row in examples.read(part, "train", within=within)]
+        encoded = list(map(sampler.encoder.tokens, rows))
         experiment = Experiment(
             checkpoint=self.base.path,
             task=name,
             modules=(),
             feature_lengths={
-                "inputs": max(len(tokens.inputs) for tokens in read),
-                "targets": max(len(tokens.targets) for tokens in read),
+                "inputs": max(len(tokens.inputs) for tokens in encoded),
+                "targets": max(len(tokens.targets) for tokens in encoded),
             },
             icl_mixture="",
             dtype=self.base.model.config.dtype,

@@ -55,9 +55,9 @@ def folders(formats: Sequence[str], *, prompts: bool, lora: TrainedLora | None =
             f"The LoRA in {lora.folder} belongs to {lora.checkpoint}, which is not on the Hugging Face hub, so that "
             "PEFT could not load it from there: leave 'peft' out of EXPORT_FORMATS."
         )
-    wanted = {STRIPPED: "huggingface" in formats, PROMPTED: "huggingface" in formats and prompts, BASE: needs_base}
-    wanted |= {PEFT: "peft" in formats and (prompts or lora is not None), T5X: "t5x" in formats}
-    return [name for name, is_wanted in wanted.items() if is_wanted]
+    chosen = {STRIPPED: "huggingface" in formats, PROMPTED: "huggingface" in formats and prompts, BASE: needs_base}
+    chosen |= {PEFT: "peft" in formats and (prompts or lora is not None), T5X: "t5x" in formats}
+    return [name for name, is_chosen in chosen.items() if is_chosen]
 
 
 def write(workdir: Path, name: str, exported: Exported) -> Path:

@@ -144,7 +144,7 @@ def _load_text(path: str, options: _Options) -> ModelText:
 def _on_stage(options: _Options, folder: Path) -> _Options:
     """The options for the model that a stage was trained from. Raises UserError for a circle of stages."""
     if folder.resolve() in options.stages:
-        raise _trained_from_itself(folder)
+        raise UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
     return dataclasses.replace(options, stages=(*options.stages, folder.resolve()))
 
 
@@ -296,7 +296,7 @@ def trained_by(path: str) -> list[tuple[Path, StageRecord]]:
         path: as `load` takes it.
 
     Raises:
-        UserError: a folder that holds no model, or a stage that is said to be trained from itself.
+        UserError: a folder that holds no model.
     """
     found: dict[Path, StageRecord] = {}
     local = Path(path)
@@ -304,15 +304,11 @@ def trained_by(path: str) -> list[tuple[Path, StageRecord]]:
         folder = _stage_folder(local)
         stage = describe(folder) if folder else None
         assert folder is not None and stage is not None
-        if folder.resolve() in found:
-            raise _trained_from_itself(folder)
+        if folder.resolve() in found:  # trained from itself, which `load` refuses
+            break
         found[folder.resolve()] = stage
         path, local = stage.checkpoint, Path(stage.checkpoint)
     return list(found.items())
-
-
-def _trained_from_itself(folder: Path) -> UserError:
-    return UserError(f"{folder} names a checkpoint that was trained from it; put its own {STAGE_FILE} back.")
 
 
 def _load_stage(

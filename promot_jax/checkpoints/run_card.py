@@ -32,10 +32,10 @@ def card_of(checkpoint: str, prompt_paths: Sequence[str] = (), hub: str = "") ->
     base = stages[-1][1].checkpoint if stages else checkpoint
     card = Card(base_model=base, license=_license(base), hub=hub)
     stage_folders = [stages[0][0]] if stages else [soft_prompts.array_path(path).parents[1] for path in prompt_paths]
-    found = next(filter(None, map(_run_of, stage_folders)), None)
-    if found is None:
+    runs = list(filter(None, map(_run_of, stage_folders)))
+    if not runs:
         return card
-    folder, run = found
+    folder, run = runs[0]
     config = folder / _CONFIG
     inputs = [sample.input for sample in run.samples if run.target and sample.task == run.target.task]
     return dataclasses.replace(
@@ -83,5 +83,5 @@ def _license(base: str) -> str:
     if not readme.is_file():
         return ""
     front = re.match(r"---\n(.*?)\n---", readme.read_text("utf-8", errors="replace"), re.S)
-    said = re.search(r"^license: *[\"']?([^\"'\n]+)", front[1], re.M) if front else None
-    return said[1].strip() if said else ""
+    line = re.search(r"^license: *[\"']?([^\"'\n]+)", front[1], re.M) if front else None
+    return line[1].strip() if line else ""

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft asks for it
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),  # `generate` gives peft some
 ]
-TEXT = 'Say "good"\nor \\bad\\:'  # what has to be written as a string of Python
+TEXT = 'Say "good"\nor \\bad\\ \U0001f600:'  # what has to be written as a string of Python
 CONFIG = "Experiment.seed = 3\n"
 
 

@@ -124,7 +124,11 @@ def _code(
         where = f', subfolder="{subfolder or "with_prompts"}"'
     model = f'"{base}"' if base else f'"{here}"{where}'
     lines = ["import torch", *(["from peft import PeftModel"] if base else [])]
-    lines += [f"from transformers import {auto}, AutoTokenizer", "", f"text = {json.dumps(card.example)}"]
+    lines += [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f"text = {json.dumps(card.example, ensure_ascii=False)}",
+    ]
     lines += [f"tokenizer = AutoTokenizer.from_pretrained({model})", f"model = {auto}.from_pretrained({model})"]
     if base:
         lines.append(f'model = PeftModel.from_pretrained(model, "{here}"{where})')

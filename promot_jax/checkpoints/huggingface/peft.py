@@ -48,7 +48,7 @@ def write_prompt(folder: Path, family: str, config: Config, rows: np.ndarray, ba
 
 
 def write_lora(folder: Path, family: str, config: Config, lora: trees.Tree, settings: Lora, base: str) -> None:
-    """Writes LoRA; arguments as in `write_prompt`.
+    """Writes LoRA.
 
     Args:
         folder: that is there.
