@@ -1,4 +1,4 @@
-"""Times whole commands, of a process that imports nothing: the job, a `--help`, and what comes until a line."""
+"""Times whole commands: a job, a `--help`, and what a command prints."""
 
 import itertools
 import json

@@ -14,7 +14,7 @@ from promot_jax import assets
 
 
 def cases(quick: bool) -> Sequence[Case]:
-    """Hugging Face folders in float32 and bfloat16, a 4-bit GGUF file, and a T5X checkpoint; a quick run is the same."""
+    """Hugging Face folders in float32 and bfloat16, a 4-bit GGUF file, a T5X checkpoint; a quick run is the same."""
     float32, bfloat16 = models.smollm2(), models.smollm2("bfloat16") / "stripped"
     gguf = Path(assets.resolve("asset:smollm2-135m-instruct"))
     t5x = float32 / "t5x" / "checkpoint_0"

@@ -1,4 +1,4 @@
-"""The few-shot prompts that both sides generate for: those of this package's ICL evaluation, in a file of JSON lines."""
+"""The few-shot prompts that both sides generate for: those of the ICL evaluation, in a file of JSON lines."""
 
 from pathlib import Path
 from typing import Any

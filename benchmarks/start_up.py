@@ -27,10 +27,11 @@ def cases(quick: bool) -> Sequence[Case]:
     """The commands, and the imports; a quick run is the same."""
     imports = {name: ("-c", code) for name, code in IMPORTS.items()}
     first, *_, lm_eval = HELP
+    ratios = Ratio("help_s", "seconds", first), Ratio("help_vs_lm_eval", "seconds", first, lm_eval)
     return [
-        Case("--help", _sides(HELP), (Ratio("help_s", "seconds", first), Ratio("help_vs_lm_eval", "seconds", first, lm_eval))),
+        Case("--help", _sides(HELP), ratios),
         Case("imports", _sides(imports), (Ratio("import_s", "seconds", next(iter(IMPORTS))),)),
-    ]  # fmt: skip
+    ]
 
 
 def _sides(arguments: dict[str, tuple[str, ...]]) -> tuple[Side, ...]:

@@ -7,30 +7,7 @@ from promot_jax.tasks import metrics, register, templates
 # Tokens of an input: median and spread (of the logarithm), and the longest. RTE has premises of one to several
 # sentences, question answering with options (OpenbookQA) has short ones.
 LENGTHS = {"rte_like": (65, 0.6, 240), "qa_like": (45, 0.35, 200)}
-_WORDS = [
-    "the",
-    "film",
-    "was",
-    "good",
-    "and",
-    "a",
-    "cast",
-    "of",
-    "old",
-    "songs",
-    "made",
-    "all",
-    "the",
-    "people",
-    "in",
-    "this",
-    "town",
-    "end",
-    "their",
-    "day",
-    "with",
-    "some",
-]
+_WORDS = tuple("the film was good and a cast of old songs made all the people in this town end".split())  # noqa: SIM905
 
 
 def _rows(name: str, split: str) -> list[dict[str, str]]:
