@@ -60,6 +60,7 @@ class Case:
     agree: str = ""  # a measure in which the sides that have it must agree, since they do the same work; "" for none
     tolerance: float = 0.01  # relative, of that
     warm_up: tuple[str, ...] = ()  # sides that run once before the pairs, to fill caches
+    pairs: int = 0  # at most so many, where a measure does not vary; 0 for as many as are asked for
 
 
 def run_process(function: str, settings: Mapping[str, Any]) -> Measures:
@@ -71,12 +72,10 @@ def run_process(function: str, settings: Mapping[str, Any]) -> Measures:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "measures.json"
         command = worker.command(function, dict(settings), out)
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        environment = os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
         began = time.perf_counter()
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT, errors="replace"
+                command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT, errors="replace"
             )
         except subprocess.TimeoutExpired as error:
             raise FailedError(f"{function} ran longer than {TIMEOUT:.0f} s.") from error
@@ -86,6 +85,13 @@ def run_process(function: str, settings: Mapping[str, Any]) -> Measures:
             raise FailedError(f"{function} ended with status {done.returncode}:\n{tail}")
         measures: Measures = worker.read(out)
     return measures | {"wall_seconds": wall}
+
+
+def environment() -> dict[str, str]:
+    """The environment of all sides: this checkout on the path, no network, and the CPU unless it is set otherwise."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    fixed = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
+    return {"JAX_PLATFORMS": "cpu", **os.environ, **fixed}
 
 
 def measure(case: Case, pairs: int, run: Run = run_process) -> dict[str, Any]:
@@ -98,6 +104,7 @@ def measure(case: Case, pairs: int, run: Run = run_process) -> dict[str, Any]:
     Raises:
         FailedError: a side failed, or did other work than the others.
     """
+    pairs = min(pairs, case.pairs or pairs)
     races = {side.name: _race(side, case.race, run) for side in case.sides}
     settings = {side.name: {**side.settings, **side.variants[_fastest(races[side.name])]} for side in case.sides}
     for side in case.sides:

@@ -5,9 +5,10 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.harness import FOLDER, ROOT, run_process
+from benchmarks.harness import FOLDER, ROOT, environment, run_process
 from promot_jax import files
 
 T5_SMALL = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
@@ -31,9 +32,16 @@ def t5() -> Path:
     return folder
 
 
-def job(workdir: Path, gin_file: str, **settings: object) -> None:
-    """Runs a job of this package with `--gin.NAME=VALUE` for every setting."""
-    subprocess.run(job_command(workdir, gin_file, **settings), cwd=ROOT, check=True, stdout=sys.stderr)
+def job(workdir: Path, gin_file: str, parts: Sequence[str] = (), **settings: object) -> None:
+    """Runs a job of this package with `--gin.NAME=VALUE` for every setting; `parts` are gin files given after its."""
+    command = job_command(workdir, gin_file, **settings)
+    subprocess.run(
+        [*command, *(f"--gin_file={part}" for part in parts)],
+        cwd=ROOT,
+        env=environment(),
+        check=True,
+        stdout=sys.stderr,
+    )
 
 
 def job_command(workdir: Path | None, gin_file: str, **settings: object) -> list[str]:

@@ -47,22 +47,24 @@ def train_step(
     """
     from promot_jax.checkpoints import pretrained
     from promot_jax.distributed.partitioning import Partitioner
-    from promot_jax.models.batch_layout import Tokens
 
     base = pretrained.load(folder, Partitioner(), vocabulary=vocabulary, dtype=dtype)
+    return timed_updates(base, stage, prompt, random_batches(base, rows, prompt, inputs, targets), rows, steps)
+
+
+def random_batches(base: Any, rows: int, prompt: int, inputs: int, targets: int) -> Iterator[Any]:
+    """Yields the batches of `steps.drawn_rows` for a model (`base.model`), each row with a soft prompt prepended."""
+    from promot_jax.models.batch_layout import Tokens
+
     size = base.model.config.vocab_size
     virtual = list(range(size, size + prompt))
-
-    def batches() -> Iterator[Any]:
-        for ids, answers in drawn_rows(size, rows, inputs, targets):
-            filled = [[Tokens([*virtual, *a.tolist()], b.tolist())] for a, b in zip(ids, answers, strict=True)]
-            yield base.model.layout(filled, prompt + inputs, targets)
-
-    return timed_updates(base, stage, prompt, batches(), rows, steps)
+    for ids, answers in drawn_rows(size, rows, inputs, targets):
+        filled = [[Tokens([*virtual, *a.tolist()], b.tolist())] for a, b in zip(ids, answers, strict=True)]
+        yield base.model.layout(filled, prompt + inputs, targets)
 
 
 def timed_updates(base: Any, stage: str, prompt: int, batches: Iterator[Any], rows: int, steps: int) -> Measures:
-    """Runs the training loop on a loaded model (`Pretrained`) until `steps` updates after the warm-up are measured."""
+    """Runs the training loop on a model (`base.model`, `base.params`) until `steps` updates after the warm-up."""
     from promot_jax.distributed.partitioning import Partitioner
     from promot_jax.methods.finetune import FINETUNE
     from promot_jax.methods.promot import STAGE1, STAGE2

@@ -55,7 +55,7 @@ YOUNGER = {
 }
 
 
-_IMMATERIAL = ("/log_period", "/keep_period")  # settings that change no result
+_IMMATERIAL = ("/log_period", "/keep_period", "/profile")  # settings that change no result
 
 
 def keep_settings(folder: Path, settings: Json, finished: str = "results.json") -> str:
