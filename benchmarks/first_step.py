@@ -17,7 +17,7 @@ CACHE = "PROMOT_COMPILATION_CACHE"
 
 def cases(quick: bool) -> Sequence[Case]:
     """SmolLM2-135M; the warm cache is filled once, before the pairs."""
-    folder = str(models.smollm2() / "stripped")
+    folder = str(models.decoder(quick))
     job = {"command": models.training_command(INITIAL_CHECKPOINT_PATH=folder), "pattern": PATTERN, "workdir": True}
     until = "benchmarks.commands:until"
     warm = Side("ours, warm cache", until, job | {"environment": {CACHE: str(FOLDER / "cache")}})

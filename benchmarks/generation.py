@@ -16,7 +16,7 @@ BEAMS = 4
 
 def cases(quick: bool) -> Sequence[Case]:
     """Greedy and beam search."""
-    folder = models.smollm2() / "stripped"
+    folder = models.decoder(quick)
     file = prompts.ensure(folder, 1 if quick else 10)
     sizes = (8,) if quick else (8, 16, 32)
     return [_case("greedy", str(folder), str(file), 1, sizes), _case("beam", str(folder), str(file), BEAMS, sizes)]

@@ -62,7 +62,7 @@ def evaluate(shots: int, tasks: int, examples: int, layers: int, emb_dim: int, m
     began = time.perf_counter()
     sampler.ask(params, requests)
     seconds = time.perf_counter() - began
-    config, rows = base.model.config, settings.tokens_per_batch // length
+    config, rows = model.model.config, settings.tokens_per_batch // length
     cache = 2 * config.num_layers * rows * (length + max_tokens) * config.num_kv_heads * config.head_dim
     expected: Measures = {
         "expected_flops": roofline.decoding_flops(config, tasks * examples, length, max_tokens, 1),

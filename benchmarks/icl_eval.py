@@ -26,7 +26,7 @@ def cases(quick: bool) -> Sequence[Case]:
 
 
 def _case(key: str, exemplars: str, quick: bool) -> Case:
-    folder, examples = models.smollm2() / "stripped", 1 if quick else 25
+    folder, examples = models.decoder(quick), 1 if quick else 25
     file = prompts.ensure(folder, examples, exemplars)
     settings = {"Evaluation.examples": examples, "Evaluation.shots": (prompts.SHOTS,), "MIXTURE_OR_TASK_NAME": ""}
     settings |= {f"Evaluation.{name}": value for name, value in prompts.drawn(exemplars).items()}

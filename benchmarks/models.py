@@ -1,6 +1,7 @@
 """The models that both sides read, made once under runs/bench/ with the same weights for both.
 
-`smollm2` is the demo's model, exported by this package. `t5` has T5-small's sizes and random weights.
+`smollm2` is the demo's model, exported by this package. `t5` has T5-small's sizes and random weights. Quick runs have a
+tiny random Llama in the place of both decoders, with SmolLM2's tokenizer.
 """
 
 import subprocess
@@ -12,6 +13,17 @@ from benchmarks.harness import FOLDER, ROOT, environment, run_process
 from promot_jax import files
 
 T5_SMALL = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}
+T5_TINY = T5_SMALL | {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+LLAMA_TINY = {
+    "vocab_size": 49152,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 
 
 def smollm2(dtype: str = "float32") -> Path:
@@ -23,25 +35,31 @@ def smollm2(dtype: str = "float32") -> Path:
     return workdir
 
 
-def t5() -> Path:
+def decoder(quick: bool) -> Path:
+    """The Hugging Face folder of SmolLM2-135M, of a quick run that of a tiny random Llama with its tokenizer."""
+    folder = smollm2() / "stripped"
+    if not quick:
+        return folder
+    return _random("llama_tiny", {"kind": "Llama", "sizes": LLAMA_TINY, "tokenizer": str(folder)})
+
+
+def t5(quick: bool) -> Path:
     """The Hugging Face folder of a random model of T5-small's shape; its tokenizer is "bytes"."""
-    folder = FOLDER / "t5_small"
+    return _random("t5_tiny" if quick else "t5_small", {"kind": "T5", "sizes": T5_TINY if quick else T5_SMALL})
+
+
+def _random(name: str, settings: dict[str, object]) -> Path:
+    folder = FOLDER / name
     if not folder.is_dir():
         with files.replacing(folder) as made:
-            run_process("benchmarks.rivals:write_t5", {"folder": str(made), "sizes": T5_SMALL})
+            run_process("benchmarks.rivals:write_random", {"folder": str(made), **settings})
     return folder
 
 
 def job(workdir: Path, gin_file: str, parts: Sequence[str] = (), **settings: object) -> None:
     """Runs a job of this package with `--gin.NAME=VALUE` for every setting; `parts` are gin files given after its."""
-    command = job_command(workdir, gin_file, **settings)
-    subprocess.run(
-        [*command, *(f"--gin_file={part}" for part in parts)],
-        cwd=ROOT,
-        env=environment(),
-        check=True,
-        stdout=sys.stderr,
-    )
+    command = job_command(workdir, gin_file, **settings) + [f"--gin_file={part}" for part in parts]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, stdout=sys.stderr)
 
 
 def job_command(workdir: Path | None, gin_file: str, **settings: object) -> list[str]:

@@ -28,11 +28,11 @@ HAS_BATCH_PACKING = "pack_batch" in {field.name for field in dataclasses.fields(
 
 def cases(quick: bool) -> Sequence[Case]:
     """One per task."""
-    return [_case(task, 2 if quick else 6) for task in TASKS]
+    return [_case(task, str(models.decoder(quick)), 2 if quick else 6) for task in TASKS]
 
 
-def _case(task: str, steps: int) -> Case:
-    settings = {"folder": str(models.smollm2() / "stripped"), "task": task, "steps": steps}
+def _case(task: str, folder: str, steps: int) -> Case:
+    settings = {"folder": folder, "task": task, "steps": steps}
     plain = {"pack_batch": False} if HAS_BATCH_PACKING else {}
     function = "benchmarks.packing:measure"
     sides = [Side("off", function, settings | {"training": plain})]

@@ -17,7 +17,7 @@ def ensure(folder: Path, examples: int, exemplars: str = "per_example") -> Path:
         examples: per task.
         exemplars: how they are drawn (`Evaluation.exemplars`).
     """
-    path = FOLDER / f"prompts_{examples}_{exemplars}.jsonl"
+    path = FOLDER / f"prompts_{folder.name}_{examples}_{exemplars}.jsonl"
     if not path.is_file():
         settings = {"folder": str(folder), "examples": examples, "exemplars": exemplars, "out": str(path)}
         run_process("benchmarks.prompts:write", settings)
@@ -60,6 +60,6 @@ def write(folder: str, examples: int, exemplars: str, out: str) -> dict[str, flo
     return {"prompts": len(rows)}
 
 
-def drawn(exemplars: str) -> dict[str, str]:
+def drawn(exemplars: str) -> dict[str, Any]:
     """How exemplars are drawn, as arguments of `Evaluation`."""
     return {} if exemplars == "per_example" else {"exemplars": exemplars}

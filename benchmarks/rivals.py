@@ -227,15 +227,21 @@ def lm_eval(folder: str, prompts: str, batch_size: int, task_limits: bool, bfloa
     return {"generation_seconds": seconds, "characters": sum(map(len, outputs)), **peak.measures()}
 
 
-def write_t5(folder: str, sizes: dict[str, int]) -> Measures:
-    """Writes a random T5 without dropout, with ByT5's tokenizer, which needs no vocabulary."""
+def write_random(folder: str, kind: str, sizes: dict[str, int], tokenizer: str = "") -> Measures:
+    """Writes a random model: "T5", without dropout, or "Llama" with tied embeddings; and the tokenizer of a folder."""
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0, tie_word_embeddings=True)
-    model = transformers.T5ForConditionalGeneration(config)
+    options: dict[str, Any] = {**sizes, "tie_word_embeddings": True}
+    if kind == "T5":
+        config = transformers.T5Config(**options, dropout_rate=0.0, decoder_start_token_id=0)
+        model = transformers.T5ForConditionalGeneration(config)
+    else:
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**options, max_position_embeddings=8192))
     model.save_pretrained(folder)
+    if tokenizer:
+        transformers.AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.harness import Case, Ratio, Side
 
-COMPILED = {"as it is": {}, "torch.compile": {"compiled": True}}
+_VARIANTS = {"as it is": {}, "torch.compile": {"compiled": True}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Shape:
     inputs: int
     targets: int
     steps: int
+    compiled: bool = True  # whether the other program is tried with torch.compile, too; it takes minutes to compile
 
 
 def step_case(
@@ -35,11 +36,12 @@ def step_case(
         vocabulary: tokenizer for us, where the folder has none.
     """
     settings = {"folder": str(folder), "stage": stage, **dataclasses.asdict(shape)}
+    variants = _VARIANTS if settings.pop("compiled") else {"as it is": {}}
     mine = settings | {"vocabulary": vocabulary}
     theirs = f"{rival}_f32"
     sides = [
         Side("ours_f32", "benchmarks.ours:train_step", mine),
-        Side(theirs, "benchmarks.rivals:train_step", settings, COMPILED, optional=True),
+        Side(theirs, "benchmarks.rivals:train_step", settings, variants, optional=True),
     ]
     key = prefix + stage
     ratios = [Ratio(f"{key}_time_vs_{theirs}", "seconds", "ours_f32", theirs)]
@@ -52,7 +54,7 @@ def step_case(
         theirs = f"{rival}_bf16"
         sides += [
             Side("ours_bf16", "benchmarks.ours:train_step", mine | {"dtype": "bfloat16"}),
-            Side(theirs, "benchmarks.rivals:train_step", settings | {"bfloat16": True}, COMPILED, optional=True),
+            Side(theirs, "benchmarks.rivals:train_step", settings | {"bfloat16": True}, variants, optional=True),
         ]
         ratios += [Ratio(f"{key}_time_vs_{theirs}", "seconds", "ours_bf16", theirs)]
         ratios += [Ratio(f"{key}_memory_vs_{theirs}", "peak_bytes", "ours_bf16", theirs)]

@@ -14,10 +14,12 @@ from benchmarks.step_cases import Shape, step_case
 
 def cases(quick: bool) -> Sequence[Case]:
     """SmolLM2 and T5."""
-    shape = Shape(rows=8, prompt=16, inputs=112, targets=16, steps=1 if quick else 3)
+    shape = Shape(2, 4, 12, 4, steps=1, compiled=False) if quick else Shape(8, 16, 112, 16, steps=3)
     return [
-        step_case("stage 1, SmolLM2-135M", "stage1", models.smollm2() / "stripped", shape, "peft"),
-        step_case("stage 1, T5-small's shape", "stage1", models.t5(), shape, "peft", prefix="t5_", vocabulary="bytes"),
+        step_case("stage 1, SmolLM2-135M", "stage1", models.decoder(quick), shape, "peft"),
+        step_case(
+            "stage 1, T5-small's shape", "stage1", models.t5(quick), shape, "peft", prefix="t5_", vocabulary="bytes"
+        ),
     ]
 
 

@@ -157,7 +157,7 @@ def _table(totals: Mapping[str, tuple[float, int]], updates: int) -> list[str]:
     whole = sum(more for more, _ in totals.values()) or 1.0
     longest = sorted(totals.items(), key=lambda item: -item[1][0])[:LONGEST]
     rows = [
-        f"{100 * more / whole:5.1f} %  {more / updates:9.4f} s  {calls / updates:8.0f} x  {name[:80]}"
+        f"{100 * more / whole:5.1f} %  {more / updates:9.4f} s  {calls / updates:8.4g} x  {name[:80]}"
         for name, (more, calls) in longest
     ]
     return rows or ["  none: no operation was recorded"]

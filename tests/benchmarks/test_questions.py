@@ -19,7 +19,8 @@ from benchmarks.harness import Case
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Models and prompts are taken to be there; results go to a folder of the test."""
     monkeypatch.setattr(models, "smollm2", lambda dtype="float32": tmp_path / dtype)
-    monkeypatch.setattr(models, "t5", lambda: tmp_path / "t5")
+    monkeypatch.setattr(models, "decoder", lambda quick: tmp_path / "decoder")
+    monkeypatch.setattr(models, "t5", lambda quick: tmp_path / "t5")
     monkeypatch.setattr(prompts, "ensure", lambda *arguments: tmp_path / "prompts.jsonl")
     monkeypatch.setattr(machine, "fast_bfloat16", lambda: True)
     monkeypatch.setattr("promot_jax.assets.resolve", lambda name: tmp_path / "model.gguf")
