@@ -112,3 +112,24 @@ def test_columns_name_measures() -> None:
     for name in QUESTIONS:
         columns = importlib.import_module(f"benchmarks.{name}").QUESTION.columns
         assert columns and all(dataclasses.is_dataclass(column) for column in columns.values())
+
+
+@pytest.mark.usefixtures("made")
+def test_jobs_have_settings_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import commands, packing
+    from promot_jax import main
+    from promot_jax.config import binding, gin_files
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(commands, "updates", lambda command, stage, steps: started.append(command) or 1.0)
+    packing.measure("folder", "rte_like", 1, {})
+    for name in ("first_step", "icl_eval"):
+        started += [
+            side.settings["command"] for case in cases(name, False) for side in case.sides if "command" in side.settings
+        ]
+    jobs = [command for command in started if "promot_jax.main" in command]
+    assert len(jobs) >= 4
+    for command in jobs:
+        values, overrides = main.parse_flags(command[3:])
+        paths = [gin_files.find(name, (gin_files.folder(),)) for name in values.gin_file]
+        assert binding.bind(main.CONFIGURABLES, paths, overrides).func.__name__ in ("train_stage", "icl_eval")
