@@ -55,7 +55,7 @@ def answer(question: Question, pairs: int, quick: bool, run: harness.Run = harne
     found: dict[str, Any] = {}
     for case in question.cases(quick):
         found[case.name] = harness.measure(case, pairs, run)
-    document = {
+    document: dict[str, Any] = {
         "question": question.name,
         "machine": described,
         "pairs": pairs,

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from benchmarks.harness import Case, Ratio, Side
 from benchmarks.question import SECONDS, Question, main
 
-HELP = {
+HELP: dict[str, tuple[str, ...]] = {
     "promot_jax --help": ("-m", "promot_jax.main", "--help"),
     "promot_jax --gin_file=promot.gin --help": ("-m", "promot_jax.main", "--gin_file=promot.gin", "--help"),
     "lm_eval --help": ("-m", "lm_eval", "--help"),
 }
-IMPORTS = {
+IMPORTS: dict[str, str] = {
     "import promot_jax.main": "import promot_jax.main",
     "import promot_jax.training.loop": "import promot_jax.training.loop",
     "import jax": "import jax",
@@ -25,7 +25,7 @@ IMPORTS = {
 
 def cases(quick: bool) -> Sequence[Case]:
     """The commands, and the imports; a quick run is the same."""
-    imports = {name: ("-c", code) for name, code in IMPORTS.items()}
+    imports: dict[str, tuple[str, ...]] = {name: ("-c", code) for name, code in IMPORTS.items()}
     first, *_, lm_eval = HELP
     ratios = Ratio("help_s", "seconds", first), Ratio("help_vs_lm_eval", "seconds", first, lm_eval)
     return [

@@ -9,7 +9,7 @@ import re
 import resource
 import statistics
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +98,7 @@ def operations(trace: Path) -> list[list[Operation]]:
 
 def self_seconds(thread: Iterable[Operation]) -> dict[str, tuple[float, int]]:
     """Seconds and executions of each operation of a thread, without those of operations that ran within it (loops)."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     calls: Counter[str] = Counter()
     around: list[Operation] = []
     for operation in sorted(thread, key=lambda one: (one.start, -one.end)):
