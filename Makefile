@@ -3,6 +3,7 @@
 # make test-slow     thousands of damaged files, killed hosts, every variant; SLOW="tests/distributed/test_hosts.py" runs a part
 # make test-libtpu   the TPU compiler on a machine without a TPU
 # make test-browser  the report in headless Chromium, which you install first (tests/report/page/test_in_browser.py)
+# make bench   benchmarks against PyTorch and lm-eval, hours; BENCH="step_stage1 icl_eval" runs a part; docs/performance.md
 # make check   style, types, the direction of imports, and shell scripts
 #
 # Each target first makes what it needs: .venv, the packages, the demo's model and data. All of them are incremental.
@@ -10,6 +11,7 @@
 PYTHON ?= python3
 SEEDS ?=
 SLOW ?=
+BENCH ?=
 # Two workers suit two cores; a file's tests stay together, since they share fixtures.
 PYTEST_FLAGS ?= -q -n 2 --dist loadfile
 
@@ -21,7 +23,7 @@ comma := ,
 space := $(subst ,, )
 seeds := $(if $(strip $(SEEDS)),"--gin.SEEDS=[$(subst $(space),$(comma),$(strip $(SEEDS)))]")
 
-.PHONY: demo test test-slow test-libtpu test-browser check format assets clean distclean
+.PHONY: demo test test-slow test-libtpu test-browser bench check format assets clean distclean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -39,6 +41,9 @@ test-libtpu: $(STAMPS)/libtpu
 
 test-browser: $(STAMPS)/test
 	$(RUN) -m pytest -q -m browser
+
+bench: $(STAMPS)/bench assets
+	$(RUN) -m benchmarks $(BENCH)
 
 check: $(STAMPS)/dev
 	$(RUN) -m ruff check .
@@ -74,6 +79,10 @@ $(STAMPS)/test: $(STAMPS)/demo
 
 $(STAMPS)/libtpu: $(STAMPS)/test
 	$(PIP) -e ".[precompile]"
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/test
+	$(PIP) -e ".[bench]"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/demo

@@ -14,6 +14,7 @@ README = ROOT / "README.md"
 # markupsafe with jinja2.
 REQUIRES = [
     "absl-py>=2.5.1",
+    "filelock>=4.3.1",  # JAX needs it for a compilation cache of bounded size, and does not say so
     "flax>=0.12.8",
     "gguf>=0.19.0",
     "gin-config>=0.5.0",
@@ -57,6 +58,15 @@ TEST = [
     *LM_EVAL,
     "accelerate>=1.15.0",  # lm-eval's model `hf` imports it
 ]
+# The programs that benchmarks/ compares with, and the TPU compiler for the cost of hosts.
+BENCH = [
+    *DEMO,
+    "lm_eval>=0.4.13",
+    "libtpu>=0.0.52",
+    "peft>=0.21.2",
+    "torch==2.13.0",  # exact, as in TEST
+    "transformers>=5.23.0",
+]
 DEV = [
     "import-linter>=2.17",
     "mypy>=2.4.1",
@@ -96,6 +106,7 @@ setup(
         "datasets": DATASETS,
         "cache": CACHE,
         "test": TEST,
+        "bench": BENCH,
         "dev": DEV,
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],

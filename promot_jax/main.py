@@ -32,7 +32,7 @@ from absl import flags
 
 from promot_jax import files
 from promot_jax.config import binding, gin_files
-from promot_jax.distributed import hosts, preemption
+from promot_jax.distributed import compilation_cache, hosts, preemption
 from promot_jax.errors import PreemptedError, TakenOverError, TrainingError, UserError, nearest
 from promot_jax.sweep import leases
 
@@ -146,6 +146,7 @@ def run(argv: Sequence[str]) -> int:
     workdir = Path(values.workdir or Path("runs") / "-".join(path.stem for path in paths))
     timeouts: dict[str, Any] = {name: values[name].value for name, *_ in TIMEOUTS}
     hosts.join(values.coordinator, values.num_hosts, values.host_id, **timeouts)
+    compilation_cache.use()
     with preemption.heeded(preemption.notice_address(values.preemption_notice)):
         try:
             with _one_voice():

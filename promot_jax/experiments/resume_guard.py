@@ -67,7 +67,7 @@ YOUNGER = {
 
 # Settings of the final evaluation alone.
 FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples", "likelihood")
-_IMMATERIAL = ("/log_period", "/keep_period", "/cache_tokens")  # settings that change no result
+_IMMATERIAL = ("/log_period", "/keep_period", "/cache_tokens", "/profile")  # settings that change no result
 
 
 def keep_settings(folder: Path, settings: Json, finished: str = "results.json") -> str:

@@ -16,6 +16,7 @@ from promot_jax.errors import PreemptedError, TrainingError
 from promot_jax.methods.base import Stage
 from promot_jax.models import Model
 from promot_jax.params import freezing
+from promot_jax.training.profile import Profile
 from promot_jax.training.settings import Training
 from promot_jax.training.stage_checkpoints import StageCheckpoints
 from promot_jax.training.state import build, shardings
@@ -83,6 +84,7 @@ def train(
     update = make_step(model, transform, stage, training, shardings(state))
     key = jax.random.key(seed)
     log = _Log(stage.name, training, write)
+    profile = Profile(folder, stage.name, training.profile)
 
     # ---- evaluate, save ----------------------------------------------------------------------------------------------
     def due(step: int) -> bool:
@@ -113,8 +115,9 @@ def train(
                 continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
             if step > training.steps:
                 break
-            state, metrics = update(state, constants, partitioner.batch(batch), key)
-            scalars = {name: float(value) for name, value in metrics.items()}
+            with profile.step(step):
+                state, metrics = update(state, constants, partitioner.batch(batch), key)
+                scalars = {name: float(value) for name, value in metrics.items()}
             if not all(map(math.isfinite, scalars.values())):
                 raise _not_finite(stage.name, step, scalars, checkpoints)
             progress.losses.append(scalars["loss"])

@@ -39,6 +39,8 @@ class Training:
     log_period: int = 10  # updates between progress lines
     # Updates between checkpoints that stay for later analyses, a multiple of `eval_period`; 0: the newest and the best.
     keep_period: int = 0
+    # First and last update to profile, (3, 5): XLA's trace and `summary.txt` in the stage's folder `profile/`.
+    profile: tuple[int, ...] = ()
     prompt_optimizer: Optimizer | None = None  # of a prompt that is trained together with the model, else `optimizer`
 
     def __post_init__(self) -> None:
@@ -53,6 +55,11 @@ class Training:
             raise UserError(
                 f"keep_period is {self.keep_period}; checkpoints are written every {self.eval_period} steps (the "
                 "evaluation period): give a multiple of that, or 0."
+            )
+        if self.profile and not (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1] <= self.steps):
+            raise UserError(
+                f"profile is {self.profile}; give the first and the last of the updates 1 to {self.steps} to profile, "
+                "such as (3, 5), or ()."
             )
         if not (0 <= self.dropout_rate < 1 and 0 <= self.label_smoothing < 1):
             raise UserError("dropout_rate and label_smoothing lie in [0, 1).")

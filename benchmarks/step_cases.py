@@ -1,0 +1,61 @@
+"""The case of a training step: ours, the other program, the same with a loss by hand, and both in bfloat16."""
+
+import dataclasses
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.harness import Case, Ratio, Side
+
+_VARIANTS = {"as it is": {}, "torch.compile": {"compiled": True}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of a batch whose rows are full, and how many updates are measured in a process."""
+
+    rows: int
+    prompt: int
+    inputs: int
+    targets: int
+    steps: int
+    compiled: bool = True  # whether the other program is tried with torch.compile, too; it takes minutes to compile
+
+
+def step_case(
+    name: str, stage: str, folder: Path, shape: Shape, rival: str, prefix: str = "", vocabulary: str = ""
+) -> Case:
+    """A case with its ratios `<stage>_time_vs_<rival>_f32` and `<stage>_memory_vs_<rival>_f32`.
+
+    Args:
+        name: of the case.
+        stage: "stage1", "stage2" or "finetune".
+        folder: of the model.
+        shape: of the batch.
+        rival: what the other program is called.
+        prefix: of the ratios' keys.
+        vocabulary: tokenizer for us, where the folder has none.
+    """
+    settings = {"folder": str(folder), "stage": stage, **dataclasses.asdict(shape)}
+    variants = _VARIANTS if settings.pop("compiled") else {"as it is": {}}
+    mine = settings | {"vocabulary": vocabulary}
+    theirs = f"{rival}_f32"
+    sides = [
+        Side("ours_f32", "benchmarks.ours:train_step", mine),
+        Side(theirs, "benchmarks.rivals:train_step", settings, variants, optional=True),
+    ]
+    key = prefix + stage
+    ratios = [Ratio(f"{key}_time_vs_{theirs}", "seconds", "ours_f32", theirs)]
+    ratios += [Ratio(f"{key}_memory_vs_{theirs}", "peak_bytes", "ours_f32", theirs)]
+    if not prefix:  # a decoder's head computes the logits of inputs too, unless the loss is written by hand
+        by_hand = "torch_by_hand_f32"
+        sides += [Side(by_hand, "benchmarks.rivals:train_step", settings | {"target_logits": True})]
+        ratios += [Ratio(f"{key}_time_vs_{by_hand}", "seconds", "ours_f32", by_hand)]
+    if machine.fast_bfloat16():
+        theirs = f"{rival}_bf16"
+        sides += [
+            Side("ours_bf16", "benchmarks.ours:train_step", mine | {"dtype": "bfloat16"}),
+            Side(theirs, "benchmarks.rivals:train_step", settings | {"bfloat16": True}, variants, optional=True),
+        ]
+        ratios += [Ratio(f"{key}_time_vs_{theirs}", "seconds", "ours_bf16", theirs)]
+        ratios += [Ratio(f"{key}_memory_vs_{theirs}", "peak_bytes", "ours_bf16", theirs)]
+    return Case(name, tuple(sides), tuple(ratios), agree="first_loss", tolerance=0.02)

@@ -1,0 +1,49 @@
+"""The persistent compilation cache: programs that an earlier run has compiled are read from disk.
+
+JAX's own cache does the work; here it gets a folder, `~/.cache/promot_jax/compiled`, or that of
+`PROMOT_COMPILATION_CACHE`, which may also be "off". Who has set JAX's cache (`JAX_COMPILATION_CACHE_DIR`) keeps it.
+"""
+
+import hashlib
+import os
+import platform
+import sys
+from pathlib import Path
+
+VARIABLE = "PROMOT_COMPILATION_CACHE"
+LEAST_SECONDS = 0.2  # programs that compile faster are not kept
+MOST_BYTES = 4 * 2**30  # beyond, the programs that were not used for longest are deleted
+
+
+def use() -> None:
+    """Turns the cache on for this process, unless it is off; before the first program is compiled.
+
+    A folder that cannot be written is named on stderr, and the run goes on without it.
+    """
+    import jax
+
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "off" or (not wanted and jax.config.values["jax_compilation_cache_dir"]):
+        return
+    folder = Path(wanted or "~/.cache/promot_jax/compiled").expanduser() / _machine()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        print(f"Programs are compiled anew: {folder} cannot be written. Set {VARIABLE}.", file=sys.stderr, flush=True)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _machine() -> str:
+    """A name of this kind of CPU: programs compiled for one do not run on every other that shares the folder."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    described = [line for line in dict.fromkeys(lines) if line.startswith(("model name", "flags", "Features"))]
+    text = "\n".join([platform.machine(), *described])
+    return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
