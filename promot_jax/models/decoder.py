@@ -43,7 +43,7 @@ class DecoderConfig:
     dtype: str = "float32"  # of activations and products, "float32" or "bfloat16"; parameters stay float32
     # What a layer recomputes in its backward pass: "none" nothing, "dots" all but the outputs of linear layers,
     # "attention" and "mlp" all but those of that part, "full" everything. True and False are "full" and "none".
-    remat: str | bool = "none"
+    remat: str | bool = "dots"
     # "xla", "cudnn" (GPUs), "splash" (TPUs; on a CPU it is interpreted, for tests), or "auto": by platform and shapes
     # (`attention.choose`). Decoding steps run by XLA.
     attention: str = "auto"

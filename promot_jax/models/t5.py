@@ -43,7 +43,7 @@ class T5Config:
     # stacks, but not on attention weights.
     dropout_rate: float = 0.0
     dtype: str = "float32"
-    remat: str | bool = "none"
+    remat: str | bool = "dots"
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
