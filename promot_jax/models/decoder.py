@@ -297,6 +297,10 @@ class DecoderModel(Family[DecoderConfig]):
         x, _ = self._apply(params, "hidden", *arguments, segments=segments, dropout_key=dropout_key)
         return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
 
+    def target_segments(self, batch: Params) -> Array:
+        """Returns the segment of each target; see `Family.target_segments`."""
+        return jnp.take_along_axis(jnp.asarray(batch["segment_ids"]), batch["target_positions"], axis=1)
+
     def input_rows(self, params: Params, ids: Array) -> Array:
         """Returns the input embeddings of real token ids, `[..., embed]`, float32; see `Family.input_rows`."""
         scale = jnp.asarray(_embedding_scale(self.config), self.config.dtype).astype(jnp.float32)

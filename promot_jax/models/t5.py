@@ -291,6 +291,11 @@ class T5Model(Family[T5Config]):
         states: Array = self._apply(params, "hidden", batch, prompt, dropout_key=dropout_key)
         return states
 
+    def target_segments(self, batch: Params) -> Array:
+        """Returns the segment of each target; see `Family.target_segments`."""
+        segments: Array = batch["decoder_segment_ids"]
+        return segments
+
     def input_rows(self, params: Params, ids: Array) -> Array:
         """Returns the input embeddings of real token ids, `[..., embed]`, float32; see `Family.input_rows`."""
         rows: Array = params["token_embedder"]["embedding"][ids]
