@@ -6,22 +6,16 @@ tasks and its metrics are left out) and its transformers back end, at its fastes
 Time: 60 minutes on two cores; --quick --pairs 1: 6 minutes.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 from benchmarks import models, prompts
 from benchmarks.harness import Case, Ratio, Side
 from benchmarks.question import MEMORY, Column, Question, main
-from promot_jax.evaluation.settings import Evaluation
-
-HAS_EXEMPLARS = "exemplars" in {field.name for field in dataclasses.fields(Evaluation)}
 
 
 def cases(quick: bool) -> Sequence[Case]:
-    """Exemplars drawn per example and, where the evaluation has that, per task."""
-    draws = {"icl_eval_vs_lm_eval": "per_example"}
-    if HAS_EXEMPLARS:
-        draws["icl_eval_vs_lm_eval_per_task"] = "per_task"
+    """Exemplars drawn per example and per task."""
+    draws = {"icl_eval_vs_lm_eval": "per_example", "icl_eval_vs_lm_eval_per_task": "per_task"}
     return [_case(key, exemplars, quick) for key, exemplars in draws.items()]
 
 
@@ -29,7 +23,7 @@ def _case(key: str, exemplars: str, quick: bool) -> Case:
     folder, examples = models.decoder(quick), 1 if quick else 25
     file = prompts.ensure(folder, examples, exemplars)
     settings = {"Evaluation.examples": examples, "Evaluation.shots": (prompts.SHOTS,), "MIXTURE_OR_TASK_NAME": ""}
-    settings |= {f"Evaluation.{name}": value for name, value in prompts.drawn(exemplars).items()}
+    settings["Evaluation.exemplars"] = exemplars
     command = models.job_command(None, "icl_eval.gin", INITIAL_CHECKPOINT_PATH=folder, **settings)
     ours = {"command": command, "outputs": f"outputs/icl_{prompts.SHOTS}shot.jsonl"}
     variants = {

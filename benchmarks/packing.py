@@ -6,7 +6,6 @@ an update. SmolLM2-135M, batches of 8 rows.
 Time: 20 minutes on two cores; --quick --pairs 1: 5 minutes.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from benchmarks import commands, models
 from benchmarks.harness import Case, Ratio, Side
 from benchmarks.question import Column, Question, main
-from promot_jax.training.settings import Training
 
 # Task, its module, and TASK_FEATURE_LENGTHS.
 TASKS = {
@@ -23,7 +21,6 @@ TASKS = {
     "qa_like": ("benchmarks.tasks", {"inputs": 256, "targets": 2}),
 }
 ROWS = 8
-HAS_BATCH_PACKING = "pack_batch" in {field.name for field in dataclasses.fields(Training)}
 
 
 def cases(quick: bool) -> Sequence[Case]:
@@ -33,15 +30,15 @@ def cases(quick: bool) -> Sequence[Case]:
 
 def _case(task: str, folder: str, steps: int) -> Case:
     settings = {"folder": folder, "task": task, "steps": steps}
-    plain = {"pack_batch": False} if HAS_BATCH_PACKING else {}
+    plain = {"pack_batch": False}
     function = "benchmarks.packing:measure"
-    sides = [Side("off", function, settings | {"training": plain})]
-    ratios = [Ratio(f"row_packing_speedup_{task}", "seconds_per_example", "off", "rows")]
-    if HAS_BATCH_PACKING:
-        sides.append(Side("batch", function, settings | {"training": {"pack_batch": True}}))
-        ratios.append(Ratio(f"batch_packing_speedup_{task}", "seconds_per_example", "off", "batch"))
-    sides.append(Side("rows", function, settings | {"training": plain | {"pack": True}}))
-    return Case(task, tuple(sides), tuple(ratios))
+    sides = (
+        Side("off", function, settings | {"training": plain}),
+        Side("batch", function, settings | {"training": {"pack_batch": True}}),
+        Side("rows", function, settings | {"training": plain | {"pack": True}}),
+    )
+    ratios = [Ratio(f"{side}_packing_speedup_{task}", "seconds_per_example", "off", side) for side in ("batch", "rows")]
+    return Case(task, sides, tuple(ratios))
 
 
 def measure(folder: str, task: str, steps: int, training: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The few-shot prompts that both sides generate for: those of the ICL evaluation, in a file of JSON lines."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ def write(folder: str, examples: int, exemplars: str, out: str) -> dict[str, flo
     asked: list[Request] = []
 
     class Recorder(Sampler):
-        def ask(self, params: Any, requests: Any) -> list[str]:
+        def stream(self, params: Any, requests: Any) -> Iterator[tuple[int, str]]:
             asked.extend(requests)
-            return [""] * len(requests)
+            return ((index, "") for index in range(len(requests)))
 
-    settings = Evaluation(examples=examples, shots=(SHOTS,), decoding=Decoding(max_tokens=48), **drawn(exemplars))
+    settings = Evaluation(examples=examples, shots=(SHOTS,), decoding=Decoding(max_tokens=48), exemplars=exemplars)
     experiment = Experiment(
         folder, "", "promot_jax.tasks.demo", {"inputs": 48, "targets": 2}, "demo_icl", evaluation=settings
     )
@@ -58,8 +59,3 @@ def write(folder: str, examples: int, exemplars: str, out: str) -> dict[str, flo
     rows = [{"text": one.text, "limit": min(one.limit, settings.decoding.max_tokens)} for one in asked]
     files.write_rows(out, rows)
     return {"prompts": len(rows)}
-
-
-def drawn(exemplars: str) -> dict[str, Any]:
-    """How exemplars are drawn, as arguments of `Evaluation`."""
-    return {} if exemplars == "per_example" else {"exemplars": exemplars}

@@ -30,6 +30,9 @@ class Evaluation:
     exemplar_draws: int = 1
     # Whether tasks with a label set are scored by likelihood too, beside generation: lm-eval's `acc` and `acc_norm`.
     likelihood: bool = False
+    # Whether each evaluation of a stage that tunes the model measures KL(base || tuned) of the next token, on the
+    # targets of the fine-tuning task and of the ICL tasks. It takes two forward passes over the curve's examples.
+    divergence: bool = False
     samples: int = 5  # outputs per task and number of shots that the results hold, for the report
     tokens_per_batch: int = 4096  # of prompts processed together; of a beam search, each as often as it has beams
     # Prompts and outputs, padding included, whose keys and values are held at once: those of rows decoded together.

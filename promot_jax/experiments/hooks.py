@@ -7,37 +7,46 @@ from typing import Any
 
 from promot_jax import files, trees
 from promot_jax.distributed import hosts
+from promot_jax.experiments import given_targets
+from promot_jax.experiments.given_targets import GivenTargets
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.session import Session
-from promot_jax.experiments.validation_loss import ValidationLoss
 from promot_jax.methods.base import Stage
 from promot_jax.params import lora
 from promot_jax.results import records
 
 Json = dict[str, Any]
 Evaluate = Callable[[trees.Tree, int], Json]
+TRAIN = "train"  # the split that is trained on
 
 
 def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:
     """Returns what evaluates parameters on the validation split: `(params, step)` to the scores of that step.
 
     It scores the fine-tuning task with its soft prompt prepended and, where the stage tunes the model, ICL with the
-    prompt stripped; it writes the outputs to `outputs/` in the stage's folder. The task's loss there is among them.
+    prompt stripped; it writes the outputs to `outputs/` in the stage's folder. The task's loss there is among them, at
+    step 0 the loss on training examples too, and with `Evaluation.divergence` how far the model is from the base.
     """
     settings = session.experiment.evaluation
-    losses: list[ValidationLoss] = []  # its examples, read and encoded at the first step
+    validation: list[GivenTargets] = []  # read and encoded at the first step
+    divergence = _Divergence(session) if settings.divergence and stage.tunes_model else None
 
     def evaluate(params: trees.Tree, step: int) -> Json:
         names = prompts_of_tasks(session.experiment, params.get("prompt"))
         merged = lora.merge(params, stage.lora)
-        if not losses:
-            losses.append(ValidationLoss(session, merged.get("prompt")))
+        prompt, limit = merged.get("prompt"), settings.curve_target_examples
+        if not validation:
+            validation.append(given_targets.of_target(session, prompt, settings.curve_split, limit))
         target = session.evaluator.target(merged, settings.curve_split, settings.curve_target_examples, names)
         rows, entry = target.rows, target.entry
         scores: Json = {"target": entry.score, "target_ci95": entry.ci95, "target_n": entry.n}
-        scores["validation_loss"] = losses[0](merged)
+        scores["validation_loss"] = validation[0].loss(merged)
+        if step == 0 and stage.tunes_model:
+            scores["initial_loss"] = given_targets.of_target(session, prompt, TRAIN, limit).loss(merged)
+        stripped = merged if stage.keeps_lora else {"model": params["model"]}
+        if divergence:
+            scores |= divergence(stripped["model"])
         if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
-            stripped = merged if stage.keeps_lora else {"model": params["model"]}
             limits = (settings.curve_shots, settings.curve_split, settings.curve_examples)
             icl, icl_rows = session.evaluator.icl(stripped, *limits, intervals=False, draws=settings.curve_draws)
             scores |= {"icl": icl.norm_avg, "format_share": icl.format_share, "tasks": icl.tasks, "draws": icl.draws}
@@ -47,6 +56,23 @@ def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:
         return files.plain(scores)  # as checkpoints hold them
 
     return evaluate
+
+
+class _Divergence:
+    """How far a model's predictions are from the base model's: KL(base || model), both without a soft prompt."""
+
+    def __init__(self, session: Session):
+        """Reads the examples of the curve: the fine-tuning task's, and those of the ICL mixture if there is one."""
+        experiment, settings = session.experiment, session.experiment.evaluation
+        self._base = session.base.params
+        limit = settings.curve_target_examples
+        self._examples = {"kl_target": given_targets.of_target(session, None, settings.curve_split, limit)}
+        if experiment.icl_mixture and settings.curve_examples:
+            self._examples["kl_icl"] = given_targets.of_icl(session)
+
+    def __call__(self, model: trees.Tree) -> Json:
+        """The means over target tokens, by their names in `StepEvaluation`."""
+        return {name: examples.divergence(self._base, model) for name, examples in self._examples.items()}
 
 
 @contextlib.contextmanager

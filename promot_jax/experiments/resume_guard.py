@@ -62,6 +62,7 @@ YOUNGER = {
     "attention": "auto",
     "exemplars": "per_example",
     "likelihood": False,
+    "divergence": False,
 }
 
 

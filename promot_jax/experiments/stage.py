@@ -12,7 +12,7 @@ from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.data.packing import PackedBatches
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
-from promot_jax.experiments import hooks
+from promot_jax.experiments import given_targets, hooks
 from promot_jax.experiments.final_evaluation import settings_of
 from promot_jax.experiments.initial_params import prompt_init
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
@@ -113,6 +113,7 @@ def _train(
     experiment = session.experiment
     config = dataclasses.replace(session.base.model.config, dropout_rate=training.dropout_rate)
     model = build(config, experiment.partitioner)
+    stage = _calibrated(session, stage, params)
     examples, stream = stage_batches(session, params.get("prompt"), model, training, stage.replay)
     if isinstance(stream, PackedBatches):
         print(f"[{stage.name}] {stream.summary()}.", flush=True)
@@ -131,6 +132,16 @@ def _train(
             run=run,
         )
     return trained, _left_out(stage, examples, stream)
+
+
+def _calibrated(session: Session, stage: Stage, params: trees.Tree) -> Stage:
+    """The stage with an objective that knows the losses at its start, where it needs them."""
+    objective = stage.objective
+    if not objective.calibration_examples:
+        return stage
+    print(f"[{stage.name}] measures the loss of up to {objective.calibration_examples} examples per task.", flush=True)
+    examples = given_targets.of_target(session, params.get("prompt"), hooks.TRAIN, objective.calibration_examples)
+    return dataclasses.replace(stage, objective=objective.calibrated(examples.losses(params)))
 
 
 def _left_out(stage: Stage, examples: "Mapping[int, WithExemplars]", stream: "Stream") -> dict[str, int]:

@@ -11,7 +11,7 @@ overrides what it does otherwise:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -44,12 +44,24 @@ class BatchLosses(Protocol):
         Of the model that is trained or, `at_start`, of the model at the stage's start (`Objective.uses_start`).
         """
 
+    def mean_of_example(self, values: Array) -> Array:
+        """At every target token the mean of `values` over the target tokens of its example; both `[batch, targets]`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The loss of a stage: the cross-entropy. Fields of a subclass are hyperparameters, recorded with the run."""
 
     uses_start: ClassVar[bool] = False  # whether it compares with the model at the stage's start
+
+    @property
+    def calibration_examples(self) -> int:
+        """Training examples of each task whose losses at the stage's start it needs before training; 0 for none."""
+        return 0
+
+    def calibrated(self, losses: Sequence[float]) -> "Objective":
+        """The objective that trains, given the mean loss per target token of each of those examples, in nats."""
+        raise NotImplementedError
 
     def __call__(self, losses: BatchLosses) -> Array:
         """Sum over target tokens; the step divides it by their number in the whole batch."""

@@ -54,6 +54,10 @@ class Family(abc.ABC, Generic[Config_co]):
     def hidden(self, params: Params, prompt: Array | None, batch: Params, dropout_key: Array | None = None) -> Array:
         """Returns the states that predict a batch's targets, `[batch, targets, embed]`; a key turns dropout on."""
 
+    @abc.abstractmethod
+    def target_segments(self, batch: Params) -> Array:
+        """Returns the segment of each target of a batch, int32 `[batch, targets]`; equal ones belong to one example."""
+
     def head(self, params: Params, hidden: Array) -> Array:
         """Returns logits `[..., vocab]`, float32, of states `[..., embed]`."""
         logits: Array = self._apply(params, "head", hidden)

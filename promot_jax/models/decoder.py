@@ -43,7 +43,7 @@ class DecoderConfig:
     dtype: str = "float32"  # of activations and products, "float32" or "bfloat16"; parameters stay float32
     # What a layer recomputes in its backward pass: "none" nothing, "dots" all but the outputs of linear layers,
     # "attention" and "mlp" all but those of that part, "full" everything. True and False are "full" and "none".
-    remat: str | bool = "none"
+    remat: str | bool = "dots"
     # "xla", "cudnn" (GPUs), "splash" (TPUs; on a CPU it is interpreted, for tests), or "auto": by platform and shapes
     # (`attention.choose`). Decoding steps run by XLA.
     attention: str = "auto"
@@ -296,6 +296,10 @@ class DecoderModel(Family[DecoderConfig]):
         arguments = batch["tokens"], prompt, positions, positions, mask
         x, _ = self._apply(params, "hidden", *arguments, segments=segments, dropout_key=dropout_key)
         return jnp.take_along_axis(x, batch["target_positions"][..., None], axis=1)
+
+    def target_segments(self, batch: Params) -> Array:
+        """Returns the segment of each target; see `Family.target_segments`."""
+        return jnp.take_along_axis(jnp.asarray(batch["segment_ids"]), batch["target_positions"], axis=1)
 
     def input_rows(self, params: Params, ids: Array) -> Array:
         """Returns the input embeddings of real token ids, `[..., embed]`, float32; see `Family.input_rows`."""

@@ -43,7 +43,7 @@ class T5Config:
     # stacks, but not on attention weights.
     dropout_rate: float = 0.0
     dtype: str = "float32"
-    remat: str | bool = "none"
+    remat: str | bool = "dots"
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that cannot be built."""
@@ -290,6 +290,11 @@ class T5Model(Family[T5Config]):
         """Returns the states that predict the targets, `[batch, targets, embed]`; see `Family.hidden`."""
         states: Array = self._apply(params, "hidden", batch, prompt, dropout_key=dropout_key)
         return states
+
+    def target_segments(self, batch: Params) -> Array:
+        """Returns the segment of each target; see `Family.target_segments`."""
+        segments: Array = batch["decoder_segment_ids"]
+        return segments
 
     def input_rows(self, params: Params, ids: Array) -> Array:
         """Returns the input embeddings of real token ids, `[..., embed]`, float32; see `Family.input_rows`."""

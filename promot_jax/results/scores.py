@@ -101,6 +101,11 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
     stage: str  # name of the stage
     loss: float | None = NULL  # mean training loss since the evaluation before
     validation_loss: float | None = None  # mean cross-entropy per target token of the fine-tuned task
+    # the same on training examples, before the first update: how much there is to learn when the weights start to move
+    initial_loss: float | None = None
+    # mean KL(base || tuned) of the next token, prompt stripped, on targets of the fine-tuned task and of the ICL tasks
+    kl_target: float | None = None
+    kl_icl: float | None = None
     target: Percent | None = NULL  # score of the fine-tuned task
     icl: Percent | None = NULL  # ICL normalised average
     format_share: Percent | None = NULL  # mean over the ICL tasks, in percent

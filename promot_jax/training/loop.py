@@ -166,7 +166,8 @@ class _Log:
         scalars = {names[name]: value for name, value in entry.items() if isinstance(value, float)}
         self._write(step, scalars)
         shown = "  ".join(
-            f"{tag.removeprefix('eval/')} {value:.{4 if 'loss' in tag else 1}f}" for tag, value in scalars.items()
+            f"{tag.removeprefix('eval/')} {value:.{1 if '/kl_' not in tag and 'loss' not in tag else 4}f}"
+            for tag, value in scalars.items()
         )
         print(f"[{self._name}] step {step}: {shown}", flush=True)
 

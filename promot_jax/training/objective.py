@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from promot_jax import trees
 from promot_jax.methods.base import Stage
@@ -53,6 +54,12 @@ class Losses:
         params, hidden = (self.start, self._hidden_at_start()) if at_start else (self.params, self.hidden)
         hidden = jax.lax.stop_gradient(hidden)
         return chunked_per_token(self.model, params, hidden, self.batch["targets"], measure)
+
+    def mean_of_example(self, values: Array) -> Array:
+        """At every target token the mean of `values` over the target tokens of its example; both `[batch, targets]`."""
+        segments = self.model.target_segments(self.batch)
+        same = (segments[:, :, None] == segments[:, None, :]) * self.weights[:, None, :]
+        return jnp.einsum("bij,bj->bi", same, values) / jnp.maximum(same.sum(axis=-1), 1.0)
 
     def _hidden_at_start(self) -> Array:
         assert self.start is not None  # `Objective.uses_start`

@@ -32,15 +32,17 @@ def make_step(
     """
     loss, penalty = batch_loss(model, stage, training), penalty_gradient(stage)
 
-    def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Tree]:
+    def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array, tokens: Array) -> tuple[Array, Tree]:
+        # Divided before it is differentiated: dividing the gradients would read and write all of them once more.
+        value_and_grad = jax.value_and_grad(lambda *arguments: loss(*arguments) / tokens)
         if training.microbatches == 1:
-            return jax.value_and_grad(loss)(trained, frozen, batch, key)
+            return value_and_grad(trained, frozen, batch, key)
         # Every microbatch takes rows from all devices: [parts, rows, ...].
         parts = jax.tree.map(lambda x: x.reshape(-1, training.microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         keys = jax.random.split(key, training.microbatches)
 
         def add(total: tuple[Array, Tree], part: tuple[Tree, Array]) -> tuple[tuple[Array, Tree], None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(trained, frozen, *part)), None
+            return jax.tree.map(jnp.add, total, value_and_grad(trained, frozen, *part)), None
 
         zero = (jnp.float32(0), jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained))
         return jax.lax.scan(add, zero, (parts, keys))[0]
@@ -48,11 +50,9 @@ def make_step(
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def step(state: TrainState, frozen: Tree, batch: Tree, key: Array) -> tuple[TrainState, Tree]:
         key = jax.random.fold_in(key, state.step)
-        total, grads = gradients(state.params, frozen, batch, key)
         # A mean over real target tokens of the whole batch: AdamW, clipping and penalties see the same scale always.
         tokens = jnp.maximum(batch["weights"].sum(), 1.0)
-        grads = jax.tree.map(lambda g: g / tokens, grads)
-        value = total / tokens
+        value, grads = gradients(state.params, frozen, batch, key, tokens)
         if penalty is not None:
             added, pull = penalty(state.params, frozen[START])
             value += added

@@ -167,6 +167,13 @@ def test_frozen_patterns_stay_bitwise_and_no_prompt_is_needed(run, tmp_path):
     assert set(Checkpoints(tmp_path / "checkpoints").shapes(2)) == set(trees.flatten(params)) - still
 
 
+def test_a_profile_changes_nothing(run, whole, tmp_path):
+    stage, training = RUNS["stage1"]
+    record = run(tmp_path, stage, dataclasses.replace(training, profile=(2, 3)))
+    assert (tmp_path / "profile" / "summary.txt").read_text("utf-8").startswith("Updates 2 to 3 of stage stage1.\n")
+    assert same(host(record.result.params), host(whole("stage1")[0].result.params)) == set(PATHS)
+
+
 @pytest.mark.parametrize("name", ["stage1", "stage2"])
 def test_checkpoints_hold_trained_leaves_and_their_state_only(whole, name):
     stage, training = RUNS[name]
