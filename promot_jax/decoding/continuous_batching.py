@@ -109,6 +109,8 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
         classes.setdefault((waiting.width - 1).bit_length(), []).append(waiting)
     params = apart(engine.params, engine.partitioner)
     for members in classes.values():
+        # Short outputs come last: then few rows are left that the others wait for.
+        members.sort(key=lambda each: -max(inputs[member].limit for member in each.members))
         yield from _Running(engine, params, inputs, members).run()
 
 

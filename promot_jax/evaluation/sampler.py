@@ -50,7 +50,7 @@ class Sampler:
 
         Args:
             base: model and tokenizer.
-            settings: `decoding`, `sentinel`, `tokens_per_batch` and, for sampling, `exemplar_seed` count.
+            settings: `decoding`, `sentinel`, `tokens_per_batch`, `cache_tokens` and, to sample, `exemplar_seed` count.
             partitioner: places batches.
 
         Raises:

@@ -1,0 +1,46 @@
+"""Layers apart share the memory of the stack; caches whose slots are a ring, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.models import stack
+
+
+def test_layers_apart_are_those_of_the_stack_in_its_memory() -> None:
+    kernel = jax.device_put(np.random.default_rng(0).normal(size=(3, 16, 32)).astype(np.float32))
+    half = jnp.arange(12, dtype=jnp.bfloat16).reshape(3, 4)
+    layers = stack.apart({"decoder": {"layers": {"a": {"kernel": kernel}, "b": half}, "norm": half}}, Partitioner())
+    assert layers["decoder"]["norm"] is half and len(layers["decoder"]["layers"]) == 3
+    for index, layer in enumerate(layers["decoder"]["layers"]):
+        assert np.array_equal(layer["a"]["kernel"], kernel[index]) and np.array_equal(layer["b"], half[index])
+        start = kernel.unsafe_buffer_pointer() + index * kernel.nbytes // 3
+        assert layer["a"]["kernel"].unsafe_buffer_pointer() == start
+    del layer, layers
+    before = kernel.unsafe_buffer_pointer()
+    moved = jax.jit(lambda leaf: leaf + 1, donate_argnums=0)(kernel)
+    assert moved.unsafe_buffer_pointer() == before  # nothing holds on to the stack: training may donate it
+
+
+def test_an_axis_laid_into_a_ring() -> None:
+    new = jnp.array([[1, 2, 3]])
+    assert stack.in_ring(new, 5, 3, axis=1, fill=9).tolist() == [[1, 2, 3, 9, 9]]
+    assert stack.in_ring(new, 5, 1, axis=1, fill=9).tolist() == [[3, 9, 9, 1, 2]]
+    assert stack.in_ring(new, 3, 0, axis=1).tolist() == [[1, 2, 3]]
+
+
+def test_rows_join_a_cache_stacked_or_apart() -> None:
+    noise = np.random.default_rng(0)
+    shape = (2, 4, 1, 5, 3)  # layers, batch, heads, slots, head_dim
+    cache = {name: jnp.asarray(noise.normal(size=shape)) for name in ("key", "value")}
+    new = {name: jnp.asarray(noise.normal(size=(2, 3, 1, 2, 3))) for name in cache}
+    rows, cursor = jnp.array([3, 4, 0]), 1  # the second row is padding
+    joined = stack.join_cache(cache, new, rows, cursor)
+    for name, leaf in joined.items():
+        for row, source in ((3, 0), (0, 2)):
+            np.testing.assert_array_equal(leaf[:, row, :, [4, 0]], jnp.moveaxis(new[name][:, source], 2, 0))
+        np.testing.assert_array_equal(leaf[:, 1:3], cache[name][:, 1:3])
+    layers = tuple(jax.tree.map(lambda leaf, index=index: leaf[index], cache) for index in range(2))
+    for index, own in enumerate(stack.join_cache(layers, new, rows, cursor)):
+        assert all(np.array_equal(own[name], joined[name][index]) for name in own)
