@@ -177,6 +177,7 @@ def _description(
         lines.append(f"  Labels: {', '.join(f'{label!r} ({counts[label]:,} rows)' for label in labels)}.")
     else:
         lines.append(f"  Labels: none, there are {len(counts):,} different targets.")
-    lines.append(f"  Metric: {metric}" + ("." if settings.metric else f" (METRIC sets another: {', '.join(METRICS)})."))
+    others = ", ".join(name for name in METRICS if name != metric)
+    lines.append(f"  Metric: {metric}" + ("." if settings.metric else f" (METRIC sets another: {others})."))
     lines.append(f"  Splits: {sizes}" + (f"; {' and '.join(dealt)} by a hash of each row's input." if dealt else "."))
     return "\n".join(lines)
