@@ -4,6 +4,7 @@
 # make test-libtpu   the TPU compiler on a machine without a TPU
 # make test-browser  the report in headless Chromium, which you install first (tests/report/page/test_in_browser.py)
 # make bench   benchmarks against PyTorch and lm-eval, hours; BENCH="step_stage1 icl_eval" runs a part; docs/performance.md
+# make docs    the documentation as a site, in runs/site; a warning is an error
 # make check   style, types, the direction of imports, and shell scripts
 #
 # Each target first makes what it needs: .venv, the packages, the demo's model and data. All of them are incremental.
@@ -23,7 +24,7 @@ comma := ,
 space := $(subst ,, )
 seeds := $(if $(strip $(SEEDS)),"--gin.SEEDS=[$(subst $(space),$(comma),$(strip $(SEEDS)))]")
 
-.PHONY: demo test test-slow test-libtpu test-browser bench check format assets clean distclean
+.PHONY: demo test test-slow test-libtpu test-browser bench docs check format assets clean distclean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -44,6 +45,9 @@ test-browser: $(STAMPS)/test
 
 bench: $(STAMPS)/bench assets
 	$(RUN) -m benchmarks $(BENCH)
+
+docs: $(STAMPS)/docs
+	$(RUN) -m mkdocs build
 
 check: $(STAMPS)/dev
 	$(RUN) -m ruff check .
@@ -83,6 +87,10 @@ $(STAMPS)/libtpu: $(STAMPS)/test
 
 $(STAMPS)/bench: $(STAMPS)/test
 	$(PIP) -e ".[bench]"
+	@touch $@
+
+$(STAMPS)/docs: $(STAMPS)/demo
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/demo

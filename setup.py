@@ -67,6 +67,7 @@ BENCH = [
     "torch==2.13.0",  # exact, as in TEST
     "transformers>=5.23.0",
 ]
+DOCS = ["mkdocs-material>=9.7.0", "mkdocstrings[python]>=1.0.0"]
 DEV = [
     "import-linter>=2.17",
     "mypy>=2.4.1",
@@ -108,6 +109,7 @@ setup(
         "test": TEST,
         "bench": BENCH,
         "dev": DEV,
+        "docs": DOCS,
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda13]>=0.10.2"],
         "precompile": ["libtpu>=0.0.52"],  # XLA:TPU, a compiler that needs no TPU

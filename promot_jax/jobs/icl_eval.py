@@ -16,7 +16,7 @@ from promot_jax.results.schema import Run
 
 
 def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = None) -> None:
-    """Job: evaluates a model on the fine-tuning task and on in-context learning, behind prompts where they are given.
+    """Job: evaluates a model on the fine-tuning task and on ICL, with soft prompts where they are given.
 
     Args:
         workdir: of the evaluation.

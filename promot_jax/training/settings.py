@@ -21,7 +21,7 @@ class Training:
     steps: int  # updates
     batch_size: int  # rows of one update, over all devices
     eval_period: int  # updates between evaluations; each writes a checkpoint
-    optimizer: Optimizer
+    optimizer: Optimizer  # with its learning rate, schedule and clipping
     dropout_rate: float = 0.0  # on activations
     label_smoothing: float = 0.0  # share of the target's probability spread over the vocabulary
     microbatches: int = 1  # parts a batch is worked through in, their gradients added up
