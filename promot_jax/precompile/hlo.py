@@ -59,12 +59,12 @@ class Cost:
     """The cost of a computation on one device; of collectives, what each device of a ring sends."""
 
     flops: float = 0.0  # of matrix products, two per multiplication
-    # Of attention kernels, as if no block were masked; those of a causal mask skip up to half of it.
-    kernel_flops: float = 0.0
     bytes: float = 0.0  # read from and written to main memory
     collectives: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))  # bytes by kind
     counts: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))  # collectives by kind
     network: float = 0.0  # bytes sent to other slices
+    # Of attention kernels, as if no block were masked; those of a causal mask skip up to half of it.
+    kernel_flops: float = 0.0
 
     def add(self, other: "Cost", times: float = 1) -> None:
         """Adds the cost of another computation that runs `times` times."""

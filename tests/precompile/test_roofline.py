@@ -89,6 +89,7 @@ def test_the_slowest_of_three_bounds_a_step():
     cost.collectives["all-reduce"] = 9
     assert roofline.bounds(cost, chip, 2)["bound"] == "links"
     assert roofline.bounds(cost, chip, 2)["step_seconds"] == 10.0
+    assert roofline.bounds(dataclasses.replace(cost, kernel_flops=50.0), chip, 2)["seconds"]["compute"] == 14.0
     cost.network = 6.0
     assert "network" not in roofline.bounds(cost, chip, 2)["seconds"]  # of a speed that nobody says
     assert roofline.bounds(cost, dataclasses.replace(chip, network=1.0), 2)["bound"] == "network"
