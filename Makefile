@@ -13,8 +13,8 @@ PYTHON ?= python3
 SEEDS ?=
 SLOW ?=
 BENCH ?=
-# Two workers suit two cores; a file's tests stay together, since they share fixtures.
-PYTEST_FLAGS ?= -q -n 2 --dist loadfile
+# Two workers suit two cores; a file's tests stay together, since they share fixtures. tests/conftest.py orders the files.
+PYTEST_FLAGS ?= -q -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 RUN := $(VENV)/bin/python

@@ -15,6 +15,10 @@ class TrainingError(Exception):
     """A run that cannot continue, for instance after a NaN loss. `main` prints the message and exits with status 1."""
 
 
+class StorageError(TrainingError):
+    """A run that cannot continue because it cannot write: the disk is full, say, or its folder is gone."""
+
+
 class HostError(TrainingError):
     """A run that cannot continue because another of its hosts is missing; the run itself may be sound."""
 

@@ -20,8 +20,15 @@ import msgspec
 from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 
+FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of the system that a user's settings do not cause
+
 _SCRATCH = ".writing-"  # in the names of folders that hold unfinished files
 _HERE = re.sub(r"[^\w.]", "_", platform.node())  # this machine
+# What earlier versions left when they were killed: files and folders of an export, half written.
+_EARLIER = re.compile(
+    r"\.[\w-]+\.(json|jsonl|md|html|svg)\.[a-z0-9_]{8}|prompt\.(json|npy)\.tmp"
+    r"|\.(stripped|with_prompts)-[a-z0-9_]{8}|checkpoint_\d+\.tmp-[a-z0-9_]{8}"
+)
 _YOUNG, _OLD = 10, 3600  # seconds without a change after which a writer of this machine, of another one, is dead
 
 
@@ -74,7 +81,12 @@ def _locked(folder: str | os.PathLike[str]) -> Iterator[bool]:
 
 def delete_leftovers(folder: str | os.PathLike[str]) -> None:
     """Deletes what writers that were killed left below a folder; what a process is still writing stays."""
-    for parent, names, _ in os.walk(folder):  # which passes over folders that go meanwhile
+    for parent, names, found in os.walk(folder):  # which passes over folders that go meanwhile
+        for name in filter(_EARLIER.fullmatch, found):
+            Path(parent, name).unlink(missing_ok=True)
+        for name in list(filter(_EARLIER.fullmatch, names)):
+            names.remove(name)
+            shutil.rmtree(Path(parent, name), ignore_errors=True)
         for name in [name for name in names if name.startswith(".") and _SCRATCH in name]:
             names.remove(name)
             # A writer locks its folder right after it has made it. Not every file system shows locks to other machines.

@@ -204,6 +204,8 @@ def _prepare(workdir: Path) -> None:
         if not any(workdir.iterdir()):  # the job may yet refuse to go on in a folder of other settings
             binding.write(workdir)
     except OSError as error:
+        if error.errno in files.FULL:
+            raise
         raise UserError(f"Cannot write to the workdir {workdir}: {error.strerror}.") from error
 
 
@@ -224,9 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             hosts.fail(error, traceback.format_exc(), 1)
             raise
         message = _of_the_system(error)
-        hosts.fail(error, message, 2)
+        hosts.fail(error, message, 1)
         print(message, file=sys.stderr, flush=True)
-        return 2
+        return 1
     except KeyboardInterrupt as error:
         message = "Interrupted. The same command resumes the run."
         hosts.fail(error, message, INTERRUPTED)
@@ -245,11 +247,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _of_the_system(error: OSError) -> str:
     """What is said of a full disk, a folder that was deleted meanwhile, or an output that nobody reads."""
     if isinstance(error, BrokenPipeError) and error.filename is None:
-        return "Nobody reads the output any more. The same command resumes the run; give it a file to write to."
+        return "Nobody reads the output any more; give it a file to write to, and the same command resumes the run."
     where = f" {str(error.filename)!r}" if error.filename is not None else ""
     return (
-        f"Cannot read or write{where}: {error.strerror}. What was saved before is whole; once that is mended, the same "
-        "command resumes the run."
+        f"Cannot read or write{where}: {error.strerror}; what was saved before is whole, and once that is mended, the "
+        "same command resumes the run."
     )
 
 

@@ -33,6 +33,24 @@ settings.register_profile("promot_jax", derandomize=True, deadline=None)
 settings.load_profile("promot_jax")
 
 
+# Files that take half a minute or more. They go first: `--dist loadfile` would leave a worker alone with the last one.
+LONGEST = (
+    "distributed/test_partitioning.py",
+    "models/test_real_model.py",
+    "methods/test_methods.py",
+    "jobs/test_jobs.py",
+    "experiments/test_resume.py",
+    "sweep/test_scheduler.py",
+    "training/test_loop.py",
+    "test_launch.py",
+    "distributed/test_hosts.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     """A test draws the same numbers whichever tests ran before it."""

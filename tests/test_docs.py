@@ -20,6 +20,7 @@ NOT_RUN = {
     "gcloud": "needs an account",
     "gsutil": "needs an account",
     "kubectl": "needs a cluster",
+    "xpk": "needs an account",
     "sbatch": "needs a cluster",
     "srun": "needs a cluster",
     "mpirun": "needs a cluster",

@@ -63,3 +63,16 @@ def test_of_two_writers_of_a_folder_one_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was made by another process meanwhile"):
         write()
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "first").exists()
+
+
+def test_leftovers_of_earlier_versions_are_deleted(tmp_path: Path) -> None:
+    """Their names are those of `tempfile` in commit 0979974: `mkstemp` and `mkdtemp` beside what was written."""
+    left = [".results.json.a1b2c3_4", "outputs/.step_000004.jsonl.abcdefgh", "prompt/prompt.npy.tmp"]
+    left += [".with_prompts-a1b2c3_4/model.safetensors", "t5x/checkpoint_0.tmp-a1b2c3_4/checkpoint"]
+    kept = ["results.json", ".results.json", "outputs/step_000004.jsonl", ".mine.json.bak", ".notes-a1b2c3_4/x"]
+    for name in left + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    files.delete_leftovers(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    assert not (tmp_path / ".with_prompts-a1b2c3_4").exists()

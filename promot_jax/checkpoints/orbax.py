@@ -28,7 +28,7 @@ from promot_jax import trees
 from promot_jax.checkpoints.placement import aligned
 from promot_jax.checkpoints.remote_files import reason
 from promot_jax.distributed import hosts
-from promot_jax.errors import UserError
+from promot_jax.errors import StorageError, UserError
 from promot_jax.params.checksum import checksum
 
 State = dict[str, Any]
@@ -209,7 +209,7 @@ class Checkpoints(Saved):
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns every error of a save, which may be that of one before, into a UserError."""
+        """Turns every error of a save, which may be that of one before, into a StorageError."""
         try:
             yield
         except Exception as error:  # of any type that Orbax and tensorstore raise for a full disk or a missing folder
@@ -217,7 +217,7 @@ class Checkpoints(Saved):
                 raise
             found = error.strerror if isinstance(error, OSError) else re.search(r"([^:]+) \[os_error_code", str(error))
             why = found[1].strip() if isinstance(found, re.Match) else found or reason(error)
-            raise UserError(
+            raise StorageError(
                 f"Cannot save a checkpoint in {self.folder} ({why}); make room there, or put the folder back: the same "
                 "command resumes the run."
             ) from error

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from promot_jax import files
 from promot_jax.distributed import preemption
 from promot_jax.errors import UserError
 
@@ -53,11 +54,14 @@ def hold(folder: Path, stale: float) -> Iterator[bool]:
 
     Raises:
         UserError: the folder cannot be written to.
+        OSError: the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         number = _take(folder, stale)
     except OSError as error:
+        if error.errno in files.FULL:
+            raise
         raise UserError(
             f"Cannot take a lease on {folder}: {error.strerror}. Give a --workdir that can be written to."
         ) from error

@@ -17,7 +17,7 @@ from typing import Any
 
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts, preemption
-from promot_jax.errors import HostError, PreemptedError, TakenOverError, TrainingError, UserError
+from promot_jax.errors import HostError, PreemptedError, StorageError, TakenOverError, TrainingError, UserError
 from promot_jax.experiments.method import run_method
 from promot_jax.experiments.session import Session, check_method, open_session, with_experiment
 from promot_jax.params import freezing
@@ -165,7 +165,7 @@ class _Process:
         """Runs a cell; what it fails with is written down, and the other cells go on."""
         try:
             self._run(cell)
-        except (UserError, PreemptedError, HostError, TakenOverError):
+        except (UserError, PreemptedError, HostError, TakenOverError, StorageError):
             raise
         except Exception as error:
             if isinstance(error, OSError) and (error.errno in OF_ALL_CELLS or not cell.folder.is_dir()):

@@ -15,7 +15,7 @@ from promot_jax import trees
 from promot_jax.checkpoints import pretrained, stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints, Saved
 from promot_jax.distributed.partitioning import Partitioner
-from promot_jax.errors import UserError
+from promot_jax.errors import StorageError, UserError
 from promot_jax.results.schema import StageRecord
 from promot_jax.results.scores import StepEvaluation
 from promot_jax.training.optimizer import Optimizer
@@ -343,7 +343,7 @@ def test_a_save_that_fails_is_one_sentence_and_the_last_one_stays(opened, tmp_pa
         (tmp_path / "checkpoints").write_text("")
     reason = "File too large" if fault == "a quota" else "Not a directory|File exists"
     try:
-        with pytest.raises(UserError, match=rf"^Cannot save a checkpoint in .*checkpoints \(({reason})\); make room"):
+        with pytest.raises(StorageError, match=rf"^Cannot save a checkpoint in .* \(({reason})\); make room"):
             save_and_wait(checkpoints, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -1,6 +1,7 @@
 """Leases on folders: one owner at a time, whatever dies."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -180,6 +181,15 @@ def test_only_one_of_many_gets_it(tmp_path: Path, stale: bool) -> None:
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot take a lease"), leases.hold(tmp_path / "file" / "cell", 60):
+        pass
+
+
+def test_a_full_disk_is_no_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(leases, "_take", full)
+    with pytest.raises(OSError, match="No space left"), leases.hold(tmp_path / "cell", 60):
         pass
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from promot_jax import files, main
 from promot_jax.checkpoints import stage_folder
 from promot_jax.data.replay import Replay
 from promot_jax.distributed import hosts, preemption
-from promot_jax.errors import HostError, PreemptedError, TrainingError, UserError
+from promot_jax.errors import HostError, PreemptedError, StorageError, TrainingError, UserError
 from promot_jax.experiments import stage as runs
 from promot_jax.experiments.settings import Experiment
 from promot_jax.jobs import compare as jobs
@@ -347,11 +348,21 @@ def test_a_failure_that_says_nothing_is_none(fake: Fake, tmp_path: Path, text: s
     assert fake.trained == ["finetune/seed_0/finetune"]
 
 
-def test_a_host_that_does_not_come_is_no_failure_of_the_cell(fake: Fake, tmp_path: Path) -> None:
-    fake.broken = {"finetune/seed_0": HostError("Waited 600 s for host 1")}
-    with pytest.raises(HostError):
-        fake.run(grid(tmp_path, ("finetune",)))
-    assert not list((tmp_path / "finetune/seed_0").iterdir())
+@pytest.mark.parametrize(
+    "error",
+    [
+        HostError("Waited 600 s for host 1"),
+        StorageError("Cannot save a checkpoint"),
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ],
+    ids=["host", "checkpoint", "file"],
+)
+def test_what_all_cells_would_meet_is_no_failure_of_one(fake: Fake, tmp_path: Path, error: Exception) -> None:
+    """A host that does not come, a full disk: the comparison ends, and goes on with that cell next time."""
+    fake.broken = {"finetune/seed_0": error}
+    with pytest.raises(type(error)):
+        fake.run(grid(tmp_path, ("finetune", "promot")))
+    assert fake.trained == [] and not list((tmp_path / "finetune/seed_0").iterdir())
 
 
 def test_what_is_written_last_is_all_that_is_there(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from promot_jax import files, trees
 from promot_jax.checkpoints.t5x.msgpack import FLOATS
 from promot_jax.checkpoints.t5x.names import per_layer, stacked
-from promot_jax.errors import UserError
+from promot_jax.errors import StorageError, UserError
 
 _INLINE = 1 << 14  # values: norm scales and position biases stay below it, as what T5X does not partition
 _CHUNK = 1 << 26  # bytes of a zarr chunk
@@ -29,7 +29,8 @@ def write(folder: str | os.PathLike[str], step: int, params: Mapping[str, Any], 
         The checkpoint's folder, which appears only when it is complete.
 
     Raises:
-        UserError: it is there already, or cannot be written.
+        UserError: it is there already.
+        StorageError: it cannot be written.
     """
     from flax import serialization
 
@@ -50,7 +51,7 @@ def write(folder: str | os.PathLike[str], step: int, params: Mapping[str, Any], 
             content = {"version": 3, "optimizer": {"target": trees.unflatten(target), "state": state}}
             (scratch / "checkpoint").write_bytes(serialization.msgpack_serialize(content, in_place=True))
     except OSError as error:
-        raise UserError(f"Cannot write {str(final)!r}: {error.strerror or error}.") from error
+        raise StorageError(f"Cannot write {str(final)!r}: {error.strerror or error}.") from error
     return final
 
 

@@ -79,6 +79,7 @@ def expects_bos(kind: str | None, pre: str | None) -> bool:
 def build(field: Callable[..., Any]) -> Tokenizer:
     """Builds the tokenizer; raises UserError if its kind is not read, or its parts do not fit together.
 
+    Prints a warning that names the tokens which the file types as text, and which are read as control tokens.
     `field(name, type, default)` reads `tokenizer.ggml.<name>`, and raises UserError for another type.
     """
     kind = field("model", str)
@@ -109,6 +110,9 @@ def build(field: Callable[..., Any]) -> Tokenizer:
     }
     for token in overridden:
         types[vocab[token]] = _CONTROL
+    if overridden:
+        names = ", ".join(sorted(map(repr, overridden)))
+        print(f"Warning: the GGUF file types {names} as text; read as control tokens, as llama.cpp does.", flush=True)
     pairs = [(left, right) for left, right in pairs if left + right not in overridden]
     if kind == "gpt2":
         tokenizer = _byte_level(vocab, types, pairs, field("pre", str))

@@ -26,7 +26,7 @@ from promot_jax.checkpoints.t5x import load as t5x
 from promot_jax.checkpoints.t5x import write
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.distributed.partitioning import Partitioner
-from promot_jax.errors import UserError
+from promot_jax.errors import StorageError, UserError
 from promot_jax.experiments.initial_params import load_prompts
 from promot_jax.experiments.settings import Experiment
 from promot_jax.models import DecoderConfig, build
@@ -313,11 +313,11 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match=r"Cannot write .* No space left"):
+    with pytest.raises(StorageError, match=r"Cannot write .* No space left"):
         write.write(tmp_path, 1, trees.unflatten(flat))
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(StorageError, match="Cannot write"):
         write.write(tmp_path / "file", 1, trees.unflatten(flat))
 
 

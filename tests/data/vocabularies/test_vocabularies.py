@@ -229,9 +229,13 @@ def test_an_unknown_rule_is_not_guessed(fields: dict[str, Any], name: str | None
 
 @pytest.mark.parametrize("kind", [1, 4])
 @pytest.mark.parametrize("name", ["<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|fim_prefix|>", "<|mine|>"])
-def test_control_tokens_of_another_type(fields: dict[str, Any], kind: int, name: str, tmp_path: Path) -> None:
+def test_control_tokens_of_another_type(
+    fields: dict[str, Any], kind: int, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """llama.cpp overrides the type of these names, and of the ids that the file says end a text or a turn."""
     fields = dict(fields)
+    TokenizerVocabulary.from_gguf(fields)
+    assert capsys.readouterr().out == ""
     fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], f"{name}x", name]
     fields["tokenizer.ggml.token_type"] = np.append(fields["tokenizer.ggml.token_type"], [4, kind]).astype(np.int32)
     control = len(fields["tokenizer.ggml.tokens"]) - 1
@@ -239,6 +243,7 @@ def test_control_tokens_of_another_type(fields: dict[str, Any], kind: int, name:
     if name == "<|mine|>":
         fields["tokenizer.ggml.eot_token_id"] = control
     vocabulary = TokenizerVocabulary.from_gguf(fields)
+    assert capsys.readouterr().out.startswith(f"Warning: the GGUF file types {name!r} as text; read as control tokens")
     ids = vocabulary.encode(f"the {name} cat")
     assert control not in ids and vocabulary.decode(ids) == f"the {name} cat"
     assert vocabulary.decode([*vocabulary.encode("the"), control]) == "the"
