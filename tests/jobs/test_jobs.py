@@ -228,6 +228,7 @@ def test_stripped_model_is_one_that_never_had_a_prompt(tiny_folder: Path, stage1
 
 def test_mixture_is_trained_behind_one_prompt(tiny_folder: Path) -> None:
     mixture = {"MIXTURE_OR_TASK_NAME": "tiny_pair", "TRAIN_STEPS": 2, "PromptInit.method": "labels"}
+    mixture["TASK_FEATURE_LENGTHS"] = {"inputs": 32, "targets": 8}  # of "big" and "small", in tokens
     workdir = run(tiny_folder, "promot_stage1.gin", tiny_folder / "mixture", **mixture).workdir
     target = schema.read_run(workdir).target
     assert (target.task, target.metric, target.n) == ("tiny_pair", "norm_avg", 20)
