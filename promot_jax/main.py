@@ -45,6 +45,7 @@ CONFIGURABLES = {
     "compare": "promot_jax.jobs.compare:compare",
     "icl_eval": "promot_jax.jobs.icl_eval:icl_eval",
     "infer": "promot_jax.jobs.infer:infer",
+    "chat": "promot_jax.jobs.chat:chat",
     "export": "promot_jax.jobs.export:export",
     "precompile": "promot_jax.jobs.precompile:precompile",
     "inspect_data": "promot_jax.jobs.inspect_data:inspect_data",

@@ -15,6 +15,7 @@ from promot_jax.errors import UserError, half_character
 from promot_jax.experiments.initial_params import saved_prompts
 from promot_jax.experiments.session import open_session
 from promot_jax.experiments.settings import Experiment
+from promot_jax.report.terminal import printable
 from promot_jax.results.provenance import commit, versions
 
 
@@ -59,7 +60,7 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     summary |= {"seconds": time.monotonic() - started, "versions": versions(), "commit": commit()}
     files.write(summary, workdir / "results.json")
     for row in rows:
-        print(_printable(f"{row['prompt'] or '-'} | {row['input']} -> {row['output']}"), flush=True)
+        print(printable(f"{row['prompt'] or '-'} | {row['input']} -> {row['output']}"), flush=True)
 
 
 def _announced(prompt: str, decoding: Decoding) -> str:
@@ -94,8 +95,3 @@ def _inputs(path: str) -> list[tuple[str, str | None]]:
             raise UserError(f'{path} line {number} is not {{"input": text, "prompt": name}}.')
         asked.append((text, prompt))
     return asked
-
-
-def _printable(text: str) -> str:
-    """Text for a terminal: control characters, which could move the cursor or worse, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -92,3 +92,8 @@ def next_steps(report: Path, run: Run, folder: Path) -> str:
     command = "python -m promot_jax.main --gin_file="
     infer = f"  {command}infer.gin {flags} --gin.INPUTS=questions.txt"
     return f"Report: {report.with_suffix('.html')} and {report.name}\nNext:\n{infer}\n  {command}export.gin {flags}"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which could move the cursor or worse, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

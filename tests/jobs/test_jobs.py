@@ -32,6 +32,7 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.params import soft_prompts
 from promot_jax.params.fingerprint import fingerprint
+from promot_jax.report.terminal import printable
 from promot_jax.results import schema
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
@@ -436,6 +437,35 @@ def test_infer_names_a_bad_line(
 ) -> None:
     (tmp_path / "bad.jsonl").write_text(content)
     assert message in refusal(capsys, tiny_folder, "infer.gin", tmp_path / "run", INPUTS=tmp_path / "bad.jsonl")
+
+
+def test_chat_answers_with_each_model(
+    tiny_folder: Path,
+    stage1: Run,
+    stage2: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answers are those of `infer`; a run with a soft prompt answers with it and stripped; an empty line ends."""
+    for one in (stage1, stage2):
+        (tmp_path / one.workdir.name).symlink_to(one.workdir)
+    text = "Thing: snow\\nColour:"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{text}\n\ud83d\n\nnot read\n"))
+    models = {"base": str(tiny_folder / "tiny.gguf"), "tuned": str(tmp_path)}
+    assert main.main(tiny.command(tiny_folder, "chat.gin", tmp_path / "chat", MODELS=models)) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+
+    asked = text.replace("\\n", "\n")
+    (base,) = infer(tiny_folder, "base", (asked,))
+    (prompted,) = infer(tiny_folder, "prompted", (asked,), INITIAL_CHECKPOINT_PATH=tmp_path, PROMPT_PATH=stage1.workdir)
+    (stripped,) = infer(tiny_folder, "stripped", (asked,), INITIAL_CHECKPOINT_PATH=tmp_path)
+    assert lines == [
+        ["base", *printable(base["output"]).split()],
+        ["tuned", "with", "its", "prompt", *printable(prompted["output"]).split()],
+        ["tuned", "stripped", *printable(stripped["output"]).split()],
+    ]
+    assert "with its prompt" not in refusal(capsys, tiny_folder, "chat.gin", tmp_path / "none", MODELS={})
 
 
 def test_wrong_rows_end_a_run_before_its_model_is_loaded(
