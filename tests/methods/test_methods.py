@@ -423,7 +423,7 @@ def test_one_shot_is_said_by_the_name_of_any_method(method: str) -> None:
     before = arguments["experiment"]
     after = before.with_shots(1)
     assert after.task == f"{before.task}_1shot" and before.with_shots(0) == before
-    assert after.feature_lengths == {"inputs": 98, "targets": 2}
+    assert after.lengths == {"inputs": 98, "targets": 2}
     import_tasks([after.modules])
     session.check_method(after, arguments["tuning"].method(method), arguments["tuning"])
     assert len(task_names(after.task)) == len(task_names(before.task))
