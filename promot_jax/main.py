@@ -52,7 +52,7 @@ CONFIGURABLES = {
     "gradient_alignment": "promot_jax.jobs.gradient_alignment:gradient_alignment",
     "Experiment": "promot_jax.experiments.settings:experiment",
     "DataFile": "promot_jax.data.files:DataFile",
-    "DecoderConfig": "promot_jax.models.decoder:DecoderConfig",
+    "DecoderConfig": "promot_jax.models.decoder_config:DecoderConfig",
     "T5Config": "promot_jax.models.t5:T5Config",
     "Evaluation": "promot_jax.evaluation.settings:Evaluation",
     "Decoding": "promot_jax.decoding.settings:Decoding",

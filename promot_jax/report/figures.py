@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 
 from promot_jax import methods
-from promot_jax.report import tables
+from promot_jax.report import measures, tables
 from promot_jax.report.svg import Chart, Line, Panel, Point
 from promot_jax.results import bootstrap
 from promot_jax.results.matched_target import model_tuning
@@ -52,7 +52,9 @@ class Series:
 
 def charts(results: Comparison) -> list[Chart]:
     """Draws every figure for which a comparison has evaluations."""
-    figures = (_tradeoff, _tradeoff_metrics, _forgetting, _icl, _format_share, _format_share_tasks, _target)
+    figures = (
+        _tradeoff, _tradeoff_metrics, _forgetting, _icl, _format_share, _format_share_tasks, _target, _measures
+    )  # fmt: skip
     drawn = (draw(results) for draw in figures)
     return [chart for chart in drawn if chart is not None]
 
@@ -176,6 +178,13 @@ def _tradeoff_metrics(results: Comparison) -> Chart | None:
     title = "Trade-off by metric: target score against the mean of the ICL tasks with that metric"
     alt = f"Scatter plots with paths. {alt}{TRADEOFF_KEY}"
     return Chart("tradeoff_metrics", title, alt, tuple(panels)) if len(panels) > 1 else None
+
+
+def _measures(results: Comparison) -> Chart | None:
+    """ICL lost against the loss that training began with, and against how far the model has moved since."""
+    panels, told = measures.panels(results, _style)
+    title = "What is forgotten against what explains it, one point per run or checkpoint"
+    return Chart("measures", title, f"Scatter plots. {told}", panels) if panels else None
 
 
 def _tradeoff_lines(results: Comparison, value: Value) -> tuple[tuple[Line, ...], str]:

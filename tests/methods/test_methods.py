@@ -285,13 +285,13 @@ def test_target_is_asked_behind_each_tasks_own_prompt(
     done = finished("multitask_promot")
     own = session.with_experiment(opened, bound(tiny_folder, "multitask_promot")["experiment"])
     seen: list[tuple[str, str]] = []
-    ask = type(own.sampler).ask
+    stream = type(own.sampler).stream
 
     def watched(self: Any, params: Any, requests: Any) -> Any:
         seen.extend((request.text[:6], request.prompt) for request in requests)
-        return ask(self, params, requests)
+        return stream(self, params, requests)
 
-    monkeypatch.setattr(type(own.sampler), "ask", watched)
+    monkeypatch.setattr(type(own.sampler), "stream", watched)
     params = Partitioner().place(trees.unflatten(done.stages["stage2"][1]))
     names = prompts_of_tasks(own.experiment, params["prompt"])
     scored = own.evaluator.target(params, "test", 2, names)
@@ -423,7 +423,7 @@ def test_one_shot_is_said_by_the_name_of_any_method(method: str) -> None:
     before = arguments["experiment"]
     after = before.with_shots(1)
     assert after.task == f"{before.task}_1shot" and before.with_shots(0) == before
-    assert after.feature_lengths == {"inputs": 98, "targets": 2}
+    assert after.lengths == {"inputs": 98, "targets": 2}
     import_tasks([after.modules])
     session.check_method(after, arguments["tuning"].method(method), arguments["tuning"])
     assert len(task_names(after.task)) == len(task_names(before.task))

@@ -120,14 +120,12 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
     said = "<extra_id_0> good <extra_id_1> film"
     vocabulary, asked = base.vocabulary, []
 
-    def answer(model, settings, weights, table, inputs, *rest):
-        out = np.full((len(inputs["tokens"]), settings.max_tokens), -1)
-        ids = [258, *vocabulary.encode("good"), 257, *vocabulary.encode("film")]
-        out[:, : len(ids)] = ids
-        asked.extend(row[:length].tolist() for row, length in zip(*map(np.asarray, inputs.values()), strict=True))
-        return out
+    def answer(engine, inputs):
+        ids = [258, *vocabulary.encode("good"), 257, *vocabulary.encode("film"), -1]
+        asked.extend(each.ids for each in inputs)
+        return ((index, np.array(ids)) for index in range(len(inputs)))
 
-    monkeypatch.setattr(sampler_module, "generate", answer)
+    monkeypatch.setattr(sampler_module, "generate_all", answer)
     asking = sampler(base, sentinel=True, decoding=Decoding(max_tokens=20))
     judge = Evaluator(asking, task="tiny_review", icl="tiny_icl")
     params = {"model": base.params}
@@ -143,16 +141,16 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
 def test_a_task_that_was_trained_is_asked_as_it_was_trained(base, monkeypatch):
     ends = []
 
-    def answer(model, settings, weights, table, inputs, *rest):
-        ends.extend(row[length - 2] for row, length in zip(*map(np.asarray, inputs.values()), strict=True) if length)
-        return np.full((len(inputs["tokens"]), settings.max_tokens), -1)
+    def answer(engine, inputs):
+        ends.extend(each.ids[-2] for each in inputs)
+        return ((index, np.array([-1])) for index in range(len(inputs)))
 
     def asked(ask, *arguments):
         ends.clear()
         ask(*arguments)
         return {end == 258 for end in ends}
 
-    monkeypatch.setattr(sampler_module, "generate", answer)
+    monkeypatch.setattr(sampler_module, "generate_all", answer)
     judge = evaluator(base, sentinel=True)
     prompt = Partitioner().place({"prompt": {"tiny_review": np.zeros((2, 16), np.float32)}})
     untouched = {"model": base.params, **prompt}

@@ -108,3 +108,38 @@ def test_figures_5_and_6_a_point_per_checkpoint():
     target, icl = (mean(data, "promot", lambda point, key=key: getattr(point, key)) for key in ("target", "icl"))
     assert [(p.x, p.y) for p in lines["ProMoT"].points] == [(target[step], icl[step]) for step in range(0, 61, 10)]
     assert sum(len(line.points) for line in plot.lines if line.kind == "dots") == 2 * 2 * 7  # methods, seeds, steps
+
+
+def test_what_is_forgotten_against_what_explains_it():
+    """A point per run for the loss before the first update, a point per later checkpoint for a divergence."""
+    data = random_results()
+
+    def measured(run):
+        if run.method == "pretrained":
+            return run
+        base = 2.0 if run.method == "finetune" else 0.5
+        loss = {0: base + run.seed}
+        curve = [
+            replace(point, initial_loss=loss.get(point.step), kl_target=point.step / 100)
+            if point.stage in ("finetune", "stage2")
+            else point
+            for point in run.curve
+        ]
+        return replace(run, curve=curve)
+
+    assert "measures" not in [one.name for one in figures.charts(data)]
+    data = Comparison(methods={method: list(map(measured, runs)) for method, runs in data.methods.items()})
+    chart = drawn(data, "measures")
+
+    loss, divergence = chart.panels
+    for method, label, base in (("finetune", "fine-tuning", 2.0), ("promot", "ProMoT", 0.5)):
+        curves = [
+            [point for point in run.curve if point.stage in ("finetune", "stage2")] for run in data.methods[method]
+        ]
+        (line,) = (one for one in loss.lines if one.label == label)
+        assert [point.x for point in line.points] == [base + run.seed for run in data.methods[method]]
+        assert [point.y for point in line.points] == [curve[0].icl - curve[-1].icl for curve in curves]
+        (line,) = (one for one in divergence.lines if one.label == label)
+        wanted = [(point.step / 100, curve[0].icl - point.icl) for curve in curves for point in curve[1:]]
+        assert [(point.x, point.y) for point in line.points] == wanted
+    assert "rank correlation" in chart.alt

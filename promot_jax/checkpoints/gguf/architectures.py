@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from promot_jax.checkpoints.huggingface.names import Name, table
-from promot_jax.models.decoder import DecoderConfig
+from promot_jax.models.decoder_config import DecoderConfig
 
 # Our leaf -> its tensor in the file; "{}" is the layer. Files hold a vocabulary's table as `[vocab, emb]`.
 _LAYER = {

@@ -20,7 +20,7 @@ from promot_jax.checkpoints.placement import Reader
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.models import layers
-from promot_jax.models.decoder import DecoderConfig
+from promot_jax.models.decoder_config import DecoderConfig
 
 # What the rotary frequencies are divided by, one number each: no parameter, but part of the config (Llama 3.1).
 ROPE_FACTORS = "rope_freqs.weight"
