@@ -33,12 +33,13 @@ settings.register_profile("promot_jax", derandomize=True, deadline=None)
 settings.load_profile("promot_jax")
 
 
-# Files that take half a minute or more. They go first: `--dist loadfile` would leave a worker alone with the last one.
+# Files that take long. They go first: `--dist loadfile` would leave a worker alone with the last one.
 LONGEST = (
     "distributed/test_partitioning.py",
     "models/test_real_model.py",
     "methods/test_methods.py",
     "jobs/test_jobs.py",
+    "jobs/test_precompile.py",
     "experiments/test_resume.py",
     "sweep/test_scheduler.py",
     "training/test_loop.py",
