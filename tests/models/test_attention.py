@@ -32,7 +32,7 @@ def reference(query, key, value, segments, cap=0.0, window=0):
     slots = np.arange(query.shape[1])
     distance = slots[:, None] - slots
     mask = (segments[:, :, None] == segments[:, None, :]) & (distance >= 0) & (distance < (window or len(slots)))
-    return layers.attend(query, key, value, mask, SCALE, cap=cap)
+    return layers.attend(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask, SCALE, cap=cap)
 
 
 @pytest.mark.parametrize(
