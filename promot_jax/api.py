@@ -76,9 +76,11 @@ class Task:
         Raises:
             UserError: another task has this name, or too few rows are given to hold some out.
         """
+        import seqio
+
         from promot_jax.tasks import metrics, register, templates
 
-        if _registered.get(self.name) != self:
+        if _registered.get(self.name) != self or self.name not in seqio.TaskRegistry.names():
             rows = self._splits()
             template = templates.Template(self.inputs, self.targets)
             metric = metrics.accuracy if self.labels else metrics.exact_match
@@ -101,10 +103,18 @@ class Task:
 
 
 _registered: dict[str, Task] = {}
+_PAIR = ("input", "target")  # fields of a row that is a pair
 
 
 def _mappings(rows: Split) -> list[Mapping[str, str | float]]:
-    return [row if isinstance(row, Mapping) else dict(zip(("input", "target"), row, strict=True)) for row in rows]
+    found: list[Mapping[str, str | float]] = []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping) and (isinstance(row, str) or len(row) != len(_PAIR)):
+            raise UserError(
+                f"Row {number} is {row!r}; give a pair (input, target), or a mapping from fields to values."
+            )
+        found.append(row if isinstance(row, Mapping) else dict(zip(_PAIR, row, strict=True)))
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

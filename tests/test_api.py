@@ -91,6 +91,9 @@ def test_tasks() -> None:
         pj.Task("api_held_out", rows[1:], inputs="{text}", targets="{label}").register()
     with pytest.raises(UserError, match="'api_few' has too few rows to hold some out for 'validation'"):
         pj.Task("api_few", ROWS[:1]).register()
+    for wrong in ("ab", ("a", "b", "c")):
+        with pytest.raises(UserError, match=r"Row 2 is .*; give a pair \(input, target\)"):
+            pj.Task("api_wrong", [*ROWS[:1], wrong]).register()
     del _registered["api_held_out"]
 
 

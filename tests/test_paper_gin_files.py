@@ -190,6 +190,7 @@ def run(name: str, workspace: Path, *overrides: str) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_one_of_them_runs_on_less(workspace: Path) -> None:
     workdir = run("figure1_icl_loss", workspace, "--gin.ICL_MIXTURE=cb", "--gin.Evaluation.shots=(1,)")
     (finetuned,) = read_comparison(workdir).methods["finetune"]

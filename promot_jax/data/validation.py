@@ -101,5 +101,7 @@ def _check_split(task: seqio.Task, split: str, warn: Warn) -> set[tuple[str, str
 def _check_label(task: seqio.Task, example: Example, where: str) -> None:
     """Raises UserError for a target that no output can match: outputs become labels, or stay what they are."""
     labels = {label.strip() for label in example.labels}
+    if "" in labels:
+        raise UserError(f"A label of {where} is empty; leave it out of the task's labels.")
     if example.targets.strip() not in labels and judge(task, example, example.targets)[0] not in labels:
         raise UserError(f"The target of {where} is {example.targets!r}, which is none of the labels {sorted(labels)}.")

@@ -17,7 +17,10 @@ Scored = tuple[int, np.ndarray]  # index of an input, and a log-likelihood per c
 
 
 def log_likelihoods(
-    engine: Engine, inputs: Sequence[Input], continuations: Sequence[Sequence[Sequence[int]]]
+    engine: Engine,
+    inputs: Sequence[Input],
+    continuations: Sequence[Sequence[Sequence[int]]],
+    given: Sequence[int] | None = None,
 ) -> Iterator[Scored]:
     """Scores the continuations of each input by the sum of their tokens' log-probabilities.
 
@@ -25,6 +28,7 @@ def log_likelihoods(
         engine: model and sizes of batches; how it decodes does not matter.
         inputs: their `limit` and `seed` do not matter.
         continuations: of each input, token ids.
+        given: of each input, how many of the first tokens of its continuations are given, not scored; None for none.
 
     Yields:
         The index of each input with float32 `[continuations]`, as they are finished, while the device goes on.
@@ -46,7 +50,9 @@ def log_likelihoods(
             for row, index in enumerate(places):
                 for number, ids in enumerate(continuations[index]):
                     tokens[row, number, : len(ids)] = ids
-            batch = engine.partitioner.batch({**waiting.batch, "continuations": tokens})
+            first = np.zeros(len(tokens), np.int32)
+            first[: len(places)] = [given[index] if given else 0 for index in places]
+            batch = engine.partitioner.batch({**waiting.batch, "continuations": tokens, "given": first})
             prefix = prefix_state(engine, waiting.prefix, prefixes)
             scores = _scores(engine.model, engine.params, engine.table, batch, prefix)
             yield from finished
@@ -63,15 +69,20 @@ def _power(count: int) -> int:
 
 @partial(jax.jit, static_argnames="model")
 def _scores(model: Model, params: Any, table: Array | None, batch: Any, prefix: Any) -> Array:
-    """Log-likelihoods `[batch, count]` of `batch["continuations"]` `[batch, count, length]`, padded with -1."""
+    """Log-likelihoods `[batch, count]` of `batch["continuations"]` `[batch, count, length]`, padded with -1.
+
+    Of each row the first `batch["given"]` tokens do not count.
+    """
     tokens = batch["continuations"]
     hidden = model.branches(params, table, batch, jnp.maximum(tokens, 0), prefix)
 
-    def of_place(pair: tuple[Array, Array]) -> Array:
+    def of_place(part: tuple[Array, Array, Array]) -> Array:
         """Log-probabilities `[batch, count]` of the tokens at one place: all at once, logits would take much memory."""
-        states, ids = pair
+        states, ids, place = part
         logits = model.head(params, states)
         chosen = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[..., None], axis=-1)[..., 0]
-        return jnp.where(ids < 0, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
+        counts = (ids >= 0) & (place >= batch["given"][:, None])
+        return jnp.where(counts, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
 
-    return jax.lax.map(of_place, (jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(tokens, 2, 0))).sum(axis=0)
+    places = jnp.arange(tokens.shape[2])
+    return jax.lax.map(of_place, (jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(tokens, 2, 0), places)).sum(axis=0)

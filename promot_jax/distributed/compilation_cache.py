@@ -8,10 +8,12 @@ import hashlib
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 VARIABLE = "PROMOT_COMPILATION_CACHE"
 LEAST_SECONDS = 0.2  # programs that compile faster are not kept
+HALF_WRITTEN_SECONDS = 600  # after which a program without its time is not being written any more
 MOST_BYTES = 4 * 2**30  # beyond, the programs that were not used for longest are deleted
 
 
@@ -25,11 +27,15 @@ def use() -> None:
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off" or (not wanted and jax.config.values["jax_compilation_cache_dir"]):
         return
-    folder = Path(wanted or "~/.cache/promot_jax/compiled").expanduser() / _machine()
+    folder = Path(wanted or "~/.cache/promot_jax/compiled")
     try:
+        if "://" in wanted:
+            raise OSError("not a folder of this machine")
+        folder = folder.expanduser() / _machine()
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK)
-    except OSError:
+        _delete_half_written(folder)
+    except (OSError, RuntimeError):  # the latter where there is no home
         writable = False
     if not writable:
         print(f"Programs are compiled anew: {folder} cannot be written. Set {VARIABLE}.", file=sys.stderr, flush=True)
@@ -38,6 +44,14 @@ def use() -> None:
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _delete_half_written(folder: Path) -> None:
+    """Deletes programs of killed runs: JAX writes a program, then its time, and needs both of every program there."""
+    for program in folder.glob("*-cache"):
+        times = program.with_name(program.name.removesuffix("-cache") + "-atime")
+        if not times.exists() and time.time() - program.stat().st_mtime > HALF_WRITTEN_SECONDS:
+            program.unlink(missing_ok=True)
 
 
 def _machine() -> str:

@@ -103,7 +103,7 @@ class Sampler:
         """Yields the index of each request with the log-likelihood of each of its labels, as they are finished.
 
         A label has the ids that it has as a target, one space after the request's text, without the end of the
-        sequence; behind a sentinel where the request has one.
+        sequence. Where the request has a sentinel, the label follows it and the sentinel itself is not scored.
 
         Args:
             params: as in `stream`, like the errors.
@@ -118,7 +118,8 @@ class Sampler:
         ]
         self._check_lengths(encoded, [max(map(len, each)) for each in continuations])
         inputs = [Input(ids, 0, group=request.group) for ids, request in zip(encoded, requests, strict=True)]
-        for index, scores in log_likelihoods(self._engine(params, prompt), inputs, continuations):
+        given = [int(self._encoder(request).sentinel_id is not None) for request in requests]
+        for index, scores in log_likelihoods(self._engine(params, prompt), inputs, continuations, given):
             yield index, dict(zip(labels[index], map(float, scores), strict=True))
 
     def _engine(self, params: Params, prompt: Params) -> Engine:

@@ -44,7 +44,7 @@ def check_names(experiment: Experiment) -> None:
             return
         if not known:
             raise UserError(f"There is no task module {module!r}; set MIXTURE_OR_TASK_MODULE.")
-    if all(module.startswith(OWN) for module in modules):
+    if modules and all(module.startswith(OWN) for module in modules):  # without one, this process registers them
         texts, named = _words([*shots.BUILT_IN, *modules])
         if experiment.data:
             texts.add(experiment.data.task)

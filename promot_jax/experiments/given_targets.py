@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from promot_jax.data.examples import Example
 
 Array = jax.Array
+TRAIN = "train"  # the split that is trained on
 
 
 class GivenTargets:
@@ -82,7 +83,8 @@ def of_target(session: Session, prompt: trees.Tree | None, split: str, limit: in
         session: the run's.
         prompt: soft prompts by name that are prepended to them, None for none.
         split: of the task.
-        limit: of examples per task. Those longer than `TASK_FEATURE_LENGTHS` are left out, as in training.
+        limit: of examples per task, of `train` among its first rows. Those longer than `TASK_FEATURE_LENGTHS` are left
+            out, as in training.
     """
     lengths, encoder = session.experiment.lengths, session.encoder(prompt)
     inputs = lengths["inputs"] + max(map(len, encoder.prompt_ids.values()), default=0)
@@ -133,5 +135,8 @@ def _examples(session: Session, name: str, split: str, limit: int, max_tokens: i
         count_tokens=lambda value: len(encoder.inputs(value)),
         max_tokens=max_tokens,
     )
-    tasks = text.task_names(name)
-    return [example for task in tasks for example in with_exemplars(iter(text.read(task, split, limit=limit)))]
+    within = text.POOL_ROWS if split == TRAIN else None  # of millions of rows the first ones
+    found: list[Example] = []
+    for task in text.task_names(name):
+        found += with_exemplars(iter(text.read(task, split, limit=limit, within=within)))
+    return found

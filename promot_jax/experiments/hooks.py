@@ -8,7 +8,7 @@ from typing import Any
 from promot_jax import files, trees
 from promot_jax.distributed import hosts
 from promot_jax.experiments import given_targets
-from promot_jax.experiments.given_targets import GivenTargets
+from promot_jax.experiments.given_targets import TRAIN, GivenTargets
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.session import Session
 from promot_jax.methods.base import Stage
@@ -17,7 +17,6 @@ from promot_jax.results import records
 
 Json = dict[str, Any]
 Evaluate = Callable[[trees.Tree, int], Json]
-TRAIN = "train"  # the split that is trained on
 
 
 def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:

@@ -67,7 +67,7 @@ YOUNGER = {
 
 
 # Settings of the final evaluation alone.
-FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples", "likelihood")
+FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
 _IMMATERIAL = ("/log_period", "/keep_period", "/cache_tokens", "/profile")  # settings that change no result
 
 

@@ -149,8 +149,15 @@ def _check_shots(experiment: Experiment) -> None:
         asked[name] = max(asked.get(name, 0), examples.base_and_shots(name)[1])
     for name, shots in asked.items():
         base = examples.base_task(name)
+        evaluated: set[str] = set()
+        if settings.exemplars == "per_task" and shots:  # exemplars of a task are none of those that are evaluated
+            for split, limit in ((settings.split, settings.examples), (settings.curve_split, settings.curve_examples)):
+                evaluated |= {example.inputs for example in examples.read(base, split, limit=limit)}
         few = {example.inputs for example in examples.read(base, "train", within=8 * shots)} if shots else set()
-        if len(few) < shots and (found := len({example.inputs for example in examples.pool(base)})) < shots:
+        if (
+            len(few - evaluated) < shots
+            and (found := len({example.inputs for example in examples.pool(base)} - evaluated)) < shots
+        ):
             raise UserError(
                 f"Task {base!r} has {found} training examples to draw exemplars from, too few for {shots} shots: lower "
                 "Evaluation.shots and Evaluation.curve_shots, or the shots of the task that is trained on."

@@ -140,8 +140,13 @@ def _calibrated(session: Session, stage: Stage, params: trees.Tree) -> Stage:
     if not objective.calibration_examples:
         return stage
     print(f"[{stage.name}] measures the loss of up to {objective.calibration_examples} examples per task.", flush=True)
-    examples = given_targets.of_target(session, params.get("prompt"), hooks.TRAIN, objective.calibration_examples)
-    return dataclasses.replace(stage, objective=objective.calibrated(examples.losses(params)))
+    examples = given_targets.of_target(
+        session, params.get("prompt"), given_targets.TRAIN, objective.calibration_examples
+    )
+    losses = examples.losses(params)
+    if not losses:
+        raise UserError(f"No training example of {session.experiment.task!r} fits: raise TASK_FEATURE_LENGTHS.")
+    return dataclasses.replace(stage, objective=objective.calibrated(losses))
 
 
 def _left_out(stage: Stage, examples: "Mapping[int, WithExemplars]", stream: "Stream") -> dict[str, int]:

@@ -43,6 +43,8 @@ def chat(workdir: Path, experiment: Experiment, models: Mapping[str, str]) -> No
     if hosts.count() > 1:
         raise UserError("A chat runs on one host.")
     loaded = [_load(experiment, label, path) for label, path in models.items()]
+    if plain := [model.label for model in loaded if not model.prompt]:
+        print(f"Without a soft prompt in their folder: {', '.join(plain)}.", flush=True)
     width = max(len(label) for label, *_ in loaded)
     print(f"Type an input, {_LINE_BREAK} for a line break in it. An empty line ends the chat.", flush=True)
     for text in _typed():
@@ -51,7 +53,11 @@ def chat(workdir: Path, experiment: Experiment, models: Mapping[str, str]) -> No
             continue
         for model in loaded:
             for name in dict.fromkeys((model.prompt, "")):
-                print(f"  {model.label:{width}} {_kind(model, name):15} {_answer(model, text, name)}", flush=True)
+                try:
+                    answer = _answer(model, text, name)
+                except UserError as error:  # an input that is too long
+                    answer = f"({error})"
+                print(f"  {model.label:{width}} {_kind(model, name):15} {answer}", flush=True)
 
 
 def _load(experiment: Experiment, label: str, path: str) -> _Model:
@@ -93,7 +99,10 @@ def _typed() -> Iterator[str]:
     while True:
         if sys.stdin.isatty():
             print("> ", end="", flush=True)
-        line = sys.stdin.readline().rstrip("\r\n")
+        try:
+            line = sys.stdin.readline().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"The input is not UTF-8: {error}.") from error
         if not line:
             return
         yield line.replace(_LINE_BREAK, "\n")

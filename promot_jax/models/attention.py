@@ -234,10 +234,10 @@ def _copies(kv_heads: int, ways: int) -> int:
 
 
 def _cudnn_obstacle(device: Any, query: Array, cap: float) -> str:
-    head_dim = query.shape[-1]
-    largest = 256 if float(getattr(device, "compute_capability", 0)) >= 9 else 128
     if "cuda" not in device.client.platform_version.lower():
         return "the GPU is not one of NVIDIA's"
+    head_dim = query.shape[-1]
+    largest = 256 if float(getattr(device, "compute_capability", 0)) >= 9 else 128
     if query.dtype != jnp.bfloat16:
         return f"cuDNN takes bfloat16, not {query.dtype} (Experiment.dtype)"
     if cap:

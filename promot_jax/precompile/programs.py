@@ -108,6 +108,8 @@ class Programs:
 
     def _stage(self, stage: Stage) -> tuple[Any, Json]:
         """The training step of a stage, as `loop.train` makes it."""
+        if stage.objective.calibration_examples:  # whatever the losses are, the program is the same
+            stage = dataclasses.replace(stage, objective=stage.objective.calibrated([1.0]))
         training = self.tuning.of(stage)
         model = self.model(training.dropout_rate)
         fresh, constants, _, transform = state.build(

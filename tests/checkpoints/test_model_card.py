@@ -21,7 +21,7 @@ from promot_jax.results.schema import Run, StageRecord
 from promot_jax.results.scores import Icl, Sample, Score, Target
 
 pytestmark = [
-    pytest.mark.usefixtures("fast_compilation", "one_torch_thread"),
+    pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft asks for it
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),  # `generate` gives peft some
 ]

@@ -17,7 +17,6 @@ from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.stack import apart
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 VOCAB, PROMPT, MOST = 40, 3, 12
 MODELS = {
     "windows": DecoderConfig(VOCAB, 16, 2, 1, 2, 8, 24, window=6, global_every=2),

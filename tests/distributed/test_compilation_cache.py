@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,3 +94,26 @@ def test_a_second_process_reads_what_the_first_compiled(tmp_path: Path) -> None:
         printed.append(done.stdout.split())
     assert printed[0][1] == "False" and printed[1] == [printed[0][0], "True"]
     assert done.stderr == ""
+
+
+def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX could store no program any more beside one without its time."""
+    monkeypatch.setenv(compilation_cache.VARIABLE, str(tmp_path))
+    compilation_cache.use()
+    place = Path(folder() or "")
+    for name, age in (("old-cache", 3600), ("new-cache", 0), ("whole-cache", 3600), ("whole-atime", 3600)):
+        (place / name).write_bytes(b"x")
+        os.utime(place / name, (time.time() - age,) * 2)
+    compilation_cache.use()
+    assert sorted(path.name for path in place.iterdir()) == ["new-cache", "whole-atime", "whole-cache"]
+
+
+@pytest.mark.parametrize("wanted", ["gs://bucket/cache", "~nobody-of-this-name/cache"])
+def test_a_folder_that_cannot_be_is_named(
+    wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(compilation_cache.VARIABLE, wanted)
+    compilation_cache.use()
+    assert folder() is None and "cannot be written" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]

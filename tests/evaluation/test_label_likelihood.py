@@ -40,7 +40,7 @@ def _sampler(tiny_folder: Path) -> Sampler:
 def test_an_evaluation_scores_tasks_with_a_label_set(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def score(engine: Any, inputs: Sequence[Any], continuations: Any) -> Iterator[tuple[int, np.ndarray]]:
+    def score(engine: Any, inputs: Sequence[Any], continuations: Any, given: Any) -> Iterator[tuple[int, np.ndarray]]:
         """The longer a label is, the less likely it is."""
         seen.extend(zip(inputs, continuations, strict=True))
         return ((i, np.array([-len(ids) for ids in own], np.float32)) for i, own in enumerate(continuations))

@@ -23,7 +23,6 @@ T5 = T5Config(
 )
 
 
-@pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize("config", [DECODER, T5])
 def test_against_each_pair_alone(config: Any) -> None:
     model = build(config)

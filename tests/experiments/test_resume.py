@@ -92,7 +92,13 @@ def _reference(tiny_folder: Path) -> Path:
     return tiny_folder / "reference"
 
 
-@pytest.mark.parametrize("moment", moments(("stage1", "stage1", "stage2", "stage2", "stage2"), seed=5), ids=str)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(moment, marks=[pytest.mark.slow] * (number % 3 > 0), id=str(moment))
+        for number, moment in enumerate(moments(("stage1", "stage1", "stage2", "stage2", "stage2"), seed=5))
+    ],
+)
 def test_killed_run_goes_on(tiny_folder: Path, reference: Path, tmp_path: Path, moment: Moment) -> None:
     workdir, log = tmp_path / "run", tmp_path / "log"
     kill(start(command(tiny_folder, workdir), log), moment, log)

@@ -111,4 +111,4 @@ def test_a_finished_run_is_exported(folder: Path) -> None:
     want = pretrained.load(run, Partitioner())
     assert summary["fingerprint"] == want.fingerprint != want.base and summary["prompts"] == {"tiny_review": 4}
     assert pretrained.load("exported/stripped", Partitioner()).fingerprint == want.fingerprint
-    assert {path.name for path in (folder / "exported").iterdir()} >= {"stripped", "with_prompts", "t5x"}
+    assert {path.name for path in (folder / "exported").iterdir()} >= {"stripped", "with_prompts"}

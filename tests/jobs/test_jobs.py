@@ -592,7 +592,7 @@ def test_a_run_keeps_its_settings(
 def test_a_run_from_before_a_setting_goes_on(tmp_path: Path, key: str) -> None:
     experiment = Experiment("none", "tiny_review", "tiny_tasks", {"inputs": 32, "targets": 3}, "tiny_icl")
     now = {
-        "tuning": {"finetune": dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1)))},
+        "tuning": {"finetune": dataclasses.asdict(Training(1, 1, 1, Optimizer("adamw", 0.1), pack_batch=False))},
         **resume_guard.shared_settings(experiment),
     }
     resume_guard.keep_settings(tmp_path, now)

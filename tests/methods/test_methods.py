@@ -468,4 +468,5 @@ def test_no_module_outside_knows_a_method() -> None:
 
 
 # What earlier versions called things, what a person is told of (`precompile`), a checkpoint's own words.
-HISTORY = ("experiments/resume_guard.py", "sweep/grid.py", "jobs/precompile.py")
+# The library offers two methods as functions.
+HISTORY = ("experiments/resume_guard.py", "sweep/grid.py", "jobs/precompile.py", "api.py")

@@ -16,7 +16,6 @@ from promot_jax.models import DecoderConfig, T5Config, build
 from promot_jax.models.batch_layout import Tokens
 from promot_jax.training.losses import chunked_cross_entropy
 
-pytestmark = pytest.mark.usefixtures("fast_compilation")
 CONFIGS = {
     "llama": DecoderConfig(61, 48, 4, 2, 2, 12, 40),
     **{name: dataclasses.replace(config, num_layers=2) for name, config in FAMILIES.items()},

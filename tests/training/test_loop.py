@@ -30,7 +30,7 @@ from promot_jax.training.state import TrainState, shardings
 from promot_jax.training.step import make_step
 
 VOCAB, EMBED, PROMPT, STEPS = 61, 16, 4, 8
-CONFIG = DecoderConfig(VOCAB, EMBED, 2, 1, 2, 8, 24, dropout_rate=0.1, tied_embeddings=False)
+CONFIG = DecoderConfig(VOCAB, EMBED, 2, 1, 2, 8, 24, dropout_rate=0.1, tied_embeddings=False, remat="none")
 ADAMW = Training(STEPS, 4, 2, Optimizer("adamw", 0.01, "cosine", warmup_steps=2, weight_decay=0.1), dropout_rate=0.1)
 ADAFACTOR = Training(STEPS, 4, 2, Optimizer("adafactor", 0.1, "linear", decay_offset=100), dropout_rate=0.1)
 # What the tests share: one interrupted and one uninterrupted run each.

@@ -25,7 +25,7 @@ from promot_jax.params import lora, soft_prompts
 from promot_jax.params.lora import Lora
 
 pytestmark = [
-    pytest.mark.usefixtures("fast_compilation", "one_torch_thread"),
+    pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft asks for it
     pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning"),  # `generate` gives peft some
 ]
