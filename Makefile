@@ -37,8 +37,9 @@ test: $(STAMPS)/test assets
 test-slow: $(STAMPS)/test assets
 	$(RUN) -m pytest -q -m slow $(SLOW)
 
+# libtpu reads XLA_FLAGS too, and ends the process for the one that makes the other tests compile fast.
 test-libtpu: $(STAMPS)/libtpu
-	JAX_PLATFORMS=cpu $(RUN) -m pytest -q -m libtpu
+	JAX_PLATFORMS=cpu XLA_FLAGS= $(RUN) -m pytest -q -m libtpu
 
 test-browser: $(STAMPS)/test
 	$(RUN) -m pytest -q -m browser

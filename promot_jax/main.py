@@ -212,6 +212,8 @@ def _prepare(workdir: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `argv` (default: the command line) and returns the exit status; errors become one sentence on stderr."""
+    if argv is None and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where task modules are, as with python -m
     try:
         with preemption.interruptible():
             return run(sys.argv[1:] if argv is None else argv)

@@ -435,3 +435,11 @@ def test_process_whose_output_goes_nowhere(tmp_path: Path, output: str) -> None:
         assert done.returncode == 0 or "command resumes the run" in done.stderr
     if output == "full":
         os.close(closed)
+
+
+def test_the_script_finds_modules_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `python -m promot_jax.main` does: a user's task module lies there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    monkeypatch.setattr("sys.argv", ["promot_jax", "--help"])
+    assert main.main() == 0 and str(tmp_path) in sys.path

@@ -102,6 +102,8 @@ def _write_adapters(folder: Path, workdir: Path, exported: Exported) -> None:
         readme = model_card.adapter(card, family, stripped, f"The soft prompt {name}", f"{PEFT}/{name}")
         model_card.write(folder / name, readme, card)
     if exported.lora:
+        if "lora" in exported.prompts:
+            raise UserError("A soft prompt called 'lora' would lie where the LoRA does: give it another name.")
         (folder / "lora").mkdir()
         kept = _address(exported.lora, card.hub) or str((workdir / BASE).resolve())
         origin = kept if exported.lora.checkpoint else stripped
