@@ -291,28 +291,27 @@ class Model:
 
     def _session(self, task: Task | str, options: Mapping[str, Any]) -> Session:
         """A session on a task, with room for the longest of its training examples that are looked at."""
-        from promot_jax.data import examples, validation
+        from promot_jax.data import examples, lengths, validation
 
-        name, sampler = task if isinstance(task, str) else task.register(), self._sampler()
-        within = examples.POOL_ROWS  # of millions of rows the first ones
-        rows = [row for part in examples.task_names(name) for row in examples.read(part, "train", within=within)]
-        encoded = list(map(sampler.encoder.tokens, rows))
+        name, vocabulary = task if isinstance(task, str) else task.register(), self.base.vocabulary
+        parts, continues = examples.task_names(name), self.base.model.continues
+        rows = [row for part in parts for row in lengths.measure(part, "train", vocabulary, continues).rows]
         experiment = Experiment(
             checkpoint=self.base.path,
             task=name,
             modules=(),
             feature_lengths={
-                "inputs": max(len(tokens.inputs) for tokens in encoded),
-                "targets": max(len(tokens.targets) for tokens in encoded),
+                "inputs": max(row.inputs for row in rows),
+                "targets": max(row.targets for row in rows),
             },
             icl_mixture="",
             dtype=self.base.model.config.dtype,
             partitioner=self.partitioner,
             **options,
         )
-        validation.check(examples.task_names(name), examples.task_names(name), ("validation", "test"))
+        validation.check(parts, parts, ("validation", "test"))
         check_data(experiment)
-        return Session(experiment, self.base, sampler)
+        return Session(experiment, self.base, self._sampler())
 
 
 def load(

@@ -15,22 +15,19 @@ import seqio
 from promot_jax.data import columns, examples, files
 from promot_jax.data.chat import ChatTemplate
 from promot_jax.data.columns import MESSAGES, Columns
-from promot_jax.data.files import DataFile, DataSet
+from promot_jax.data.files import SPLITS, DataFile, DataSet
 from promot_jax.data.rows import Row, RowsSource
 from promot_jax.errors import UserError, nearest
 
 from . import metrics, postprocess
-from .register import SPLITS, MetricFn, register
+from .register import MetricFn, register
 from .templates import Template
 
 METRICS: Mapping[str, MetricFn] = {
     name: getattr(metrics, name) for name in ("accuracy", "exact_match", "trivia_match", "token_f1", "rouge2", "bleu")
 }
-MOST_LABELS, ROWS_PER_LABEL, LABEL_WORDS = (
-    32,
-    4,
-    5,
-)  # targets that are this few, this frequent and this short are labels
+# Targets that are this few, this frequent on average, and of this many words at most are labels.
+MOST_LABELS, ROWS_PER_LABEL, LABEL_WORDS = 32, 4, 5
 SHORT_ANSWER = 5  # words
 HELD_OUT = {"validation": 10, "test": 10}  # percent of the rows, where a data set lacks the split
 

@@ -22,13 +22,13 @@ import seqio
 import tensorflow as tf
 
 from promot_jax.data import examples
+from promot_jax.data.files import SPLITS as SPLITS  # of every task unless it names others
 from promot_jax.data.rows import Row, RowsSource
 from promot_jax.errors import UserError, nearest
 
 from . import postprocess
 from .templates import Template
 
-SPLITS = ("train", "validation", "test")
 SHOTS = (0, 1, 4)
 MetricFn = Callable[..., Mapping[str, float]]
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]

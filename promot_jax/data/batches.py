@@ -176,8 +176,8 @@ def buckets(
     ranks = np.asarray(order) if len(order) else np.zeros(len(inputs), np.int32)
     bucket = np.searchsorted(WIDTHS, lengths)
     for index in np.unique(bucket):
-        width = WIDTHS[index]
-        max_rows = 1 << max(budget // (width + extra), 1).bit_length() - 1
+        length = WIDTHS[index]
+        max_rows = 1 << max(budget // (length + extra), 1).bit_length() - 1
         members = np.flatnonzero(bucket == index)
         members = members[np.lexsort((lengths[members], ranks[members]))]
         while len(members):
@@ -185,20 +185,22 @@ def buckets(
             rows = min(max_rows, max(MIN_ROWS, 1 << (len(members) - 1).bit_length()))
             rows = -(-rows // multiple) * multiple
             chosen, members = members[:rows], members[rows:]
-            tokens, padded = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
-            for row, example in enumerate(chosen):
-                tokens[row, : lengths[example]] = inputs[example]
-            padded[: len(chosen)] = lengths[chosen]
-            yield chosen, {"tokens": tokens, "lengths": padded}
+            yield chosen, _filled([inputs[example] for example in chosen], rows, length)
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Batch:
     """Returns rows as one batch of the least of `WIDTHS`: `tokens` `[rows, width]` and `lengths` `[rows]`."""
     lengths = np.array([len(ids) for ids in rows], np.int32)
     check_lengths(lengths)
-    tokens = np.zeros((len(rows), width(lengths.max())), np.int32)
-    for row, ids in enumerate(rows):
+    return _filled(rows, len(rows), width(lengths.max()))
+
+
+def _filled(inputs: Sequence[Sequence[int]], rows: int, length: int) -> Batch:
+    """Returns inputs as `tokens` `[rows, length]` and `lengths` `[rows]`; the rows after the last are padding."""
+    tokens, lengths = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+    for row, ids in enumerate(inputs):
         tokens[row, : len(ids)] = ids
+        lengths[row] = len(ids)
     return {"tokens": tokens, "lengths": lengths}
 
 

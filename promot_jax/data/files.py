@@ -28,7 +28,7 @@ _ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the byte order
 
 @dataclasses.dataclass(frozen=True)
 class DataFile:
-    """A user's own data as the task to fine-tune on; the macro that sets a field stands behind it."""
+    """A user's own data as the task to fine-tune on; the comment of a field names its macro."""
 
     path: str = ""  # as of `read`; "" for none, DATA
     # Format strings over the columns, "{text} Is this good or bad?"; "" chooses by the names of the columns.

@@ -27,23 +27,25 @@ def use() -> None:
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off" or (not wanted and jax.config.values["jax_compilation_cache_dir"]):
         return
-    folder = Path(wanted or "~/.cache/promot_jax/compiled")
-    try:
-        if "://" in wanted:
-            raise OSError("not a folder of this machine")
-        folder = folder.expanduser() / _machine()
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-        _delete_half_written(folder)
-    except (OSError, RuntimeError):  # the latter where there is no home
-        writable = False
-    if not writable:
+    folder = Path(os.path.expanduser(wanted or "~/.cache/promot_jax/compiled")) / _machine()
+    is_here = "://" not in wanted and folder.parts[0][0] != "~"  # of a user who is not known here
+    if not (is_here and _made(folder)):
         print(f"Programs are compiled anew: {folder} cannot be written. Set {VARIABLE}.", file=sys.stderr, flush=True)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _made(folder: Path) -> bool:
+    """Makes a folder unless it is there; says whether it can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _delete_half_written(folder)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _delete_half_written(folder: Path) -> None:

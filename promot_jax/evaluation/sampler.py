@@ -112,13 +112,14 @@ class Sampler:
         """
         prompt = _prompts_in_use(params, requests)
         encoded = self._encode(prompt, requests)
+        encoders = list(map(self._encoder, requests))
         continuations = [
-            self._encoder(request).continuations(request.text, own)
-            for request, own in zip(requests, labels, strict=True)
+            encoder.continuations(request.text, own)
+            for encoder, request, own in zip(encoders, requests, labels, strict=True)
         ]
         self._check_lengths(encoded, [max(map(len, each)) for each in continuations])
         inputs = [Input(ids, 0, group=request.group) for ids, request in zip(encoded, requests, strict=True)]
-        given = [int(self._encoder(request).sentinel_id is not None) for request in requests]
+        given = [int(encoder.sentinel_id is not None) for encoder in encoders]
         for index, scores in log_likelihoods(self._engine(params, prompt), inputs, continuations, given):
             yield index, dict(zip(labels[index], map(float, scores), strict=True))
 

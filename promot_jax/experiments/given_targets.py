@@ -5,18 +5,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from promot_jax import trees
 from promot_jax.data.packing import Packer
-from promot_jax.distributed import hosts
 from promot_jax.distributed.partitioning import Partitioner
+from promot_jax.experiments.log_likelihood import log_likelihoods
 from promot_jax.experiments.session import Session
-from promot_jax.methods.base import log_prob
 from promot_jax.models import Model
-from promot_jax.models.batch_layout import Tokens
+from promot_jax.models.batch_layout import Batch, Tokens
 from promot_jax.params import soft_prompts
-from promot_jax.training.losses import chunked_cross_entropy, chunked_divergence, chunked_per_token
+from promot_jax.training.losses import chunked_cross_entropy, chunked_divergence
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
 if TYPE_CHECKING:
@@ -30,20 +28,24 @@ class GivenTargets:
     """Encoded examples, on which parameters are measured; without label smoothing or dropout."""
 
     def __init__(self, model: Model, partitioner: Partitioner, examples: Sequence[Tokens], tokens_per_batch: int):
-        """Lays the examples out in batches of at most so many tokens, but of one row per data shard at least."""
+        """Takes the examples; batches have at most so many tokens, but one row per data shard at least."""
         self._model, self._place = model, partitioner
+        self._examples, self._tokens_per_batch = examples, tokens_per_batch
+
+    @functools.cached_property
+    def _batches(self) -> list[Batch]:
+        examples, parts = self._examples, self._place.rows()
         inputs = max((len(tokens.inputs) for tokens in examples), default=0)
         targets = max((len(tokens.targets) for tokens in examples), default=0)
-        parts = partitioner.rows()
-        most = max(tokens_per_batch // max(inputs + targets, 1) // parts, 1) * parts
+        most = max(self._tokens_per_batch // max(inputs + targets, 1) // parts, 1) * parts
         size = min(most, -(-len(examples) // parts) * parts)
         batches: list[list[list[Tokens]]] = []
         for start in range(0, len(examples), size or 1):
             rows = [[tokens] for tokens in examples[start : start + size]]
             batches.append(rows + [[] for _ in range(size - len(rows))])
-        packer = Packer(model, size, inputs, targets, devices=parts)
+        packer = Packer(self._model, size, inputs, targets, devices=parts)
         shapes = packer.choose(batches)
-        self._batches = [packer.layout(rows, shapes) for rows in batches]
+        return [packer.layout(rows, shapes) for rows in batches]
 
     def loss(self, params: trees.Tree) -> float | None:
         """Mean cross-entropy per target token, in nats; None without examples.
@@ -59,16 +61,11 @@ class GivenTargets:
         return self._mean(functools.partial(_summed_divergence, self._model, base, model))
 
     def losses(self, params: trees.Tree) -> list[float]:
-        """Mean cross-entropy per target token of each example, in no particular order; `params` as in `loss`."""
-        table, means = soft_prompts.table(params.get("prompt")), []
-        for batch in self._batches:
-            placed = self._place.batch(batch)
-            losses = -hosts.whole(_log_probs(self._model, params["model"], table, placed))
-            segments = np.asarray(self._model.target_segments(batch))
-            for row in range(len(losses)):
-                real = batch["weights"][row] > 0
-                means += [losses[row][real & (segments[row] == segment)].mean() for segment in {*segments[row][real]}]
-        return [float(mean) for mean in means]
+        """Mean cross-entropy per target token of each example, in nats; `params` as in `loss`."""
+        table = soft_prompts.table(params.get("prompt"))
+        sizes = self._place, self._tokens_per_batch
+        scored = log_likelihoods(self._model, params["model"], table, self._examples, *sizes)
+        return [-total / len(tokens.targets) for tokens, (total, _) in zip(self._examples, scored, strict=True)]
 
     def _mean(self, summed: Any) -> float | None:
         total = sum(float(summed(self._place.batch(batch))) for batch in self._batches)
@@ -116,11 +113,6 @@ def _summed_loss(model: Model, params: Any, table: Array | None, batch: Any) -> 
 def _summed_divergence(model: Model, base: Any, params: Any, batch: Any) -> Array:
     hidden, base_hidden = (model.hidden(each, None, batch) for each in (params, base))
     return chunked_divergence(model, params, hidden, base, base_hidden, batch["weights"])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _log_probs(model: Model, params: Any, table: Array | None, batch: Any) -> Array:
-    return chunked_per_token(model, params, model.hidden(params, table, batch), batch["targets"], log_prob)
 
 
 def _examples(session: Session, name: str, split: str, limit: int, max_tokens: int) -> "list[Example]":

@@ -1,4 +1,4 @@
-"""The figure that holds what explains forgetting against what is forgotten: ICL lost, per method and checkpoint."""
+"""The figure of ICL lost against measures that may explain it: the first loss, and KL to the base model."""
 
 from collections.abc import Callable
 from operator import attrgetter

@@ -122,16 +122,8 @@ def summary(title: str, seconds: Sequence[float], between: float, threads: Itera
         between: seconds from one update to the next: the batch, progress lines, checkpoints.
         threads: the operations, by thread.
     """
-    totals: dict[str, tuple[float, int]] = {}
-    for thread in threads:
-        for name, (more, calls) in self_seconds(thread).items():
-            before = totals.get(name, (0.0, 0))
-            totals[name] = (before[0] + more, before[1] + calls)
-    kinds: dict[str, tuple[float, int]] = {}
-    for name, (more, calls) in totals.items():
-        kind = re.sub(r"[.\d]+$", "", name)
-        before = kinds.get(kind, (0.0, 0))
-        kinds[kind] = (before[0] + more, before[1] + calls)
+    totals = _summed(item for thread in threads for item in self_seconds(thread).items())
+    kinds = _summed((re.sub(r"[.\d]+$", "", name), value) for name, value in totals.items())
     count = len(seconds)
     lines = [
         f"{title}.",
@@ -150,6 +142,15 @@ def summary(title: str, seconds: Sequence[float], between: float, threads: Itera
         *_table(totals, count),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _summed(items: Iterable[tuple[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+    """Seconds and executions by name, added up."""
+    totals: dict[str, tuple[float, int]] = {}
+    for name, (seconds, calls) in items:
+        before = totals.get(name, (0.0, 0))
+        totals[name] = (before[0] + seconds, before[1] + calls)
+    return totals
 
 
 def _table(totals: Mapping[str, tuple[float, int]], updates: int) -> list[str]:
