@@ -6,7 +6,7 @@ a process of its own, after a warm-up. `runs/bench/<question>.json` holds every 
     python -m benchmarks.step_stage1 --pairs 5      one question
     python -m benchmarks step_stage1 icl_eval       several, and the tables of docs/performance.md
 
-`harness` runs pairs, `worker` is a side's process. `ours` and `rivals` hold the timed work of this package and of
+`harness` runs pairs, `worker` is a side's process. `ours` and `baselines` hold the timed work of this package and of
 PyTorch; `models` and `prompts` hold what both read. The other programs come with `pip install -e ".[bench]"`.
 """
 

@@ -22,11 +22,11 @@ def cases(quick: bool) -> Sequence[Case]:
     until = "benchmarks.commands:until"
     warm = Side("ours, warm cache", until, job | {"environment": {CACHE: str(FOLDER / "cache")}})
     settings = {"folder": folder, "stage": "finetune", "rows": 8, "prompt": 0, "inputs": 48, "targets": 2, "steps": 1}
-    rival = worker.command("benchmarks.rivals:train_step", settings, "/dev/null")
+    baseline = worker.command("benchmarks.baselines:train_step", settings, "/dev/null")
     sides = (
         warm,
         Side("ours, empty cache", until, job | {"environment": {CACHE: "{scratch}/cache"}}),
-        Side("transformers, bare loop", until, {"command": rival, "pattern": "^step 1:"}),
+        Side("transformers, bare loop", until, {"command": baseline, "pattern": "^step 1:"}),
     )
     ratios = (
         Ratio("first_step_warm_s", "seconds", sides[0].name),

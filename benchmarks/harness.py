@@ -1,7 +1,7 @@
 """Runs the sides of a case in alternation, each in a process of its own, and compares their measures.
 
-A `Case` has sides, of which the first is usually ours. A side may come in variants: batch sizes of a rival, compiled or
-not. They are raced once, before the pairs, and the fastest takes part, so that every rival runs at its best.
+A `Case` has sides, of which the first is usually ours. A side may come in variants: batch sizes of a baseline, compiled
+or not. They are raced once, before the pairs, and the fastest takes part, so that every baseline runs at its best.
 """
 
 import dataclasses

@@ -33,7 +33,7 @@ def _case(key: str, exemplars: str, quick: bool) -> Case:
     }
     sides = (
         Side("ours_f32", "benchmarks.commands:job", ours),
-        Side("lm_eval_f32", "benchmarks.rivals:lm_eval", {"folder": str(folder), "prompts": str(file)}, variants),
+        Side("lm_eval_f32", "benchmarks.baselines:lm_eval", {"folder": str(folder), "prompts": str(file)}, variants),
     )
     ratios = [Ratio(key, "wall_seconds", "ours_f32", "lm_eval_f32")]
     return Case(exemplars, sides, tuple(ratios), race="wall_seconds", warm_up=("ours_f32",))

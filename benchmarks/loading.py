@@ -19,22 +19,22 @@ def cases(quick: bool) -> Sequence[Case]:
     gguf = Path(assets.resolve("asset:smollm2-135m-instruct"))
     t5x = float32 / "t5x" / "checkpoint_0"
     tokenizer = str(float32 / "stripped")
-    gguf_rival = {"folder": str(gguf.parent), "gguf_file": gguf.name}
+    gguf_baseline = {"folder": str(gguf.parent), "gguf_file": gguf.name}
     return [
         _case("huggingface_f32", float32 / "stripped", {}, {"folder": tokenizer}),
         _case("huggingface_bf16", bfloat16, {}, {"folder": str(bfloat16)}),
-        _case("gguf_4bit", gguf, {}, gguf_rival),
+        _case("gguf_4bit", gguf, {}, gguf_baseline),
         _case("t5x", t5x, {"vocabulary": tokenizer, "gin_model": "models/smollm2_135m.gin"}, None),
     ]
 
 
-def _case(name: str, path: Path, options: dict[str, str], rival: dict[str, str] | None) -> Case:
+def _case(name: str, path: Path, options: dict[str, str], baseline: dict[str, str] | None) -> Case:
     files = sorted(path.glob("*.safetensors")) if path.suffix != ".gguf" else [path]
     read = [str(file) for file in files or path.rglob("*") if file.is_file()]
     sides = [Side("ours", "benchmarks.ours:load", {"path": str(path), "files": read, **options})]
     ratios = [Ratio(f"loading_{name}_s_per_gb", "seconds_per_gb", "ours")]
-    if rival:
-        sides.append(Side("transformers", "benchmarks.rivals:load", {"files": read, **rival}))
+    if baseline:
+        sides.append(Side("transformers", "benchmarks.baselines:load", {"files": read, **baseline}))
         ratios.append(Ratio(f"loading_{name}_vs_transformers", "seconds", "ours", "transformers"))
     return Case(name, tuple(sides), tuple(ratios))
 

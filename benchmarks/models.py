@@ -52,7 +52,7 @@ def _random(name: str, settings: dict[str, object]) -> Path:
     folder = FOLDER / name
     if not folder.is_dir():
         with files.replacing(folder) as made:
-            run_process("benchmarks.rivals:write_random", {"folder": str(made), **settings})
+            run_process("benchmarks.baselines:write_random", {"folder": str(made), **settings})
     return folder
 
 

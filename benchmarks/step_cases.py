@@ -22,39 +22,39 @@ class Shape:
 
 
 def step_case(
-    name: str, stage: str, folder: Path, shape: Shape, rival: str, prefix: str = "", vocabulary: str = ""
+    name: str, stage: str, folder: Path, shape: Shape, baseline: str, prefix: str = "", vocabulary: str = ""
 ) -> Case:
-    """A case with its ratios `<stage>_time_vs_<rival>_f32` and `<stage>_memory_vs_<rival>_f32`.
+    """A case with its ratios `<stage>_time_vs_<baseline>_f32` and `<stage>_memory_vs_<baseline>_f32`.
 
     Args:
         name: of the case.
         stage: "stage1", "stage2" or "finetune".
         folder: of the model.
         shape: of the batch.
-        rival: what the other program is called.
+        baseline: what the other program is called.
         prefix: of the ratios' keys.
         vocabulary: tokenizer for us, where the folder has none.
     """
     settings = {"folder": str(folder), "stage": stage, **dataclasses.asdict(shape)}
     variants = _VARIANTS if settings.pop("compiled") else {"as it is": {}}
     mine = settings | {"vocabulary": vocabulary}
-    theirs = f"{rival}_f32"
+    theirs = f"{baseline}_f32"
     sides = [
         Side("ours_f32", "benchmarks.ours:train_step", mine),
-        Side(theirs, "benchmarks.rivals:train_step", settings, variants, optional=True),
+        Side(theirs, "benchmarks.baselines:train_step", settings, variants, optional=True),
     ]
     key = prefix + stage
     ratios = [Ratio(f"{key}_time_vs_{theirs}", "seconds", "ours_f32", theirs)]
     ratios += [Ratio(f"{key}_memory_vs_{theirs}", "peak_bytes", "ours_f32", theirs)]
     if not prefix:  # a decoder's head computes the logits of inputs too, unless the loss is written by hand
         by_hand = "torch_by_hand_f32"
-        sides += [Side(by_hand, "benchmarks.rivals:train_step", settings | {"target_logits": True})]
+        sides += [Side(by_hand, "benchmarks.baselines:train_step", settings | {"target_logits": True})]
         ratios += [Ratio(f"{key}_time_vs_{by_hand}", "seconds", "ours_f32", by_hand)]
     if machine.fast_bfloat16():
-        theirs = f"{rival}_bf16"
+        theirs = f"{baseline}_bf16"
         sides += [
             Side("ours_bf16", "benchmarks.ours:train_step", mine | {"dtype": "bfloat16"}),
-            Side(theirs, "benchmarks.rivals:train_step", settings | {"bfloat16": True}, variants, optional=True),
+            Side(theirs, "benchmarks.baselines:train_step", settings | {"bfloat16": True}, variants, optional=True),
         ]
         ratios += [Ratio(f"{key}_time_vs_{theirs}", "seconds", "ours_bf16", theirs)]
         ratios += [Ratio(f"{key}_memory_vs_{theirs}", "peak_bytes", "ours_bf16", theirs)]

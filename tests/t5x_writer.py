@@ -108,10 +108,10 @@ def zarr(folder: Path, name: str, array: np.ndarray, form: str = "file", **metad
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
-        *rooms, last = path.split("/")
+        *subtrees, last = path.split("/")
         node = tree
-        for room in rooms:
-            node = node.setdefault(room, {})
+        for subtree in subtrees:
+            node = node.setdefault(subtree, {})
         node[last] = leaf
     return tree
 

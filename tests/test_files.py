@@ -1,4 +1,4 @@
-"""Writing all or nothing: what killed and rival writers leave.
+"""Writing all or nothing: what killed and concurrent writers leave.
 
 Reference: POSIX, whose kernel drops a dead process's locks.
 """

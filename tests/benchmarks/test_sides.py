@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ours, rivals
+from benchmarks import baselines, ours
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,20 +25,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for kind, sizes in (("Llama", LLAMA), ("T5", T5)):
         made[kind] = tmp_path_factory.mktemp(kind)
-        rivals.write_random(str(made[kind]), kind, sizes)
+        baselines.write_random(str(made[kind]), kind, sizes)
     return made
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", ["Llama", "T5"])
 def test_same_loss(folders: dict[str, Path], kind: str, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals, "_all_cores", lambda: None)
+    monkeypatch.setattr(baselines, "_all_cores", lambda: None)
     shape: dict[str, Any] = {"rows": 2, "prompt": STAGES[stage], "inputs": 7, "targets": 3, "steps": 1}
     folder = str(folders[kind])
     mine = ours.train_step(folder, stage, **shape, vocabulary="bytes")
-    theirs = rivals.train_step(folder, stage, **shape)
+    theirs = baselines.train_step(folder, stage, **shape)
     assert mine["first_loss"] == pytest.approx(theirs["first_loss"], rel=1e-4)
     if kind == "Llama":
-        by_hand = rivals.train_step(folder, stage, **shape, target_logits=True)
+        by_hand = baselines.train_step(folder, stage, **shape, target_logits=True)
         assert mine["first_loss"] == pytest.approx(by_hand["first_loss"], rel=1e-4)
     assert {*mine} == {*theirs} == {"seconds", "first_loss", "peak_bytes", "growth_bytes"}

@@ -115,7 +115,7 @@ def test_killed_run_goes_on(tiny_folder: Path, reference: Path, tmp_path: Path, 
         ["results.json", "stage2", "stage1/stage.json", "stage1/prompt"],
         ["results.json", "stage2/stage.json", "stage2/checkpoints/9", "stage2/outputs/step_000009.jsonl"],
     ],
-    ids=["closing evaluation", "end of stage 2", "end of stage 1", "last checkpoint"],
+    ids=["final evaluation", "end of stage 2", "end of stage 1", "last checkpoint"],
 )
 def test_what_is_missing_is_made_again(tiny_folder: Path, reference: Path, tmp_path: Path, missing: list[str]) -> None:
     """Moments that last too short to be hit by chance."""
