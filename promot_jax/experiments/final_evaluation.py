@@ -65,7 +65,7 @@ def evaluate(
         folder: of the run.
         method: its name in the results.
         params: `{"model": ..., "prompt": {name: rows}}`.
-        target_prompt: name of the prompt that the fine-tuning task stands behind, or by task; "" for none.
+        target_prompt: name of the prompt that is prepended on the fine-tuning task, or by task; "" for none.
         icl_prompt: of the ICL tasks.
         stages: the finished stages by name.
         icl_params: in the place of `params` for ICL.
@@ -81,10 +81,10 @@ def evaluate(
         files.write_rows(folder / "outputs" / "target.jsonl", scored.rows)
         samples += _first(scored.rows, settings.samples)
     icl = {}
-    asked = params if icl_params is None else icl_params
+    icl_params = params if icl_params is None else icl_params
     for shots in settings.shots if experiment.icl_mixture else ():
         icl[str(shots)], rows = evaluator.icl(
-            asked, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
+            icl_params, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
         )
         files.write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
         samples += _first(rows, settings.samples)
