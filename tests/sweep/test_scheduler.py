@@ -92,7 +92,8 @@ class Fake:
             best_step=dict.fromkeys(steps, 2),
         )
         files.write({"rate": 0.1}, folder / "settings.json")
-        files.write(replace(run, samples=[Sample(task="a", input="i", target="t", output="o")]), folder / "results.json")
+        samples = [Sample(task="a", input="i", target="t", output="o")]
+        files.write(replace(run, samples=samples), folder / "results.json")
 
     def open_session(
         self, experiment: Experiment, others: list[Experiment], *, check: Callable[[], None], trains: bool
