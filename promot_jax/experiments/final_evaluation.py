@@ -9,6 +9,7 @@ from typing import Any
 from promot_jax import files, methods, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts
+from promot_jax.evaluation import example_scores
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.resume_guard import FINAL
 from promot_jax.experiments.session import Session
@@ -16,6 +17,7 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Stage
 from promot_jax.params import lora
 from promot_jax.results import records
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.schema import Run, StageRecord
 from promot_jax.results.scores import Output, Sample, StepEvaluation
 
@@ -75,17 +77,21 @@ def evaluate(
     settings = experiment.evaluation
     target = None
     samples: list[Sample] = []
+    scores_of_examples: ByEvaluation = {}
     if experiment.task:
         scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
         target = scored.entry
+        scores_of_examples |= example_scores.of_target(target, scored.rows)
         files.write_rows(folder / "outputs" / "target.jsonl", scored.rows)
         samples += _first(scored.rows, settings.samples)
     icl = {}
     asked = params if icl_params is None else icl_params
     for shots in settings.shots if experiment.icl_mixture else ():
-        icl[str(shots)], rows = evaluator.icl(
+        entry, rows = evaluator.icl(
             asked, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
         )
+        icl[str(shots)] = entry
+        scores_of_examples |= example_scores.of_icl(shots, entry, rows)
         files.write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
         samples += _first(rows, settings.samples)
     run = Run.of(
@@ -95,6 +101,7 @@ def evaluate(
         seconds=sum(stage.seconds for stage in stages.values()) + time.monotonic() - started,
         target=target,
         icl=icl,
+        example_scores=scores_of_examples,
         curve=_curve(stages),
         model=experiment.checkpoint,
         base=session.base.base,

@@ -12,6 +12,7 @@ from msgspec import Meta
 from promot_jax import methods
 from promot_jax.errors import nearest
 from promot_jax.results.bootstrap import normalized_average
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.records import NULL, Record
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -115,6 +116,8 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
     draws: list[Draw] = []  # as in `Icl`
     # share of the fine-tuned model in a model between two (WiSE-FT), whose `step` is that in percent
     alpha: float | None = None
+    # scores of single examples, where the stage tunes the model; absent from older results
+    example_scores: ByEvaluation = {}
 
     def __post_init__(self) -> None:
         """Raises ValueError for a stage that no method has."""
@@ -146,6 +149,7 @@ class Output(Sample, frozen=True, kw_only=True):
     draw: Count | None = None  # which draw of exemplars, where there are several
     step: Count | None = None  # of training, where it was evaluated during training
     likelihoods: dict[str, float | None] = {}  # log-likelihood of each label, where it was evaluated
+    statistics: list[int | float] = []  # of a metric that is computed from their sums over examples (BLEU)
 
     def sample(self) -> Sample:
         """The output as the report shows it."""
