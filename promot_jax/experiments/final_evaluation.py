@@ -11,6 +11,7 @@ import msgspec
 from promot_jax import files, methods, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts
+from promot_jax.evaluation import example_scores
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.resume_guard import FINAL
 from promot_jax.experiments.session import Session
@@ -18,6 +19,7 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Stage
 from promot_jax.params import lora
 from promot_jax.results import records
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.schema import Run, StageRecord
 from promot_jax.results.scores import Icl, Output, Sample, StepEvaluation, Tested
 
@@ -116,6 +118,7 @@ def evaluate(
         seconds=sum(stage.seconds for stage in stages.values()) + time.monotonic() - started,
         target=tested.target,
         icl=tested.icl,
+        example_scores=tested.example_scores,
         curve=_curve(stages),
         model=experiment.checkpoint,
         base=session.base.base,
@@ -152,14 +155,18 @@ def score_test(
     target = None
     icl: dict[str, Icl] = {}
     rows: Outputs = {}
+    of_examples: ByEvaluation = {}
     if experiment.task:
         scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
         target, rows["target"] = scored.entry, scored.rows
+        of_examples |= example_scores.of_target(target, scored.rows)
     for shots in settings.shots if experiment.icl_mixture else ():
-        icl[str(shots)], rows[f"icl_{shots}shot"] = evaluator.icl(
+        entry, outputs = evaluator.icl(
             icl_params, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
         )
-    return Tested(target=target, icl=icl), rows
+        icl[str(shots)], rows[f"icl_{shots}shot"] = entry, outputs
+        of_examples |= example_scores.of_icl(shots, entry, outputs)
+    return Tested(target=target, icl=icl, example_scores=of_examples), rows
 
 
 def write_outputs(folder: Path, rows: Outputs) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from promot_jax import files, trees
 from promot_jax.distributed import hosts
+from promot_jax.evaluation import example_scores
 from promot_jax.experiments import given_targets
 from promot_jax.experiments.final_evaluation import outputs_of_test, score_test, write_outputs
 from promot_jax.experiments.given_targets import TRAIN, GivenTargets
@@ -45,12 +46,15 @@ def curve_evaluation(session: Session, folder: Path, stage: Stage) -> Evaluate:
         if step == 0 and stage.tunes_model:
             scores["initial_loss"] = given_targets.of_target(session, prompt, TRAIN, limit).loss(merged)
         stripped = merged if stage.keeps_lora else {"model": params["model"]}
+        if stage.tunes_model:
+            scores["example_scores"] = example_scores.of_target(entry, rows)
         if divergence:
             scores |= divergence(stripped["model"])
         if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
             limits = (settings.curve_shots, settings.curve_split, settings.curve_examples)
             icl, icl_rows = session.evaluator.icl(stripped, *limits, intervals=False, draws=settings.curve_draws)
             scores |= {"icl": icl.norm_avg, "format_share": icl.format_share, "tasks": icl.tasks, "draws": icl.draws}
+            scores["example_scores"] |= example_scores.of_icl(settings.curve_shots, icl, icl_rows)
             rows = rows + icl_rows
         if settings.curve_test and stage.tunes_model:
             scores["test"], outputs_of = score_test(session, merged, stripped, names)

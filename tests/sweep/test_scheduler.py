@@ -31,6 +31,7 @@ from promot_jax.experiments import stage as runs
 from promot_jax.experiments.settings import Experiment
 from promot_jax.jobs import compare as jobs
 from promot_jax.results import schema as results
+from promot_jax.results.example_scores import ExampleScores
 from promot_jax.results.records import replace
 from promot_jax.results.scores import Draw, Icl, Sample, Score, StepEvaluation, Target
 from promot_jax.sweep import collect as outcomes
@@ -558,6 +559,24 @@ def test_tasks_and_rates_on_a_model(
     assert [row["id"] for row in first] == [row["id"] for row in second]
     assert all(a["input"] != b["input"] for a, b in zip(first, second, strict=True))  # other exemplars
     assert other.tasks.keys() == one.tasks.keys() == {"tiny_colour", "tiny_size"}
+    assert list(promot.example_scores) == ["target", "icl_1shot", "icl_1shot/draw_1"]
+    assert promot.target and _mean(promot.example_scores["target"]["tiny_size"]) == pytest.approx(promot.target.score)
+    for name, draw in (("icl_1shot", one), ("icl_1shot/draw_1", other)):
+        means = {task: pytest.approx(_mean(scores)) for task, scores in promot.example_scores[name].items()}
+        assert draw.tasks == means
+        for task, scores in promot.example_scores[name].items():
+            same = prompt.example_scores[name][task]
+            assert (scores.examples, scores.prompts) == (same.examples, same.prompts)
+    last = promot.curve[-1]
+    assert list(last.example_scores) == list(promot.example_scores)
+    assert _mean(last.example_scores["target"]["tiny_size"]) == pytest.approx(last.target)
+    assert not prompt.curve[-1].example_scores  # its stage leaves the model as it was
+
+
+def _mean(scores: ExampleScores) -> float:
+    values = scores.values()
+    assert values is not None
+    return float(values.mean())
 
 
 def test_layers_that_are_not_there_are_said_before_anything_is_trained(
