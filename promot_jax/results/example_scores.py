@@ -51,3 +51,8 @@ ByEvaluation: TypeAlias = dict[str, dict[str, ExampleScores]]  # by evaluation (
 def icl(shots: int | str, draw: int = 0) -> str:
     """Names an ICL evaluation: `icl_1shot`; of a further draw of exemplars `icl_1shot/draw_1`."""
     return f"icl_{shots}shot" + (f"/draw_{draw}" if draw else "")
+
+
+def is_icl(name: str, shots: int | str) -> bool:
+    """Whether `icl` names some draw so."""
+    return name.partition("/")[0] == icl(shots)
