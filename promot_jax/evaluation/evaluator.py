@@ -247,7 +247,7 @@ class Evaluator:
     def _judged(self, question: Question, raw: str, likelihoods: dict[str, float]) -> _Answer:
         example, request, dropped = question.example, question.request, question.dropped_shots
         prompt = unmarked(request.text)
-        target, answer, score = judge(text.get(question.task), example, self._sampler.answer(raw))
+        judged = judge(text.get(question.task), example, self._sampler.answer(raw))
         row = Output(
             task=text.base_task(question.task),
             id=example.id,
@@ -255,13 +255,14 @@ class Evaluator:
             dropped_shots=dropped,
             input=prompt,
             query=len(prompt) - len(unmarked(example.inputs)) if dropped < example.shots else 0,
-            target=target,
+            target=judged.target,
             raw=raw,
-            output=answer,
-            score=score,
+            output=judged.output,
+            score=judged.score,
             likelihoods={**likelihoods},
+            statistics=judged.statistics,
         )
-        return _Answer(row, target, answer, (likelihoods, example.targets.strip()))
+        return _Answer(row, judged.target, judged.output, (likelihoods, example.targets.strip()))
 
     def _score(self, name: str, answers: Sequence[_Answer], intervals: bool) -> Scored[Score]:
         task, rows = text.get(name), [answer.row for answer in answers]

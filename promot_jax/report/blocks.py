@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from promot_jax.methods import label
-from promot_jax.report.tables import ABSENT, Checkpoint, number, ordered, place, varied
-from promot_jax.results import bootstrap, matched_target, spread
+from promot_jax.report.tables import ABSENT, Checkpoint, number, ordered, place, signed, varied
+from promot_jax.results import bootstrap, matched_target, paired, spread
+from promot_jax.results.paired import Difference
 from promot_jax.results.schema import Comparison
 from promot_jax.results.scores import StepEvaluation
 
@@ -21,6 +22,13 @@ SPREAD = (
     "within 0 to 100; two values are too few for one, two seeds have their range. The standard deviations tell the two "
     "kinds of spread apart."
 )
+PAIRED = (
+    "Test split, best checkpoints: first method less second, on the same examples with the same exemplars, mean over "
+    "seeds and draws of exemplars. In brackets the 95 % interval of a paired bootstrap that draws seeds and examples; "
+    "with one seed it draws examples only, and says nothing of other seeds. * The interval leaves out 0. Intervals are "
+    "not corrected for the number of comparisons; of fewer than five seeds they are too narrow where seeds differ much "
+    "more than examples do."
+)
 
 
 class Block(NamedTuple):
@@ -32,8 +40,58 @@ class Block(NamedTuple):
 
 
 def blocks(results: Comparison) -> list[Block]:
-    """What a comparison has besides its scores: methods at matched target score, settings tried, spreads."""
-    return [block for block in (matched(results), _tried(results), _spreads(results)) if len(block.rows) > 1]
+    """What a comparison has besides its scores: paired differences, matched target score, settings tried, spreads."""
+    differences = paired.differences(results)
+    found = (_paired(differences), matched(results), _tried(results), _spreads(results), _paired_tasks(differences))
+    return [block for block in found if len(block.rows) > 1]
+
+
+def _paired(differences: Sequence[Difference]) -> Block:
+    """Paired differences in target score and ICL average: a row for each pair of methods."""
+    kept = [one for one in differences if one.score in (paired.TARGET, paired.AVERAGE)]
+    columns = dict.fromkeys(sorted(((one.score, one.shots) for one in kept), key=lambda key: int(key[1] or 0)))
+    rows = [["difference", *(_with_shots(*key) for key in columns), "seeds", "examples"]]
+    for (first, second), members in _by_pair(kept).items():
+        cells = {(one.score, one.shots): one for one in members}
+        seeds = max(one.seeds for one in members)
+        sizes = {"target" if one.shots is None else "ICL": one.examples for one in members}
+        shown = [_difference(cells.get(key)) for key in columns]
+        counts = ["1: examples only" if seeds == 1 else str(seeds), ", ".join(f"{n} {of}" for of, n in sizes.items())]
+        rows.append([f"{label(first)} - {label(second)}", *shown, *counts])
+    return Block("Paired differences", rows, PAIRED)
+
+
+def _paired_tasks(differences: Sequence[Difference]) -> Block:
+    """Paired differences of each ICL task: a row for each pair of methods and task."""
+    kept = [one for one in differences if one.score not in (paired.TARGET, paired.AVERAGE)]
+    shots = sorted({one.shots for one in kept if one.shots is not None}, key=int)
+    rows = [["difference", "task", *(f"{count}-shot" for count in shots), "seeds"]]
+    for (first, second), members in _by_pair(kept).items():
+        for task in dict.fromkeys(one.score for one in members):
+            cells = {one.shots: one for one in members if one.score == task}
+            seeds = max(one.seeds for one in cells.values())
+            shown = [_difference(cells.get(count)) for count in shots]
+            rows.append([f"{label(first)} - {label(second)}", task, *shown, str(seeds)])
+    return Block("Paired differences of each ICL task", rows, PAIRED)
+
+
+def _by_pair(differences: Sequence[Difference]) -> dict[tuple[str, str], list[Difference]]:
+    pairs: dict[tuple[str, str], list[Difference]] = {}
+    for one in differences:
+        pairs.setdefault((one.first, one.second), []).append(one)
+    return pairs
+
+
+def _with_shots(score: str, shots: str | None) -> str:
+    return score if shots is None else f"{score}, {shots}-shot"
+
+
+def _difference(one: Difference | None) -> str:
+    """`+3.1* [+1.0, +5.2]`, or "-" for none."""
+    if one is None:
+        return ABSENT
+    low, high = map(signed, one.ci95)
+    return f"{signed(one.mean)}{'*' if one.clear else ''} [{low}, {high}]"
 
 
 def matched(results: Comparison) -> Block:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from promot_jax.results import records
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.provenance import commit, versions
 from promot_jax.results.records import NULL, Document, Record
 from promot_jax.results.scores import Count, Icl, Interval, Percent, Sample, StepEvaluation, Target
@@ -38,6 +39,7 @@ class Run(Document, frozen=True, kw_only=True):
     target: Target | None  # score of the fine-tuned task, None where it was not evaluated
     icl: dict[str, Icl]  # ICL scores by number of shots
     curve: list[StepEvaluation]  # evaluations during training
+    example_scores: ByEvaluation = {}  # scores of single examples of the test split; absent from older results
     versions: dict[str, str | None] = {}  # of packages
     commit: str | None = NULL  # of the code
     model: str | None = None  # path of the base model
