@@ -95,7 +95,7 @@ def evaluate(
         folder: of the run.
         method: its name in the results.
         params: `{"model": ..., "prompt": {name: rows}}`.
-        target_prompt: name of the prompt that the fine-tuning task stands behind, or by task; "" for none.
+        target_prompt: name of the prompt that is prepended on the fine-tuning task, or by task; "" for none.
         icl_prompt: of the ICL tasks.
         stages: the finished stages by name.
         icl_params: in the place of `params` for ICL.
@@ -107,8 +107,8 @@ def evaluate(
     if earlier:
         tested, rows = earlier[0], _outputs_in(earlier[1])
     else:
-        asked = params if icl_params is None else icl_params
-        tested, rows = score_test(session, params, asked, target_prompt, icl_prompt)
+        icl_params = params if icl_params is None else icl_params
+        tested, rows = score_test(session, params, icl_params, target_prompt, icl_prompt)
     write_outputs(folder / "outputs", rows)
     samples = [sample for each in rows.values() for sample in _first(each, settings.samples)]
     run = Run.of(
