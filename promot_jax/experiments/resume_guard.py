@@ -63,6 +63,7 @@ YOUNGER = {
     "exemplars": "per_example",
     "likelihood": False,
     "divergence": False,
+    "curve_test": False,
 }
 
 

@@ -12,10 +12,10 @@ from promot_jax.results.schema import Comparison
 from promot_jax.results.scores import StepEvaluation
 
 MATCHED = (
-    "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "
-    "checkpoint that reaches it, after at least one update of the model: none looks better for having learnt less of "
-    "the target. Step 0 is before the first update of the model: the pretrained model, without a prompt. Scores "
-    "of the validation split, as in the curves."
+    "It is, seed by seed, the lowest of the methods' best target scores. Each method is shown at its first checkpoint "
+    "that reaches it, after at least one update of the model: none looks better for having learnt less of the target. "
+    "Step 0 is before the first update of the model: there ICL is that of the pretrained model. All scores are of the "
+    "validation split, as in the curves. In brackets: range over seeds."
 )
 SPREAD = (
     "Mean over seeds of the means over exemplar draws: of best checkpoints on the test split, of those at matched "
@@ -110,7 +110,8 @@ def matched(results: Comparison) -> Block:
     curves = {name: [runs[seed].curve if seed in runs else [] for seed in seeds] for name, runs in members.items()}
     found = matched_target.matched(curves)
     used = [seed for index, seed in enumerate(seeds) if any(matches[index] for matches in found.values())]
-    rows = [["method", "step of each seed", "target score", "ICL average", "change from step 0", "format share (%)"]]
+    header = ["method", "step of each seed", "target score", "ICL average", "ICL, change from step 0"]
+    rows = [[*header, "format share (%)"]]
     thresholds: dict[int, float] = {}
     for method, matches in found.items() if used else ():
         kept = [(seed, match) for seed, match in zip(seeds, matches, strict=True) if match is not None]

@@ -40,13 +40,13 @@ def write(results: Run | Comparison, folder: str | os.PathLike[str], analysed: S
     results = as_comparison(results)
     folder = Path(folder)
     shares = tables.format_shares(results)
-    facts = "\n".join(f"- {name}: {escape(value)}" for name, value in tables.facts([results], folder).items())
-    parts = [f"# {page.TITLE}", facts, escape(tables.TERMS), *_images(figures.first(results), folder, "##")]
-    parts += [*_tables(blocks.leading(results)), "## Scores", _scores(tables.scores(results)), *_blocks(results)]
+    parts = [f"# {page.TITLE}", _listing(tables.facts([results], folder))]
+    parts += [*_images(figures.first(results), folder, "##"), *_tables(blocks.leading(results))]
+    parts += ["## Scores", _listing(tables.TERMS), _scores(tables.scores(results)), *_blocks(results)]
     if missing := tables.unfinished(results):
         parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
     if shares.rows:
-        parts += ["## Format share per task (%)", markdown_table(shares)]
+        parts += ["## Format share per task (%)", _scores(shares)]
     parts += ["## Figures", *_figures(results, folder)]
     if aligned := page.alignments(folder, *analysed):
         parts += ["## Gradient alignment", *_alignments(aligned, folder)]
@@ -64,7 +64,8 @@ def write_tasks(
 
     `reports` are the `report.md` of each task, in `folder` or below it.
     """
-    parts = [f"# {page.TITLE}"]
+    facts = tables.facts(list(by_task.values()), folder)
+    parts = [f"# {page.TITLE}", _listing(facts), "## How to read the tables", _listing(tables.TERMS)]
     for task, results in by_task.items():
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})"]
@@ -118,7 +119,11 @@ def _whole(seconds: float | None) -> str | None:
 def _scores(scores: tables.Table) -> str:
     if not scores.rows:
         return "No scores."
-    return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), escape(tables.READING)])])
+    return "\n\n".join([markdown_table(scores), *map(escape, scores.notes)])
+
+
+def _listing(items: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {escape(text)}" for name, text in items.items())
 
 
 def _tables(found: Sequence[blocks.Block], level: str = "##") -> list[str]:

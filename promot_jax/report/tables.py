@@ -15,19 +15,20 @@ Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
 AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
 
-TERMS = (
-    "Target: the task that the model was fine-tuned on. ICL: in-context learning, tasks that the model was not "
-    "fine-tuned on, evaluated with exemplars (4-shot: four of them) and without a soft prompt. Norm. Avg.: mean of the "
-    "ICL tasks' scores, each on 0 to 100, all tasks weighing the same. Format share: ICL outputs that are one of the "
-    "fine-tuned task's labels, in percent, of tasks that do not share labels with it; more than pretrained: the model "
-    "answers other tasks as if they were the fine-tuned one. n: number of examples."
-)
-READING = (
-    "With a sign: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
-    "several, otherwise the 95 % bootstrap interval over examples. Where examples were evaluated with several draws "
-    "of exemplars, scores are of the first."
-)
-
+# What the words and signs of the tables mean.
+TERMS = {
+    "Target": "the task that the model was fine-tuned on. Target score: the score on it, with the method's soft prompt "
+    "prepended where it has one.",
+    "ICL": "in-context learning: tasks that the model was not fine-tuned on, evaluated with exemplars in the input "
+    "(4-shot: four of them) and without a soft prompt.",
+    "Norm. Avg.": "mean of the ICL tasks' scores, each on 0 to 100, all tasks weighing the same.",
+    "Format share": "percentage of ICL outputs that are one of the target's labels. More than pretrained: the model "
+    "answers other tasks as if they were the target. ICL tasks that have such a label themselves have none.",
+    "n": "number of examples.",
+    "With a sign": "difference to pretrained, paired by seed.",
+    "In brackets": "range over seeds where a cell averages several, otherwise the 95 % bootstrap interval over "
+    "examples. Of several draws of exemplars, scores are of the first.",
+}
 LIKELIHOOD = (
     "acc: accuracy of the label with the greatest log-likelihood; acc norm: of the greatest one per character, as in "
     "lm-eval."
@@ -43,7 +44,7 @@ class Cell:
     high: float | None
     change: float | None  # difference to pretrained, None for pretrained itself or where pretrained has no such score
     seeds: int  # how many the mean is over
-    clear: bool = field(default=True, compare=False)  # False where its interval and pretrained's overlap
+    clear: bool = field(default=False, compare=False)  # whether its interval and pretrained's are known and disjoint
 
     def main(self) -> str:
         """`55.0 (+3.1)`."""
@@ -136,7 +137,7 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
         table.rows.append(Row(f"{name} ({', '.join(metrics[name])})" if kind == _ICL else name, cells))
     shown = {label(m): run.target.shots for m, members in views.items() for run in members.values() if run.target}
     if with_shots := ", ".join(f"{name} ({count}-shot)" for name, count in shown.items() if count):
-        table.notes.append(f"Asked on the target as they were trained, behind exemplars: {with_shots}.")
+        table.notes.append(f"Evaluated on the target with exemplars in the input, as trained: {with_shots}.")
     if any(kind == _LIKELIHOOD for kind, _ in rows):
         table.notes.append(LIKELIHOOD)
     partial = [
@@ -148,6 +149,7 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     ]
     if partial:
         table.notes.append(f"Not in the averages, as tasks are missing: {', '.join(partial)}.")
+    table.notes += _sharing_labels(runs)
     return table
 
 
@@ -163,7 +165,17 @@ def format_shares(results: Comparison) -> Table:
         return found
 
     rows = [Row(name, cells) for (_, name), cells in _rows(views, values).items() if cells]
-    return Table(list(views), _runs_and_shots(views)[1], rows)
+    runs, shots = _runs_and_shots(views)
+    return Table(list(views), shots, rows, _sharing_labels(runs))
+
+
+def _sharing_labels(runs: Sequence[Run | Matched]) -> list[str]:
+    """A note that names the ICL tasks without a format share, where others of the same evaluation have one."""
+    names: dict[str, None] = {}
+    for icl in (icl for run in runs for icl in run.icl.values()):
+        if any(task.format_share is not None for task in icl.tasks.values()):
+            names |= dict.fromkeys(name for name, task in icl.tasks.items() if task.n and task.format_share is None)
+    return [f"No format share, as a label of theirs is one of the target's: {', '.join(names)}."] if names else []
 
 
 def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict[str, str]:
@@ -293,7 +305,7 @@ def _rows(
 
 def _cell(by_seed: Mapping[int, _Value], reference: Mapping[int, _Value] | None) -> Cell:
     value, low, high = _interval(by_seed)
-    change, clear = None, True
+    change, clear = None, False
     if reference:
         _, from_low, from_high = _interval(reference)
         if low is not None and high is not None and from_low is not None and from_high is not None:

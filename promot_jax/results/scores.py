@@ -95,6 +95,14 @@ class Icl(Record, frozen=True, kw_only=True):
         return Draw(norm_avg=self.norm_avg, format_share=self.format_share, tasks=scores)
 
 
+class Tested(Record, frozen=True, kw_only=True):
+    """Scores of one model on the test split."""
+
+    target: Target | None = NULL  # of the fine-tuned task, with its soft prompt
+    icl: dict[str, Icl] = {}  # by number of shots, stripped
+    example_scores: ByEvaluation = {}  # of single examples
+
+
 class StepEvaluation(Record, frozen=True, kw_only=True):
     """Evaluation at a step of training, on the validation split; an item of a curve."""
 
@@ -114,6 +122,7 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
     target_n: Count | None = None  # examples of the fine-tuned task
     tasks: dict[str, Score] = {}  # score of each ICL task
     draws: list[Draw] = []  # as in `Icl`
+    test: Tested | None = None  # with `Evaluation.curve_test`
     # share of the fine-tuned model in a model between two (WiSE-FT), whose `step` is that in percent
     alpha: float | None = None
     # scores of single examples, where the stage tunes the model; absent from older results

@@ -64,7 +64,7 @@ def collect(grid: Grid, stale: float) -> dict[str, Comparison]:
                     kept += map(_as_labelled, done)
                 else:
                     others += [replace(_as_labelled(cell), varied=dict(cell.varied)) for cell in done]
-            if candidates[best].varied:
+            if candidates[best].varied and candidates[best].validation is not None:
                 selection[label] = Selection(chosen=candidates[best].varied, candidates=candidates)
         joined = join_runs(kept)
         comparisons[task] = replace(

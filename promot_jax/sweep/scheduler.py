@@ -24,6 +24,7 @@ from promot_jax.params import freezing
 from promot_jax.results import schema
 from promot_jax.results.schema import Comparison
 from promot_jax.sweep import status
+from promot_jax.sweep.archive import keep, restore
 from promot_jax.sweep.collect import latest, publish
 from promot_jax.sweep.grid import Cell, Grid
 from promot_jax.sweep.leases import hold, owner
@@ -35,7 +36,14 @@ OF_ALL_CELLS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO
 NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
 
 
-def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
+def run(
+    grid: Grid,
+    wait: bool,
+    stale: float,
+    serve: int | None = None,
+    archive: Path | None = None,
+    run_cells: bool = True,
+) -> None:
     """Runs the cells of a comparison that are not there yet, and reports what is there; arguments as of the job.
 
     Raises:
@@ -48,14 +56,13 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
     if serve is not None and not 0 <= serve < 2**16:
         raise UserError(f"SERVE is {serve}, which is no port: give one from 1 to 65535, or 0 for any.")
     cells = list(grid.cells())
-    experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
-    session = open_session(grid.experiment_of(cells[0]), experiments, check=partial(_check, grid, cells), trains=True)
-    _check_frozen(grid, cells, session)
-    with _served(grid, serve if hosts.is_writer() else None):
-        _Process(grid, session, stale).run(cells, wait)
-        publish(grid, stale)
-        if hosts.is_writer():
-            _report(grid, stale)
+    if archive:
+        restore(grid, archive, cells)
+    if run_cells:
+        _run_cells(grid, cells, wait, stale, serve, archive)
+    publish(grid, stale)
+    if hosts.is_writer():
+        _report(grid, stale)
     failed = hosts.decide(
         lambda: [f"{cell}: {failed.message}" for cell in cells if (failed := status.failure(grid, cell))], "failures"
     )
@@ -63,6 +70,17 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         raise TrainingError(
             f"{len(failed)} of {len(cells)} cells failed, the report has the others. {' '.join(failed)}"
         )
+
+
+def _run_cells(
+    grid: Grid, cells: Sequence[Cell], wait: bool, stale: float, serve: int | None, archive: Path | None
+) -> None:
+    """Loads the model and runs the cells that are not there yet."""
+    experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
+    session = open_session(grid.experiment_of(cells[0]), experiments, check=partial(_check, grid, cells), trains=True)
+    _check_frozen(grid, cells, session)
+    with _served(grid, serve if hosts.is_writer() else None):
+        _Process(grid, session, stale, archive).run(cells, wait)
 
 
 def _check(grid: Grid, cells: Sequence[Cell]) -> None:
@@ -107,13 +125,13 @@ def _analysed(grid: Grid) -> list[Path]:
 class _Process:
     """One process's part in a comparison."""
 
-    def __init__(self, grid: Grid, session: Session, stale: float):
-        self._grid, self._session, self._stale = grid, session, stale
+    def __init__(self, grid: Grid, session: Session, stale: float, archive: Path | None):
+        self._grid, self._session, self._stale, self._archive = grid, session, stale, archive
         self._sessions: dict[tuple[str, int, int], Session] = {}
-        self._donors: dict[tuple[Any, ...], Cell] = {}
+        self._donors: dict[tuple[Any, ...], list[Cell]] = {}
         for cell in grid.cells():
             if (stage := grid.first_stage(cell)) is not None:
-                self._donors.setdefault(stage, cell)
+                self._donors.setdefault(stage, []).append(cell)
 
     def run(self, cells: Sequence[Cell], wait: bool) -> None:
         """Runs cells until each is finished, has failed or, without `wait`, is another process's."""
@@ -146,6 +164,8 @@ class _Process:
             if verdict == "run":
                 self._attempt(cell)
         if verdict == "run":
+            if self._archive:
+                keep(self._grid, self._archive, [cell])
             publish(self._grid, self._stale)
         return verdict != "wait"
 
@@ -204,10 +224,17 @@ class _Process:
         return failure is not None and failure.lasting
 
     def _donor(self, cell: Cell) -> Cell | None:
-        """The first cell of the grid with the same first stage, if that is not this one."""
+        """The first cell of the grid that has, or will have, the same first stage, if that is not this one.
+
+        A cell from an archive is settled, and has no stage.
+        """
         stage = self._grid.first_stage(cell)
-        donor = None if stage is None else self._donors[stage]
-        return None if donor == cell else donor
+        names = self._first_folders(cell) if stage else []
+        for one in self._donors[stage] if stage else ():
+            there = [stage_folder.describe(one.folder / name) for name in names]
+            if one == cell or all(there) or not self._settled(one):
+                return None if one == cell else one
+        return None
 
     def _awaits_stage(self, cell: Cell) -> bool:
         """Whether another process is training the stage that this cell shares."""

@@ -33,7 +33,7 @@ from promot_jax.jobs import compare as jobs
 from promot_jax.results import schema as results
 from promot_jax.results.example_scores import ExampleScores
 from promot_jax.results.records import replace
-from promot_jax.results.scores import Draw, Icl, Score, StepEvaluation, Target
+from promot_jax.results.scores import Draw, Icl, Sample, Score, StepEvaluation, Target
 from promot_jax.sweep import collect as outcomes
 from promot_jax.sweep import scheduler as compare
 from promot_jax.sweep.grid import Grid
@@ -92,7 +92,9 @@ class Fake:
             curve=curve,
             best_step=dict.fromkeys(steps, 2),
         )
-        files.write(run, folder / "results.json")
+        files.write({"rate": 0.1}, folder / "settings.json")
+        samples = [Sample(task="a", input="i", target="t", output="o")]
+        files.write(replace(run, samples=samples), folder / "results.json")
 
     def open_session(
         self, experiment: Experiment, others: list[Experiment], *, check: Callable[[], None], trains: bool
@@ -102,10 +104,10 @@ class Fake:
         self.opened = [other.task for other in others]
         return experiment
 
-    def run(self, one: Grid, wait: bool = True, stale: float = 60.0) -> None:
+    def run(self, one: Grid, wait: bool = True, stale: float = 60.0, **given: Any) -> None:
         self.workdir = one.workdir
         self.trained.clear()
-        compare.run(one, wait, stale)
+        compare.run(one, wait, stale, **given)
 
 
 @pytest.fixture(name="fake")
@@ -139,6 +141,38 @@ def test_equal_stages_are_trained_once(fake: Fake, tmp_path: Path, capsys: pytes
     assert lines[2] == "==== 3 of 6: promot, review, learning_rate 0.01, seed 0; about 4 min left ===="
     fake.run(one)
     assert fake.trained == []
+
+
+def test_archived_cells_are_not_run_again(fake: Fake, tmp_path: Path) -> None:
+    """A new machine has the archive alone: it runs the cells that are new, and reports all."""
+    archive, rates = tmp_path / "archive", {"learning_rate": (1e-3, 1e-2)}
+    fake.run(grid(tmp_path / "old", ("prompt_tuning", "finetune"), varied=rates), archive=archive)
+    kept = sorted(path.relative_to(archive).as_posix() for path in archive.rglob("*") if path.is_file())
+    assert kept == sorted(
+        f"{cell}/seed_0/{name}.json"
+        for cell in ("prompt_tuning", "finetune/learning_rate_0.001", "finetune/learning_rate_0.01")
+        for name in ("results", "settings")
+    )
+    assert not results.read_run(archive / "prompt_tuning/seed_0").samples
+    new = grid(tmp_path / "new", ("prompt_tuning", "finetune", "promot"), varied=rates)
+    fake.run(new, archive=archive)
+    assert fake.trained == [
+        "promot/learning_rate_0.001/seed_0/stage1",  # the archived run of prompt tuning left none
+        "promot/learning_rate_0.001/seed_0/stage2",
+        "promot/learning_rate_0.01/seed_0/stage2",  # behind that of the cell before
+    ]
+    assert set(read_comparison(new.workdir).methods) == {"prompt_tuning", "finetune", "promot"}
+    assert (archive / "promot/learning_rate_0.01/seed_0/results.json").is_file()
+
+
+def test_a_report_alone_needs_no_model(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.run(grid(tmp_path / "old", ("finetune",)), archive=tmp_path / "archive")
+    fake.opened.clear()
+    fake.run(grid(tmp_path / "new", ("finetune", "promot")), archive=tmp_path / "archive", run_cells=False)
+    assert not fake.opened and not fake.trained
+    states = {cell.method: cell.state for cell in read_comparison(tmp_path / "new").cells}
+    assert states == {"finetune": "finished", "promot": "missing"}
+    assert (tmp_path / "new/report.html").is_file() and "report.html" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -561,7 +595,7 @@ def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     rates, strengths = {"model": (0.1,)}, {"l2sp": (0.1, 1.0)}
     chosen: dict[str, Any] = {"learning_rates": rates, "strengths": strengths, "margin": 1.0, "report": "all"}
     jobs.compare(tmp_path, EXPERIMENT, TUNING, ("finetune",), seeds=3, wait=False, stale=5.0, **chosen)
-    ((one, wait, stale, serve),) = got
+    ((one, wait, stale, serve, archive, run_cells),) = got
     wanted = grid(
         tmp_path,
         ("finetune",),
@@ -571,7 +605,7 @@ def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path
         report="all",
     )
     assert one == dataclasses.replace(wanted, methods=["finetune"])
-    assert (wait, stale, serve) == (False, 5.0, None)
+    assert (wait, stale, serve, archive, run_cells) == (False, 5.0, None, None, True)
     with pytest.raises(UserError, match="name learning_rate twice"):
         jobs.compare(
             tmp_path, EXPERIMENT, TUNING, ("finetune",), learning_rates=rates, varied={"learning_rate": (1.0,)}
