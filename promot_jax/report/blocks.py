@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from promot_jax.methods import label
+from promot_jax.report import frontier
 from promot_jax.report.tables import ABSENT, Checkpoint, number, ordered, place, signed, varied
 from promot_jax.results import bootstrap, matched_target, paired, spread
 from promot_jax.results.paired import Difference
@@ -23,7 +24,7 @@ SPREAD = (
     "kinds of spread apart."
 )
 PAIRED = (
-    "Test split, best checkpoints: first method less second, on the same examples with the same exemplars, mean over "
+    "Test split, best checkpoints: first method minus second, on the same examples with the same exemplars, mean over "
     "seeds and draws of exemplars. In brackets the 95 % interval of a paired bootstrap that draws seeds and examples; "
     "with one seed it draws examples only, and says nothing of other seeds. * The interval leaves out 0. Intervals are "
     "not corrected for the number of comparisons; of fewer than five seeds they are too narrow where seeds differ much "
@@ -39,11 +40,19 @@ class Block(NamedTuple):
     reading: str
 
 
-def blocks(results: Comparison) -> list[Block]:
-    """What a comparison has besides its scores: paired differences, matched target score, settings tried, spreads."""
-    differences = paired.differences(results)
-    found = (_paired(differences), matched(results), _tried(results), _spreads(results), _paired_tasks(differences))
-    return [block for block in found if len(block.rows) > 1]
+def leading(results: Comparison) -> list[Block]:
+    """What a comparison says first: paired differences, and the areas of the frontiers."""
+    return _filled(_paired(paired.differences(results)), Block("Area of the frontier", *frontier.rows(results)))
+
+
+def further(results: Comparison) -> list[Block]:
+    """What it has besides its scores: matched target score, settings tried, spreads, differences of each task."""
+    tasks = _paired_tasks(paired.differences(results))
+    return _filled(matched(results), _tried(results), _spreads(results), tasks)
+
+
+def _filled(*blocks: Block) -> list[Block]:
+    return [block for block in blocks if len(block.rows) > 1]
 
 
 def _paired(differences: Sequence[Difference]) -> Block:
@@ -72,7 +81,7 @@ def _paired_tasks(differences: Sequence[Difference]) -> Block:
             seeds = max(one.seeds for one in cells.values())
             shown = [_difference(cells.get(count)) for count in shots]
             rows.append([f"{label(first)} - {label(second)}", task, *shown, str(seeds)])
-    return Block("Paired differences of each ICL task", rows, PAIRED)
+    return Block("Paired differences of each ICL task", rows, "Test split, as the paired differences of averages.")
 
 
 def _by_pair(differences: Sequence[Difference]) -> dict[tuple[str, str], list[Difference]]:

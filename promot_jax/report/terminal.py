@@ -14,7 +14,7 @@ from promot_jax.results.schema import Comparison, Run
 
 
 def table(results: Run | Comparison, *, width: int = 120) -> str:
-    """The paper's table for a terminal, and under it the comparison at matched target score, settings and spreads.
+    """The paper's table for a terminal, and under it paired differences, matched target score, settings and spreads.
 
     Methods that do not fit into `width` characters side by side follow below.
     """
@@ -24,7 +24,7 @@ def table(results: Run | Comparison, *, width: int = 120) -> str:
         text_table(main, width=width),
         "\n".join([*main.notes, *_wrapped((f"{term}: {text}" for term, text in tables.TERMS.items()), width)]),
     ]
-    for title, rows, reading in blocks.blocks(results):
+    for title, rows, reading in [*blocks.leading(results), *blocks.further(results)]:
         parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
 

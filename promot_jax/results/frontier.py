@@ -8,13 +8,14 @@ at an ICL of 0, to (100, 100) that lies below and to the left of a point.
 Step 0 is left out, as at matched target score (`results.matched_target`): it is the pretrained model, or prompt tuning.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from promot_jax.methods import is_plain
 from promot_jax.results import resample
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.matched_target import model_tuning
 from promot_jax.results.paired import BASELINE
 from promot_jax.results.schema import Comparison, Run
@@ -35,6 +36,18 @@ class Point:
     target_ci95: Interval | None  # as `Frontier.ci95`
     icl_ci95: Interval | None
     on_frontier: bool
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The final evaluation (test split) of a method's runs with the settings and checkpoints that were chosen."""
+
+    method: str
+    target: float  # means over seeds
+    icl: float
+    target_ci95: Interval | None  # as `Frontier.ci95`; of one older run that over its examples
+    icl_ci95: Interval | None
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +100,26 @@ def frontiers(results: Comparison) -> list[Frontier]:
     return found
 
 
+def chosen(results: Comparison, shots: str) -> list[Chosen]:
+    """What the chosen checkpoints score on the test split, of methods with a target score and an ICL average."""
+    found = []
+    for method, runs in results.methods.items():
+        scored = [(run, run.target.score, run.icl[shots].norm_avg) for run in runs if run.target and shots in run.icl]
+        points = [(run, target, icl) for run, target, icl in scored if target is not None and icl is not None]
+        if not points:
+            continue
+        moves = [_moves(run.example_scores, shots, run.icl[shots].tasks) for run, _, _ in points]
+        scores = _over_seeds([(target, icl) for _, target, icl in points], moves)
+        of_target: Interval | None
+        of_icl: Interval | None
+        of_target, of_icl = map(resample.interval, scores)
+        if len(points) == 1 and moves[0] is None:
+            (run, _, _) = points[0]
+            of_target, of_icl = run.target.ci95 if run.target else None, run.icl[shots].ci95
+        found.append(Chosen(method, float(scores[0, 0]), float(scores[1, 0]), of_target, of_icl, len(points)))
+    return found
+
+
 def area(targets: np.ndarray, icls: np.ndarray, least: float) -> np.ndarray:
     """Percent of the rectangle from (least, 0) to (100, 100) that points cover; `[..., points]` to `[...]`."""
     order = np.argsort(-targets, axis=-1, kind="stable")
@@ -100,7 +133,7 @@ def non_dominated(targets: np.ndarray, icls: np.ndarray) -> np.ndarray:
     """Which points no other one exceeds in one score without being below it in the other; of equals all."""
     t, i = targets[:, None], icls[:, None]
     exceeded = (targets >= t) & (icls >= i) & ((targets > t) | (icls > i))
-    return ~exceeded.any(axis=1)
+    return np.logical_not(exceeded.any(axis=1))
 
 
 def _centred(values: np.ndarray) -> Interval:
@@ -129,12 +162,16 @@ class _Measured:
         self.seeds = next(([*of] for of in self.keys.values()), [])
         self.keys = {key: of for key, of in self.keys.items() if [*of] == self.seeds}
         self.left_out = len(by_key) - len(self.keys)
-        resampled = [[_resampled(run, point) for run, point in of.values()] for of in self.keys.values()]
+        resampled = [
+            [_moves(p.example_scores, run.settings.get("curve_shots", ""), p.tasks) for run, p in of.values()]
+            for of in self.keys.values()
+        ]
         by_examples = all(one is not None for of in resampled for one in of)
         sources = {"seeds": len(self.seeds) > 1, "examples": by_examples and bool(self.keys)}
         self.over = " and ".join(name for name, there in sources.items() if there)
         # [points, 2 (target and ICL), 1 + resamples]
-        self.scores = np.array([_over_seeds(self.keys[key], of) for key, of in zip(self.keys, resampled, strict=True)])
+        scores = [[(p.target or 0.0, p.icl or 0.0) for _, p in of.values()] for of in self.keys.values()]
+        self.scores = np.array([_over_seeds(*of) for of in zip(scores, resampled, strict=True)])
 
     def areas(self, least: float) -> np.ndarray:
         """Area of the frontier, `[1 + RESAMPLES]`."""
@@ -145,10 +182,10 @@ class _Measured:
         kept = non_dominated(targets, icls)
         found = []
         for index, ((varied, step), of) in enumerate(self.keys.items()):
-            intervals = [resample.interval(scores) if self.over else None for scores in self.scores[index]]
+            of_target, of_icl = (resample.interval(scores) if self.over else None for scores in self.scores[index])
             _, point = next(iter(of.values()))
             scores = float(targets[index]), float(icls[index])
-            found.append(Point(dict(varied), step, point.alpha, *scores, *intervals, bool(kept[index])))
+            found.append(Point(dict(varied), step, point.alpha, *scores, of_target, of_icl, bool(kept[index])))
         return tuple(sorted(found, key=lambda point: (-point.target, point.icl)))
 
 
@@ -156,21 +193,20 @@ def _scored(curve: Iterable[StepEvaluation]) -> list[StepEvaluation]:
     return [p for p in model_tuning(curve) if p.step > 0 and p.target is not None and p.icl is not None]
 
 
-def _resampled(run: Run, point: StepEvaluation) -> np.ndarray | None:
-    """How target score and ICL average move with the examples, `[2, 1 + RESAMPLES]`; None without their scores."""
-    target = resample.of_target(point.example_scores)
-    icl = resample.of_icl(point.example_scores, run.settings.get("curve_shots", ""))
-    if not target or not icl or icl.keys() != point.tasks.keys():
+def _moves(evaluated: ByEvaluation, shots: int | str, tasks: Collection[str]) -> np.ndarray | None:
+    """How target score and ICL average move with the examples, `[2, 1 + RESAMPLES]`; None without the tasks' scores."""
+    target, icl = resample.of_target(evaluated), resample.of_icl(evaluated, shots)
+    if not target or not icl or icl.keys() != {*tasks}:
         return None
     means = np.stack([np.mean([*scores.values()], axis=0) for scores in (target, icl)])
     return means - means[:, :1]
 
 
-def _over_seeds(of: Mapping[int, tuple[Run, StepEvaluation]], moves: list[np.ndarray | None]) -> np.ndarray:
-    """Target score and ICL average of a point, means over seeds, `[2, 1 + RESAMPLES]`."""
+def _over_seeds(scores: Sequence[tuple[float, float]], moves: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Target score and ICL average, means over the seeds' scores, `[2, 1 + RESAMPLES]`."""
     still = np.zeros((2, 1 + resample.RESAMPLES))
     values = [
-        np.array([[point.target], [point.icl]], dtype=float) + (still if move is None else move)
-        for (_, point), move in zip(of.values(), moves, strict=True)
+        np.array(of_seed)[:, None] + (still if move is None else move)
+        for of_seed, move in zip(scores, moves, strict=True)
     ]
     return np.stack([resample.over_seeds(np.stack([value[side] for value in values])) for side in (0, 1)])

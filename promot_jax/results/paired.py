@@ -59,8 +59,8 @@ def differences(results: Comparison) -> list[Difference]:
     for first, second in pairs(results.methods):
         by_score: dict[Score, list[tuple[np.ndarray, int]]] = {}
         for seed in sorted(resampled[first].keys() & resampled[second].keys()):
-            for score, change, size in _between(resampled[first][seed], resampled[second][seed]):
-                by_score.setdefault(score, []).append((change, size))
+            for key, change, size in _between(resampled[first][seed], resampled[second][seed]):
+                by_score.setdefault(key, []).append((change, size))
         for (score, shots), members in by_score.items():
             changes, sizes = zip(*members, strict=True)
             values = resample.over_seeds(np.stack(changes))
@@ -79,9 +79,10 @@ class _Resampled:
         # What should have scores: an average over other tasks would not compare.
         self.whole: dict[str | None, set[str]] = {None: set(named or target)}
         self.whole |= {shots: set(icl.tasks) for shots, icl in run.icl.items()}
-        self.scores = {(task, None): values for task, values in resample.of_target(evaluated).items()}
-        self.given: dict[tuple[str, str | None], list[str]] = {}  # digests of what the model was given
-        self.sizes: dict[tuple[str, str | None], int] = {}
+        self.scores: dict[Score, np.ndarray] = {}
+        self.scores |= {(task, None): values for task, values in resample.of_target(evaluated).items()}
+        self.given: dict[Score, list[str]] = {}  # digests of what the model was given
+        self.sizes: dict[Score, int] = {}
         for task, scores in target.items():  # methods may put other text around its inputs
             self._add(task, None, scores, scores.examples)
         for shots in run.icl:
@@ -99,7 +100,7 @@ def _between(one: _Resampled, other: _Resampled) -> Iterator[tuple[Score, np.nda
     """Differences of two runs of one seed, `[1 + RESAMPLES]`, with their numbers of examples."""
     for shots, tasks in one.whole.items():
         wanted = tasks | other.whole.get(shots, set())
-        keys = [(task, shots) for task in sorted(wanted)]
+        keys: list[Score] = [(task, shots) for task in sorted(wanted)]
         paired = [key for key in keys if _same(one, other, key)]
         changes = {key: one.scores[key] - other.scores[key] for key in paired}
         for key in paired if shots is not None else ():
@@ -109,6 +110,6 @@ def _between(one: _Resampled, other: _Resampled) -> Iterator[tuple[Score, np.nda
             yield (name, shots), np.mean([*changes.values()], axis=0), sum(one.sizes[key] for key in keys)
 
 
-def _same(one: _Resampled, other: _Resampled, key: tuple[str, str | None]) -> bool:
+def _same(one: _Resampled, other: _Resampled, key: Score) -> bool:
     """Whether both runs have scores of a task, on equal examples."""
     return key in one.scores and key in other.scores and one.given[key] == other.given[key]

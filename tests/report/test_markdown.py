@@ -195,10 +195,19 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
         assert words in text
     assert "learning_rate" in text
     names = re.findall(r"!\[(.*)\]\(figures/(.*?\.svg)\)", text)
-    wanted = ("tradeoff", "tradeoff_metrics", "forgetting", "icl", "format_share", "format_share_tasks", "target")
+    wanted = (
+        "frontier",
+        "tradeoff",
+        "tradeoff_metrics",
+        "forgetting",
+        "icl",
+        "format_share",
+        "format_share_tasks",
+        "target",
+    )
     assert [name for _, name in names] == [f"{name}.svg" for name in wanted]
     for alt, name in names:
-        assert re.search("ProMoT(: target|: capital)? from", alt)
+        assert re.search("ProMoT((: target|: capital)? from|: area)", alt)
         drawing = (tmp_path / "a" / "figures" / name).read_bytes()
         assert drawing == (tmp_path / "b" / "figures" / name).read_bytes()
         ElementTree.fromstring(drawing)
