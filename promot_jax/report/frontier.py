@@ -1,33 +1,33 @@
 """The frontier of every method as the report's first figure, and its area as a table (`results.frontier`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from promot_jax import methods
 from promot_jax.report.svg import Chart, Line, Panel, Point
 from promot_jax.report.tables import ABSENT, place, signed, varied
 from promot_jax.results import frontier
-from promot_jax.results.frontier import Chosen, Frontier
+from promot_jax.results.frontier import Area, Frontier, Scores
 from promot_jax.results.schema import Comparison
 from promot_jax.results.scores import Interval
 
 TITLE = "Frontier: the ICL that each method keeps at each target score"
 KEY = (
     "Up and to the right is better. Validation split: every setting and checkpoint, mean over seeds; the line joins "
-    "those that no other of the method exceeds in both scores, dots are the others. Test split: the checkpoints that "
-    "were chosen on the validation split. Bars: 95 % bootstrap intervals."
+    "those that no other of the method exceeds in both scores, dots are the others. Test split: checkpoints that were "
+    "chosen on the validation split. Bars: 95 % bootstrap intervals."
 )
 READING = (
-    "Validation split, over all settings, checkpoints and alphas that were tried, mean over seeds, without step 0. The "
-    "area is the share of the rectangle from the reference to (100, 100) that lies below and to the left of some "
-    "point: 100 % keeps all ICL at any target score. In brackets the 95 % bootstrap interval, over what the last "
-    "column says, around the estimate. More settings and checkpoints can only enlarge an area: compare methods with "
-    "equally many."
+    "Over all settings, checkpoints and alphas that were tried, mean over seeds, without step 0. The area is the share "
+    "of the rectangle from the reference to (100, 100) that lies below and to the left of some point: 100 % keeps all "
+    "ICL at any target score. Test split: area of the points that are the frontier on the validation split. In "
+    "brackets the 95 % bootstrap interval, over what the last column says, around the estimate. More settings and "
+    "checkpoints can only enlarge an area of the validation split: compare methods with equally many."
 )
-_Style = Callable[[str, Comparison], int]
+AXIS = "ICL normalised average"
 
 
-def chart(results: Comparison, style: _Style, x: str, reference: int) -> Chart | None:
-    """Draws the frontiers on the validation split and the chosen checkpoints on the test split.
+def chart(results: Comparison, style: Callable[[str, Comparison], int], x: str, reference: int) -> Chart | None:
+    """Draws the frontiers on the validation split, the same points on the test split, and the chosen checkpoints there.
 
     Args:
         results: of a comparison.
@@ -38,64 +38,81 @@ def chart(results: Comparison, style: _Style, x: str, reference: int) -> Chart |
     found = frontier.frontiers(results)
     if not found:
         return None
-    start = [Line(methods.label(methods.REFERENCE), reference, points, "marks") for points in _start(results)]
-    validation = [line for one in found for line in _lines(one, style(one.method, results))]
-    panels = [Panel(x, "ICL normalised average", (*start, *validation), "Validation split: all checkpoints")]
     shots = _shots(results)
     chosen = frontier.chosen(results, shots) if shots else []
-    test = [
-        Line(methods.label(one.method), style(one.method, results), (_chosen_point(one),), "marks") for one in chosen
+    validation = [line for one in found for line in _validation(one, style(one.method, results))]
+    start = [Line(methods.label(methods.REFERENCE), reference, (point,), "marks") for point in _start(results)]
+    tested = [line for one in found for line in _test(one, style(one.method, results))]
+    final = [
+        Line(
+            methods.label(one.method),
+            style(one.method, results),
+            (_point(methods.label(one.method), f"test split, {_seeds(one.seeds)}", one.scores),),
+            "marks",
+        )
+        for one in chosen
     ]
-    if test:
-        panels.append(Panel(x, "ICL normalised average", tuple(test), f"Test split: chosen checkpoints, {shots}-shot"))
-    told = [f"{methods.label(one.method)}: area {_area(one)}, {_counts(one)} on the frontier." for one in found]
-    told += [line.points[0].tip + "." for line in test]
-    return Chart("frontier", TITLE, f"Scatter plots. {' '.join(told)}", tuple(panels), KEY)
+    panels = {
+        "Validation split: all checkpoints": [*start, *validation],
+        f"Test split: the checkpoints on those lines, {shots}-shot": tested,
+        f"Test split: the best checkpoints, {shots}-shot": final,
+    }
+    drawn = tuple(Panel(x, AXIS, tuple(lines), title) for title, lines in panels.items() if lines)
+    told = [
+        f"{methods.label(one.method)}: area {_area(one.validation)}, {_counts(one)} on the frontier." for one in found
+    ]
+    told += [line.points[0].tip + "." for line in final]
+    return Chart("frontier", TITLE, f"Scatter plots. {' '.join(told)}", drawn, KEY)
 
 
 def rows(results: Comparison) -> tuple[list[list[str]], str]:
     """The areas as a table of text, the header first, and how it is read."""
-    least, _ = frontier.reference(results)
-    header = ["method", "area (%)", "minus fine-tuning", "points on the frontier", "seeds", "interval over"]
     found = frontier.frontiers(results)
-    table = []
+    on_test = any(one.test for one in found)
+    header = ["method", "area (%), validation", "minus fine-tuning"]
+    header += ["area (%), test", "minus fine-tuning"] if on_test else []
+    table = [[*header, "points on the frontier", "seeds", "interval over"]]
     for one in found:
-        change = ABSENT if one.change is None else f"{signed(one.change)}{_interval(one.change_ci95, signed)}"
-        shown = [_area(one), change, _counts(one), str(one.seeds), one.over or "none: no scores of examples"]
-        table.append([methods.label(one.method), *shown])
-    reading = f"{READING} Reference: target score {least:.1f}, ICL 0."
+        areas = [_area(one.validation), _change(one.validation)]
+        areas += [_area(one.test), _change(one.test)] if on_test else []
+        over = one.validation.over or "none: no scores of examples"
+        table.append([methods.label(one.method), *areas, _counts(one), str(one.seeds), over])
+    reading = f"{READING} Reference: ICL 0, target score {frontier.reference(results)[0]:.1f} (validation split)"
+    reading += f", {frontier.reference_on_test(results):.1f} (test split)." if on_test else "."
     if left_out := sum(one.left_out for one in found):
         reading += f" Left out, as not every seed has them: {left_out} points."
-    return [header, *table], reading
+    return table, reading
 
 
-def _lines(one: Frontier, style: int) -> list[Line]:
+def _validation(one: Frontier, style: int) -> list[Line]:
     """The frontier of a method, and its other points as dots."""
     label = methods.label(one.method)
-    points = [
-        (Point(p.target, p.icl, _tip(label, _setting(p), p), *(p.icl_ci95 or (None, None)), *_ends(p)), p.on_frontier)
-        for p in reversed(one.points)  # by target score, rising
-    ]
-    dots = tuple(Point(point.x, point.y, point.tip) for point, kept in points if not kept)
-    front = tuple(point for point, kept in points if kept)
+    rising = one.points[::-1]
+    front = tuple(_point(label, _setting(p), p.validation) for p in rising if p.on_frontier)
+    others = [_point(label, _setting(p), p.validation) for p in rising if not p.on_frontier]
+    dots = tuple(Point(point.x, point.y, point.tip) for point in others)  # their bars would hide the lines
     return [*([Line("", style, dots, "dots")] if dots else []), Line(label, style, front, "stairs")]
 
 
-def _start(results: Comparison) -> list[tuple[Point, ...]]:
+def _test(one: Frontier, style: int) -> list[Line]:
+    """The test scores of a method's frontier."""
+    label = methods.label(one.method)
+    points = tuple(_point(label, f"{_setting(p)}, test split", p.test) for p in one.points[::-1] if p.test)
+    return [Line(label, style, points, "marks")] if points else []
+
+
+def _start(results: Comparison) -> list[Point]:
     """The pretrained model on the validation split, where it is known."""
     target, icl = frontier.reference(results)
     if icl is None:
         return []
-    return [(Point(target, icl, f"{methods.label(methods.REFERENCE)}: target {target:.1f}, ICL {icl:.1f}"),)]
+    return [_point(methods.label(methods.REFERENCE), "step 0", Scores(target, icl, None, None))]
 
 
-def _chosen_point(one: Chosen) -> Point:
-    tip = _tip(methods.label(one.method), "test split" + (f", mean of {one.seeds} seeds" if one.seeds > 1 else ""), one)
-    return Point(one.target, one.icl, tip, *(one.icl_ci95 or (None, None)), *_ends(one))
-
-
-def _ends(one: frontier.Point | Chosen) -> Sequence[float | None]:
-    return one.target_ci95 or (None, None)
+def _point(label: str, where: str, scores: Scores) -> Point:
+    target, icl = _interval(scores.target_ci95), _interval(scores.icl_ci95)
+    tip = f"{label}, {where}: target {scores.target:.1f}{target}, ICL {scores.icl:.1f}{icl}"
+    return Point(scores.target, scores.icl, tip, *(scores.icl_ci95 or (None, None)), *(scores.target_ci95 or ()))
 
 
 def _setting(point: frontier.Point) -> str:
@@ -103,17 +120,22 @@ def _setting(point: frontier.Point) -> str:
     return ", ".join(filter(None, [varied(point.varied), place(point.step, point.alpha)]))
 
 
-def _tip(label: str, where: str, one: frontier.Point | Chosen) -> str:
-    target, icl = _interval(one.target_ci95), _interval(one.icl_ci95)
-    return f"{label}, {where}: target {one.target:.1f}{target}, ICL {one.icl:.1f}{icl}"
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"mean of {count} seeds"
 
 
 def _interval(ci95: Interval | None, form: Callable[[float], str] = "{:.1f}".format) -> str:
     return "" if ci95 is None else f" [{form(ci95[0])}, {form(ci95[1])}]"
 
 
-def _area(one: Frontier) -> str:
-    return f"{one.area:.1f}{_interval(one.ci95)}"
+def _area(area: Area | None) -> str:
+    return ABSENT if area is None else f"{area.percent:.1f}{_interval(area.ci95)}"
+
+
+def _change(area: Area | None) -> str:
+    if area is None or area.change is None:
+        return ABSENT
+    return f"{signed(area.change)}{_interval(area.change_ci95, signed)}"
 
 
 def _counts(one: Frontier) -> str:

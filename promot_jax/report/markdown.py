@@ -70,7 +70,7 @@ def write_tasks(
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})"]
         for chart in figures.first(results):  # which the task's own report has written
-            path = (reports[task].parent / _figure(chart)).relative_to(folder)
+            path = reports[task].relative_to(folder).parent / _figure(chart)
             parts.append(_image(chart, quote(path.as_posix())))
         parts += [*_tables(blocks.leading(results), "###"), "### Scores", _scores(tables.scores(results))]
         parts += _blocks(results, "###")
@@ -138,9 +138,8 @@ def _tables(found: Sequence[blocks.Block], level: str = "##") -> list[str]:
 def _blocks(results: Comparison, level: str = "##") -> list[str]:
     """The tables beside the scores; under that at matched target score, all tasks at those checkpoints."""
     parts = _tables(blocks.further(results), level)
-    if any(run.matched for run in results.runs):
-        scores = _scores(tables.scores(results, "matched"))
-        parts += [f"{level} Every task at matched target score", "Validation split, at those checkpoints:", scores]
+    for split, scores in tables.at_matched_score(results).items():
+        parts += [f"{level} Every task at matched target score, {split}", _scores(scores)]
     return parts
 
 

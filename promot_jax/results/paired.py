@@ -6,6 +6,7 @@ the interval is over examples only. Question-level pairing: Miller, 2024, arXiv 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from promot_jax.methods import REFERENCE
 from promot_jax.results import example_scores, resample
 from promot_jax.results.example_scores import ExampleScores
 from promot_jax.results.schema import Comparison, Run
-from promot_jax.results.scores import Interval
+from promot_jax.results.scores import Interval, Tested
 
 AVERAGE = "Norm. Avg."
 TARGET = "target"
@@ -48,13 +49,19 @@ def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
     return [pair for pair in [*against, *promot] if set(pair) <= set(names)]
 
 
-def differences(results: Comparison) -> list[Difference]:
-    """The differences of the final evaluations (test split), for `pairs` and every score that both methods have.
+@resample.remembered
+def differences(results: Comparison, checkpoint: Literal["best", "matched_test"] = "best") -> list[Difference]:
+    """The differences on the test split, for `pairs` and every score that both methods have.
+
+    Of the best checkpoints, or of those at matched target score.
 
     A score counts of the seeds under which both methods were evaluated on equal examples, in context with equal
     prompts. ICL scores are means over draws of exemplars. An average needs every task that either method has.
     """
-    resampled = {method: {run.seed: _Resampled(run) for run in runs} for method, runs in results.methods.items()}
+    resampled = {
+        method: {run.seed: _Resampled(scored) for run in runs if isinstance(scored := run.at(checkpoint), Run | Tested)}
+        for method, runs in results.methods.items()
+    }
     found: list[Difference] = []
     for first, second in pairs(results.methods):
         by_score: dict[Score, list[tuple[np.ndarray, int]]] = {}
@@ -70,9 +77,9 @@ def differences(results: Comparison) -> list[Difference]:
 
 
 class _Resampled:
-    """A run's scores with their resamples, by task and number of shots; None is that of the fine-tuned task."""
+    """A checkpoint's scores with their resamples, by task and number of shots; None is that of the fine-tuned task."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run | Tested):
         evaluated = run.example_scores
         target = evaluated.get(example_scores.TARGET, {})
         named = [*run.target.tasks] if run.target else []

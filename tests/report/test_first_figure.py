@@ -37,22 +37,22 @@ def test_the_figure_has_every_setting_and_checkpoint_and_their_intervals() -> No
     for name, label, dots in (("finetune", "fine-tuning", "dots 0"), ("promot", "ProMoT", "dots 1")):
         points = found[name].points
         assert len(points) == 2 * 6  # two rates, six checkpoints after step 0
-        front = [(p.target, p.icl) for p in points if p.on_frontier]
+        front = [(p.validation.target, p.validation.icl) for p in points if p.on_frontier]
         assert [(p.x, p.y) for p in drawn[label].points] == front[::-1] and drawn[label].kind == "stairs"
-        others = [(p.target, p.icl) for p in points if not p.on_frontier]
+        others = [(p.validation.target, p.validation.icl) for p in points if not p.on_frontier]
         assert [(p.x, p.y) for p in drawn[dots].points] == others[::-1] and drawn[dots].kind == "dots"
         for point in drawn[label].points:
             assert None not in (point.low, point.high, point.left, point.right)
     tips = [point.tip for line in drawn.values() for point in line.points]
     assert sum("learning_rate 0.1, step 60: target " in tip for tip in tips) == 2
     assert all(re.search(r": target \d+\.\d.*, ICL \d+\.\d", tip) for tip in tips)
-    assert all("step 0" not in tip for tip in tips)
+    assert [tip for tip in tips if "step 0:" in tip] == [drawn["pretrained"].points[0].tip]
 
 
 def test_the_chosen_checkpoints_are_shown_by_their_test_scores() -> None:
     data = swept()
     (chart,) = figures.first(data)
-    assert chart.panels[1].title == "Test split: chosen checkpoints, 1-shot"
+    assert chart.panels[1].title == "Test split: the best checkpoints, 1-shot"
     for method, label in (("pretrained", "pretrained"), ("finetune", "fine-tuning"), ("promot", "ProMoT")):
         (point,) = lines(chart, 1)[label].points
         runs = data.methods[method]
@@ -100,7 +100,7 @@ def test_paired_differences_are_a_table() -> None:
             assert float(low) <= float(mean) <= float(high)
             assert not star or float(low) >= 0 or float(high) <= 0
     assert [row[0] for row in area.rows] == ["method", "fine-tuning", "ProMoT"]
-    assert area.rows[1][-1] == "seeds and examples" and "Reference: target score" in area.reading
+    assert area.rows[1][-1] == "seeds and examples" and "Reference: ICL 0, target score" in area.reading
     tasks = blocks.further(swept())[-1]
     assert [row[1] for row in tasks.rows[1:5]] == ["capital", "negation", "past_tense", "reading_qa"]
 

@@ -24,7 +24,7 @@ def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[s
         "leading": blocks.leading(comparison),
         "blocks": blocks.further(comparison),
         "scores": scores,
-        "matched_scores": tables.scores(comparison, "matched"),  # no rows where no run has them
+        "matched_scores": tables.at_matched_score(comparison),
         "format_shares": tables.format_shares(comparison),
         "charts": figures.charts(comparison),
     }
