@@ -26,6 +26,7 @@ REQUIRES = [
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "rich>=15.0.0",
     "rouge-score>=0.1.2",
     "sacrebleu>=2.6.0",
     "safetensors>=0.8.0",
