@@ -1,7 +1,7 @@
 """The final evaluation of a run, on the test split, and its `results.json`."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from promot_jax.methods.base import Stage
 from promot_jax.params import lora
 from promot_jax.results import records
 from promot_jax.results.schema import Run, StageRecord
-from promot_jax.results.scores import Output, Sample, StepEvaluation
+from promot_jax.results.scores import Sample, StepEvaluation, first_of_each_task
 
 Json = dict[str, Any]
 
@@ -79,7 +79,7 @@ def evaluate(
         scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
         target = scored.entry
         files.write_rows(folder / "outputs" / "target.jsonl", scored.rows)
-        samples += _first(scored.rows, settings.samples)
+        samples += first_of_each_task(scored.rows, settings.samples)
     icl = {}
     asked = params if icl_params is None else icl_params
     for shots in settings.shots if experiment.icl_mixture else ():
@@ -87,7 +87,7 @@ def evaluate(
             asked, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
         )
         files.write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
-        samples += _first(rows, settings.samples)
+        samples += first_of_each_task(rows, settings.samples)
     run = Run.of(
         method=method,
         seed=experiment.seed,
@@ -111,14 +111,6 @@ def evaluate(
 def settings_of(experiment: Experiment) -> Json:
     """The settings of the final evaluation alone."""
     return {name: files.plain(getattr(experiment.evaluation, name)) for name in FINAL}
-
-
-def _first(rows: Sequence[Output], count: int) -> list[Sample]:
-    """The first few outputs of each task, for the report."""
-    by_task: dict[str, list[Output]] = {}
-    for row in rows:
-        by_task.setdefault(row.task, []).append(row)
-    return [row.sample() for members in by_task.values() for row in members[:count]]
 
 
 def _curve(described: Mapping[str, StageRecord]) -> list[StepEvaluation]:
