@@ -1,6 +1,7 @@
 """Optimizers and schedules: settings that a run records, and the optax transformations that they describe."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -66,6 +67,7 @@ class Optimizer:
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), core) if self.clip_norm else core
 
 
+@functools.lru_cache(maxsize=16)  # the same object for the same settings: a step that it is part of is compiled once
 def build(steps: int, default: Optimizer, **subtrees: Optimizer | None) -> optax.GradientTransformation:
     """Returns the transformation for a run of `steps` steps; some parameter subtrees may have another optimizer.
 

@@ -1,7 +1,7 @@
 """The jitted training step: loss, gradients of the trained leaves alone, update."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -29,7 +29,23 @@ def make_step(
 
     Only the trained leaves are differentiated: frozen ones come in as constants of the step. So do the model's trained
     leaves at the stage's start where the stage's loss uses them, as the subtree `objective.START` of `frozen`.
+
+    Stages of equal settings, as those of a sweep's seeds, share one step: it is traced and compiled once per process.
     """
+    leaves, structure = jax.tree.flatten(shardings)
+    return _make_step(model, transform, stage, training, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=4)  # a compiled step takes memory of the device
+def _make_step(
+    model: Model,
+    transform: optax.GradientTransformation,
+    stage: Stage,
+    training: Training,
+    structure: Any,
+    leaves: tuple[Hashable, ...],
+) -> Callable[[TrainState, Tree, Tree, Array], tuple[TrainState, Tree]]:
+    shardings = jax.tree.unflatten(structure, leaves)
     loss, penalty = batch_loss(model, stage, training), penalty_gradient(stage)
 
     def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array, tokens: Array) -> tuple[Array, Tree]:
