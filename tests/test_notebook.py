@@ -6,20 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compilation import AS_USERS
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "demo.ipynb"
 BUDGET = "PROMPT_STEPS, MODEL_STEPS, EXAMPLES, ICL_EXAMPLES = {}"
 
 
 def run(folder: Path, budget: tuple[int, int, int, int]) -> Any:
-    """Executes the notebook in a folder with other values in its cell of parameters; returns it with its outputs."""
+    """Executes the notebook in a folder with other values in its cell of parameters.
+
+    Returns it with its outputs, which `executed.ipynb` there has too, also those before a cell that fails.
+    """
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     cell.source = BUDGET.format(budget)
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+    try:
+        NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+    finally:
+        nbformat.write(notebook, folder / "executed.ipynb")
     return notebook
 
 
@@ -40,8 +47,9 @@ def test_the_notebook_has_no_outputs_and_one_cell_of_parameters() -> None:
 @pytest.mark.filterwarnings("ignore:Kernel is running over TCP without encryption")
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage of each kind, generation with and without the prompt, scores of three models, and the export."""
-    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(NOTEBOOK.parents[1]), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join([str(NOTEBOOK.parents[1]), os.environ.get("PYTHONPATH", "")])
+    for name, value in {"PYTHONPATH": path, "JUPYTER_DATA_DIR": str(tmp_path / "jupyter"), **AS_USERS}.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "run").mkdir()
     cells = {cell.source: printed(cell) for cell in run(tmp_path / "run", (2, 1, 4, 1)).cells if "outputs" in cell}
     calls = ("show(", "scores(", "export(")  # of several cells with a call the last one
