@@ -46,7 +46,7 @@ test-browser: $(STAMPS)/test
 	$(RUN) -m pytest -q -m browser
 
 findings: $(STAMPS)/demo
-	$(RUN) -m promot_jax.main --gin_file=studies/frontier.gin --gin.RUN_CELLS=False --workdir=runs/findings
+	$(RUN) -m promot_jax.main --gin_file=studies/frontier.gin --gin.RUN_CELLS=False
 
 bench: $(STAMPS)/bench assets
 	$(RUN) -m benchmarks $(BENCH)

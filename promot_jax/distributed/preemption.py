@@ -90,7 +90,8 @@ def _note(number: int, frame: FrameType | None) -> None:
         _interrupted = True
         if again or not _saves:
             raise KeyboardInterrupt
-        os.write(2, _AGAIN)  # `print` may be in the middle of another line
+        # `print` may be in the middle of another line; on a terminal the message takes the place of the live line.
+        os.write(2, b"\r\x1b[2K" * os.isatty(2) + _AGAIN)
 
 
 @contextlib.contextmanager

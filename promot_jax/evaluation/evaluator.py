@@ -1,6 +1,7 @@
 """Evaluates a model on SeqIO tasks: reads examples, composes k-shot prompts, generates, post-processes, scores."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from promot_jax.decoding.output_text import SENTINELS
 from promot_jax.errors import UserError, users_code
 from promot_jax.evaluation.format_share import format_share
 from promot_jax.evaluation.label_likelihood import Judged, accuracies
-from promot_jax.evaluation.progress import shown
 from promot_jax.evaluation.sampler import Request, Sampler
+from promot_jax.progress.items import shown
 from promot_jax.results import bootstrap
 from promot_jax.results.records import replace
 from promot_jax.results.scores import Icl, Output, Score, Target
@@ -206,13 +207,15 @@ class Evaluator:
         answers: dict[int, _Answer] = {}
         scored: dict[str, Scored[Score]] = {}
         requests = [question.request for question in questions]
-        for index, raw in shown(self._sampler.stream(params, requests), len(questions), _listed(names)):
-            question = questions[index]
-            answers[index] = self._judged(question, raw, likelihoods.get(index, {}))
-            waiting[question.task] -= 1
-            if not waiting[question.task]:  # all of its outputs are there; the device goes on with other tasks
-                of_task = [answers[i] for i, other in enumerate(questions) if other.task == question.task]
-                scored[question.task] = self._score(question.task, of_task, intervals)
+        stream = self._sampler.stream(params, requests)
+        with contextlib.closing(shown(stream, len(questions), _listed(names))) as outputs:
+            for index, raw in outputs:
+                question = questions[index]
+                answers[index] = self._judged(question, raw, likelihoods.get(index, {}))
+                waiting[question.task] -= 1
+                if not waiting[question.task]:  # all of its outputs are there; the device goes on with other tasks
+                    of_task = [answers[i] for i, other in enumerate(questions) if other.task == question.task]
+                    scored[question.task] = self._score(question.task, of_task, intervals)
         return {name: scored[name] for name in names}
 
     def _likelihoods(self, params: Params, questions: Sequence[Question]) -> dict[int, dict[str, float]]:

@@ -1,7 +1,7 @@
 """The final evaluation of a run, on the test split, and its `results.json`."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from promot_jax.params import lora
 from promot_jax.results import records
 from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.schema import Run, StageRecord
-from promot_jax.results.scores import Icl, Output, Sample, StepEvaluation, Tested
+from promot_jax.results.scores import Icl, Output, StepEvaluation, Tested, first_of_each_task
 
 Json = dict[str, Any]
 Outputs = dict[str, list[Output]]  # by name of their file
@@ -110,7 +110,7 @@ def evaluate(
         icl_params = params if icl_params is None else icl_params
         tested, rows = score_test(session, params, icl_params, target_prompt, icl_prompt)
     write_outputs(folder / "outputs", rows)
-    samples = [sample for each in rows.values() for sample in _first(each, settings.samples)]
+    samples = [sample for each in rows.values() for sample in first_of_each_task(each, settings.samples)]
     run = Run.of(
         method=method,
         seed=experiment.seed,
@@ -185,14 +185,6 @@ def _outputs_in(folder: Path) -> Outputs:
 def settings_of(experiment: Experiment) -> Json:
     """The settings of the final evaluation alone."""
     return {name: files.plain(getattr(experiment.evaluation, name)) for name in FINAL}
-
-
-def _first(rows: Sequence[Output], count: int) -> list[Sample]:
-    """The first few outputs of each task, for the report."""
-    by_task: dict[str, list[Output]] = {}
-    for row in rows:
-        by_task.setdefault(row.task, []).append(row)
-    return [row.sample() for members in by_task.values() for row in members[:count]]
 
 
 def _curve(described: Mapping[str, StageRecord]) -> list[StepEvaluation]:

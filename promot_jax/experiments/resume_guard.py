@@ -35,7 +35,7 @@ def shared_settings(experiment: Experiment) -> Json:
     shared = dataclasses.asdict(experiment)
     # A run may go on on another mesh, and where tasks or caches lie changes nothing; but a task that has a cache is
     # read in another order.
-    del shared["partitioner"], shared["modules"], shared["cache_dirs"]
+    del shared["partitioner"], shared["modules"], shared["cache_dirs"], shared["tracker"]
     # A user's data are what its rows are, wherever they lie.
     del shared["data"]
     if experiment.data:

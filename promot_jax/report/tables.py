@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 from promot_jax.methods import REFERENCE, label
-from promot_jax.results.schema import Comparison, GradientAlignment, Matched, Run
+from promot_jax.results.schema import Checkpoint, Comparison, GradientAlignment, Scored
 from promot_jax.results.scores import Interval, Score
 
-Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
 AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
 
@@ -112,7 +111,7 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda method: method != REFERENCE)
 
 
-_Views = dict[str, dict[int, Run | Matched]]  # by method and seed
+_Views = dict[str, dict[int, Scored]]  # by method and seed
 _Value = tuple[float, Interval | None]  # a number to be shown, with its bootstrap interval
 _Values = dict[tuple[int, str], dict[str | None, _Value | None]]  # of a run, by (kind of row, name) and shots
 _TARGET, _PART, _ICL, _AVERAGE, _LIKELIHOOD = range(5)  # kinds of rows, in order
@@ -121,8 +120,8 @@ _TARGET, _PART, _ICL, _AVERAGE, _LIKELIHOOD = range(5)  # kinds of rows, in orde
 def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     """The paper's main table: target score, each ICL task, normalised average, format share.
 
-    `checkpoint` is, of each run, the best one or that at matched target score; runs and methods without the latter are
-    left out.
+    `checkpoint` is, of each run, the best one or that at matched target score, with its scores of the validation or of
+    the test split; runs and methods without the latter are left out.
     """
     views = _views(results, checkpoint)
     runs, shots = _runs_and_shots(views)
@@ -153,11 +152,18 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     return table
 
 
+def at_matched_score(results: Comparison) -> dict[str, Table]:
+    """`scores` of the checkpoints at matched target score, by split; only splits that some run has."""
+    checkpoints: dict[str, Checkpoint] = {"validation split": "matched", "test split": "matched_test"}
+    found = {split: scores(results, checkpoint) for split, checkpoint in checkpoints.items()}
+    return {split: table for split, table in found.items() if table.rows}
+
+
 def format_shares(results: Comparison) -> Table:
     """Format share of every ICL task, in percent; rows only for tasks that have one."""
     views = _views(results, "best")
 
-    def values(run: Run | Matched) -> _Values:
+    def values(run: Scored) -> _Values:
         found: _Values = {}
         for shots, icl in run.icl.items():
             for name, task in icl.tasks.items():
@@ -169,7 +175,7 @@ def format_shares(results: Comparison) -> Table:
     return Table(list(views), shots, rows, _sharing_labels(runs))
 
 
-def _sharing_labels(runs: Sequence[Run | Matched]) -> list[str]:
+def _sharing_labels(runs: Sequence[Scored]) -> list[str]:
     """A note that names the ICL tasks without a format share, where others of the same evaluation have one."""
     names: dict[str, None] = {}
     for icl in (icl for run in runs for icl in run.icl.values()):
@@ -232,30 +238,29 @@ def number(value: float | None) -> str:
 
 
 def _views(results: Comparison, checkpoint: Checkpoint) -> _Views:
-    """Scores to be shown of each run; "matched" leaves out runs and methods without such scores."""
+    """Scores to be shown of each run; those at matched target score leave out runs and methods without such scores."""
     views: _Views = {}
     for method in ordered(results.methods):
         for run in results.methods[method]:
-            scored = run if checkpoint == "best" else run.matched
-            if scored:
+            if scored := run.at(checkpoint):
                 views.setdefault(method, {})[run.seed] = scored
         if checkpoint == "best":
             views.setdefault(method, {})
     return views
 
 
-def _runs_and_shots(views: _Views) -> tuple[list[Run | Matched], list[str]]:
+def _runs_and_shots(views: _Views) -> tuple[list[Scored], list[str]]:
     runs = [run for members in views.values() for run in members.values()]
     return runs, sorted({shots for run in runs for shots in run.icl}, key=int)
 
 
-def _scored(run: Run | Matched, shots: str) -> set[str]:
+def _scored(run: Scored, shots: str) -> set[str]:
     """The ICL tasks that have a score."""
     tasks = run.icl[shots].tasks if shots in run.icl else {}
     return {name for name, task in tasks.items() if task.score is not None}
 
 
-def _values(run: Run | Matched, complete: Mapping[str, set[str]]) -> _Values:
+def _values(run: Scored, complete: Mapping[str, set[str]]) -> _Values:
     """All scores of a run; averages only where it has every task of `complete`, by shots."""
     found: _Values = {}
     if target := run.target:
@@ -282,7 +287,7 @@ def _accuracies(name: str, scored: Score) -> list[tuple[str, float]]:
 
 
 def _rows(
-    views: _Views, values: Callable[[Run | Matched], _Values]
+    views: _Views, values: Callable[[Scored], _Values]
 ) -> dict[tuple[int, str], dict[tuple[str, str | None], Cell]]:
     """The cells of each row, whose values come from every run; pretrained first, shots ascending."""
     by_row: dict[tuple[int, str], dict[str | None, dict[str, dict[int, _Value]]]] = {}

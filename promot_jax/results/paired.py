@@ -6,6 +6,7 @@ the interval is over examples only. Question-level pairing: Miller, 2024, arXiv 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from promot_jax.methods import REFERENCE
 from promot_jax.results import example_scores, resample
 from promot_jax.results.example_scores import ExampleScores
 from promot_jax.results.schema import Comparison, Run
-from promot_jax.results.scores import Interval
+from promot_jax.results.scores import Interval, Tested
 
 AVERAGE = "Norm. Avg."
 TARGET = "target"
@@ -48,19 +49,25 @@ def pairs(methods: Iterable[str]) -> list[tuple[str, str]]:
     return [pair for pair in [*against, *promot] if set(pair) <= set(names)]
 
 
-def differences(results: Comparison) -> list[Difference]:
-    """The differences of the final evaluations (test split), for `pairs` and every score that both methods have.
+@resample.remembered
+def differences(results: Comparison, checkpoint: Literal["best", "matched_test"] = "best") -> list[Difference]:
+    """The differences on the test split, for `pairs` and every score that both methods have.
+
+    Of the best checkpoints, or of those at matched target score.
 
     A score counts of the seeds under which both methods were evaluated on equal examples, in context with equal
     prompts. ICL scores are means over draws of exemplars. An average needs every task that either method has.
     """
-    resampled = {method: {run.seed: _Resampled(run) for run in runs} for method, runs in results.methods.items()}
+    resampled = {
+        method: {run.seed: _Resampled(scored) for run in runs if isinstance(scored := run.at(checkpoint), Run | Tested)}
+        for method, runs in results.methods.items()
+    }
     found: list[Difference] = []
     for first, second in pairs(results.methods):
         by_score: dict[Score, list[tuple[np.ndarray, int]]] = {}
         for seed in sorted(resampled[first].keys() & resampled[second].keys()):
-            for score, change, size in _between(resampled[first][seed], resampled[second][seed]):
-                by_score.setdefault(score, []).append((change, size))
+            for key, change, size in _between(resampled[first][seed], resampled[second][seed]):
+                by_score.setdefault(key, []).append((change, size))
         for (score, shots), members in by_score.items():
             changes, sizes = zip(*members, strict=True)
             values = resample.over_seeds(np.stack(changes))
@@ -70,18 +77,19 @@ def differences(results: Comparison) -> list[Difference]:
 
 
 class _Resampled:
-    """A run's scores with their resamples, by task and number of shots; None is that of the fine-tuned task."""
+    """A checkpoint's scores with their resamples, by task and number of shots; None is that of the fine-tuned task."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run | Tested):
         evaluated = run.example_scores
         target = evaluated.get(example_scores.TARGET, {})
         named = [*run.target.tasks] if run.target else []
         # What should have scores: an average over other tasks would not compare.
         self.whole: dict[str | None, set[str]] = {None: set(named or target)}
         self.whole |= {shots: set(icl.tasks) for shots, icl in run.icl.items()}
-        self.scores = {(task, None): values for task, values in resample.of_target(evaluated).items()}
-        self.given: dict[tuple[str, str | None], list[str]] = {}  # digests of what the model was given
-        self.sizes: dict[tuple[str, str | None], int] = {}
+        self.scores: dict[Score, np.ndarray] = {}
+        self.scores |= {(task, None): values for task, values in resample.of_target(evaluated).items()}
+        self.given: dict[Score, list[str]] = {}  # digests of what the model was given
+        self.sizes: dict[Score, int] = {}
         for task, scores in target.items():  # methods may put other text around its inputs
             self._add(task, None, scores, scores.examples)
         for shots in run.icl:
@@ -99,7 +107,7 @@ def _between(one: _Resampled, other: _Resampled) -> Iterator[tuple[Score, np.nda
     """Differences of two runs of one seed, `[1 + RESAMPLES]`, with their numbers of examples."""
     for shots, tasks in one.whole.items():
         wanted = tasks | other.whole.get(shots, set())
-        keys = [(task, shots) for task in sorted(wanted)]
+        keys: list[Score] = [(task, shots) for task in sorted(wanted)]
         paired = [key for key in keys if _same(one, other, key)]
         changes = {key: one.scores[key] - other.scores[key] for key in paired}
         for key in paired if shots is not None else ():
@@ -109,6 +117,6 @@ def _between(one: _Resampled, other: _Resampled) -> Iterator[tuple[Score, np.nda
             yield (name, shots), np.mean([*changes.values()], axis=0), sum(one.sizes[key] for key in keys)
 
 
-def _same(one: _Resampled, other: _Resampled, key: tuple[str, str | None]) -> bool:
+def _same(one: _Resampled, other: _Resampled, key: Score) -> bool:
     """Whether both runs have scores of a task, on equal examples."""
     return key in one.scores and key in other.scores and one.given[key] == other.given[key]

@@ -10,16 +10,41 @@ All arrays start with the evaluation as it is, `[1 + RESAMPLES]`; the resamples 
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from promot_jax.results import example_scores
 from promot_jax.results.bootstrap import LEVEL
 from promot_jax.results.example_scores import ByEvaluation, ExampleScores
+from promot_jax.results.schema import Comparison
 from promot_jax.results.scores import Interval
 
 RESAMPLES = 1000
 NGRAMS = 4  # of BLEU
+REMEMBERED = 16  # comparisons, of as many fine-tuning tasks
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
+
+def remembered(
+    function: Callable[Concatenate[Comparison, Given], Found],
+) -> Callable[Concatenate[Comparison, Given], Found]:
+    """Remembers what a function found of the comparisons that it was called with last: reports ask several times."""
+    known: list[tuple[Comparison, tuple[Any, ...], Found]] = []
+
+    @functools.wraps(function)
+    def wrapper(results: Comparison, *given: Given.args, **named: Given.kwargs) -> Found:
+        asked = (given, named)
+        for of, before, found in known:
+            if of is results and before == asked:
+                return found
+        found = function(results, *given, **named)
+        known.append((results, asked, found))
+        del known[:-REMEMBERED]
+        return found
+
+    return wrapper
 
 
 def of_task(task: str, scores: ExampleScores) -> np.ndarray | None:

@@ -7,13 +7,14 @@ cannot be.
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from promot_jax import files
 from promot_jax.distributed import hosts
 from promot_jax.results import schema, spread
 from promot_jax.results.comparison import comparison as join_runs
 from promot_jax.results.records import replace
-from promot_jax.results.schema import Candidate, Comparison, Run, Selection
+from promot_jax.results.schema import Candidate, Checkpoint, Comparison, Run, Selection
 from promot_jax.results.scores import StepEvaluation
 from promot_jax.sweep.grid import Cell, Grid
 from promot_jax.sweep.status import finished, state
@@ -70,7 +71,7 @@ def collect(grid: Grid, stale: float) -> dict[str, Comparison]:
         comparisons[task] = replace(
             joined,
             cells=[state(grid, cell, stale) for cell in cells],
-            spread={"best": spread.of_comparison(joined), "matched": spread.of_comparison(joined, "matched")},
+            spread={checkpoint: spread.of_comparison(joined, checkpoint) for checkpoint in get_args(Checkpoint)},
             selection=selection,
             margin=grid.margin,
             others=others,

@@ -195,10 +195,19 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
         assert words in text
     assert "learning_rate" in text
     names = re.findall(r"!\[(.*)\]\(figures/(.*?\.svg)\)", text)
-    wanted = ("tradeoff", "tradeoff_metrics", "forgetting", "icl", "format_share", "format_share_tasks", "target")
+    wanted = (
+        "frontier",
+        "tradeoff",
+        "tradeoff_metrics",
+        "forgetting",
+        "icl",
+        "format_share",
+        "format_share_tasks",
+        "target",
+    )
     assert [name for _, name in names] == [f"{name}.svg" for name in wanted]
     for alt, name in names:
-        assert re.search("ProMoT(: target|: capital)? from", alt)
+        assert re.search("ProMoT((: target|: capital)? from|: area)", alt)
         drawing = (tmp_path / "a" / "figures" / name).read_bytes()
         assert drawing == (tmp_path / "b" / "figures" / name).read_bytes()
         ElementTree.fromstring(drawing)
@@ -207,13 +216,13 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
 
 def test_report_shows_all_tasks_at_the_matched_checkpoint_where_runs_have_them(tmp_path):
     data = random_document(seeds=1)
-    assert "at those checkpoints" not in markdown.write(made(data), tmp_path).read_text()
+    assert "Every task at matched target score" not in markdown.write(made(data), tmp_path).read_text()
     for method in data["methods"]:
         run = data["methods"][method][0]
         other = random_run(method, 99)
         run["matched"] = files.plain({"step": 20, "target": other.target, "icl": other.icl})
     text = markdown.write(made(data), tmp_path).read_text()
-    shown = text.split("at those checkpoints")[1].split("## Format share")[0]
+    shown = text.split("Every task at matched target score, validation split")[1].split("## Format share")[0]
     for method in data["methods"]:
         assert f"{data['methods'][method][0]['matched']['target']['score']:.1f}" in shown
     del data["methods"]["pretrained"][0]["matched"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from promot_jax.results import resample
 from promot_jax.results.example_scores import ExampleScores
+from promot_jax.results.schema import Comparison
 from promot_jax.tasks import metrics
 
 
@@ -71,3 +72,18 @@ def test_seeds_are_drawn_with_the_variance_of_their_mean() -> None:
     assert found[0] == 51
     assert found[1:].std() == pytest.approx(values[:, 0].std(ddof=1) / 2, rel=0.05)
     np.testing.assert_allclose(resample.over_seeds(values[:1]), 40)
+
+
+def test_a_comparison_is_computed_once_however_often_reports_ask() -> None:
+    asked: list[str] = []
+
+    @resample.remembered
+    def count(results: Comparison, checkpoint: str = "best") -> int:
+        asked.append(checkpoint)
+        return len(asked)
+
+    one, equal = Comparison(methods={}), Comparison(methods={})
+    assert [count(one), count(one), count(one, "matched"), count(equal), count(one)] == [1, 1, 2, 3, 1]
+    for _ in range(resample.REMEMBERED):
+        count(Comparison(methods={}))
+    assert count(one) == len(asked)  # forgotten since

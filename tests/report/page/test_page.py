@@ -80,7 +80,8 @@ def test_everything_is_in_the_page(tmp_path):
     ):
         assert words in text
     charts = re.findall(r'data-chart="(\w+)"', text)
-    assert charts[:7] == [
+    assert charts[:8] == [
+        "frontier",
         "tradeoff",
         "tradeoff_metrics",
         "forgetting",
