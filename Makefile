@@ -46,13 +46,14 @@ test-browser: $(STAMPS)/test
 	$(RUN) -m pytest -q -m browser
 
 findings: $(STAMPS)/demo
-	$(RUN) -m promot_jax.main --gin_file=studies/frontier.gin --gin.RUN_CELLS=False --workdir=runs/findings
+	$(RUN) -m promot_jax.main --gin_file=studies/frontier.gin --gin.RUN_CELLS=False
 
 bench: $(STAMPS)/bench assets
 	$(RUN) -m benchmarks $(BENCH)
 
+# The variable silences what the theme prints about its own future.
 docs: $(STAMPS)/docs
-	$(RUN) -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 check: $(STAMPS)/dev
 	$(RUN) -m ruff check .

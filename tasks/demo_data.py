@@ -213,7 +213,10 @@ def countries() -> Splits:
     """
     package = importlib.util.find_spec("countryinfo")
     if package is None or not package.submodule_search_locations:
-        raise UserError("the country tasks need the package countryinfo: pip install 'promot_jax[demo]'")
+        raise UserError(
+            "The demo's tasks on countries need the package countryinfo: pip install 'promot_jax[demo]', or set "
+            "ICL_MIXTURE to other tasks."
+        )
     rows: dict[str, Row] = {}
     for path in sorted((Path(package.submodule_search_locations[0]) / "data").glob("*.json")):
         entry = json.loads(path.read_text("utf-8"))

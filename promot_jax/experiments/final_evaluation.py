@@ -1,7 +1,7 @@
 """The final evaluation of a run, on the test split, and its `results.json`."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from promot_jax.params import lora
 from promot_jax.results import records
 from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.schema import Run, StageRecord
-from promot_jax.results.scores import Icl, Output, Sample, StepEvaluation, Tested
+from promot_jax.results.scores import Icl, Output, StepEvaluation, Tested, first_of_each_task
 
 Json = dict[str, Any]
 Outputs = dict[str, list[Output]]  # by name of their file
@@ -95,7 +95,7 @@ def evaluate(
         folder: of the run.
         method: its name in the results.
         params: `{"model": ..., "prompt": {name: rows}}`.
-        target_prompt: name of the prompt that the fine-tuning task stands behind, or by task; "" for none.
+        target_prompt: name of the prompt that is prepended on the fine-tuning task, or by task; "" for none.
         icl_prompt: of the ICL tasks.
         stages: the finished stages by name.
         icl_params: in the place of `params` for ICL.
@@ -107,10 +107,10 @@ def evaluate(
     if earlier:
         tested, rows = earlier[0], _outputs_in(earlier[1])
     else:
-        asked = params if icl_params is None else icl_params
-        tested, rows = score_test(session, params, asked, target_prompt, icl_prompt)
+        icl_params = params if icl_params is None else icl_params
+        tested, rows = score_test(session, params, icl_params, target_prompt, icl_prompt)
     write_outputs(folder / "outputs", rows)
-    samples = [sample for each in rows.values() for sample in _first(each, settings.samples)]
+    samples = [sample for each in rows.values() for sample in first_of_each_task(each, settings.samples)]
     run = Run.of(
         method=method,
         seed=experiment.seed,
@@ -185,14 +185,6 @@ def _outputs_in(folder: Path) -> Outputs:
 def settings_of(experiment: Experiment) -> Json:
     """The settings of the final evaluation alone."""
     return {name: files.plain(getattr(experiment.evaluation, name)) for name in FINAL}
-
-
-def _first(rows: Sequence[Output], count: int) -> list[Sample]:
-    """The first few outputs of each task, for the report."""
-    by_task: dict[str, list[Output]] = {}
-    for row in rows:
-        by_task.setdefault(row.task, []).append(row)
-    return [row.sample() for members in by_task.values() for row in members[:count]]
 
 
 def _curve(described: Mapping[str, StageRecord]) -> list[StepEvaluation]:

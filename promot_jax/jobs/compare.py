@@ -63,12 +63,12 @@ def compare(
     Raises:
         UserError: a name that is varied twice, or what `sweep.grid.Grid` refuses.
     """
-    wanted = [seeds] if isinstance(seeds, int) else list(seeds)
+    seed_list = [seeds] if isinstance(seeds, int) else list(seeds)
     tried: dict[str, Sequence[float]] = {}
     for key, values in [pair for given in (varied, learning_rates, strengths) for pair in (given or {}).items()]:
         name = RENAMED.get(key, key)
         if name in tried:
             raise UserError(f"VARIED, LEARNING_RATES and STRENGTHS name {name} twice.")
         tried[name] = values
-    grid = Grid(workdir, experiment, tuning, list(methods), wanted, tried, tasks or {}, report, margin)
+    grid = Grid(workdir, experiment, tuning, list(methods), seed_list, tried, tasks or {}, report, margin)
     comparison.run(grid, wait, stale, serve, Path(archive) if archive else None, run_cells)

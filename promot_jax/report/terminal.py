@@ -1,5 +1,6 @@
 """The report as plain text for a terminal."""
 
+import json
 import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -94,8 +95,12 @@ def next_steps(report: Path, run: Run, folder: Path) -> str:
     settings = {"INITIAL_CHECKPOINT_PATH": model, "PROMPT_PATH": str(prompts[0]) if prompts else ""}
     flags = " ".join(f"--gin.{name}={shlex.quote(value)}" for name, value in settings.items() if value)
     command = "python -m promot_jax.main --gin_file="
-    infer = f"  {command}infer.gin {flags} --gin.INPUTS=questions.txt"
-    return f"Report: {report.with_suffix('.html')} and {report.name}\nNext:\n{infer}\n  {command}export.gin {flags}"
+    commands = [f"infer.gin {flags} --gin.INPUTS=questions.txt", f"export.gin {flags}"]
+    if tuned:
+        models = {"pretrained": run.model, label(run.method): model} if run.model else {label(run.method): model}
+        commands.insert(1, f"chat.gin --gin.MODELS={shlex.quote(json.dumps(models, ensure_ascii=False))}")
+    where = f"Report: {report.with_suffix('.html')} and {report.name}"
+    return "\n".join([where, "Next:", *(f"  {command}{each}" for each in commands)])
 
 
 def printable(text: str) -> str:

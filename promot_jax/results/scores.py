@@ -4,7 +4,7 @@ Scores are on [0, 100]; a number that does not exist (a NaN loss, the format sha
 file. Fields whose default is `NULL` are always written, other fields only where they differ from their default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -164,6 +164,14 @@ class Output(Sample, frozen=True, kw_only=True):
         """The output as the report shows it."""
         fields = {name: getattr(self, name) for name in Sample.__struct_fields__}
         return Sample(**fields | {name: _as_text(fields[name]) for name in ("target", "output")})
+
+
+def first_of_each_task(rows: Iterable[Output], count: int) -> list[Sample]:
+    """The first few outputs of each task."""
+    by_task: dict[str, list[Output]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return [row.sample() for members in by_task.values() for row in members[:count]]
 
 
 def _mean(tasks: Mapping[str, Score], name: str) -> float | None:

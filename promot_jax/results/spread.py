@@ -1,6 +1,6 @@
 """How far scores move with the seed of a run, and in context how far with the draw of exemplars.
 
-A run may ask every example several times, each time behind other exemplars (`Evaluation.exemplar_draws` when it ends,
+A run may evaluate every example several times, each time with other exemplars (`Evaluation.exemplar_draws` at its end,
 `curve_draws` at every checkpoint). The two kinds of spread are told apart: the exemplars' within a seed, around its
 mean over draws, and the seeds' between those means. Prompts are known to matter as much as training runs.
 """

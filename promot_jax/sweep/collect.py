@@ -105,7 +105,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 def _best(candidates: Sequence[Candidate], margin: float) -> int:
     """Which candidate is chosen, on the validation split.
 
-    Settings that fail on a seed are behind those that do not. Of the others the one with the highest ICL counts, of
+    Settings that fail on a seed come after those that do not. Of the others the one with the highest ICL counts, of
     those whose target score is at most `margin` points below the highest; of equals the smallest values.
     """
     whole = max(len(candidate.seeds) for candidate in candidates)

@@ -138,29 +138,29 @@ class _Process:
         for cell in self._those(cells, status.finished):
             self._run(cell)  # looked at first: one of other settings is refused before anything is trained
         pending = self._those(cells, lambda cell: not self._settled(cell))
-        said = ""
+        last_line = ""
         while pending:
             left = [cell for cell in pending if not self._try(cell)]
             if len(left) == len(pending):
                 owners = hosts.decide(partial(self._owners, left), "the owners of the cells")
                 line = f"{'Waiting for' if wait else 'Left to'} other processes: {', '.join(owners)}."
-                if line != said:
+                if line != last_line:
                     print(line, flush=True)
-                    said = line
+                    last_line = line
                 if not wait:
                     return
                 _pause(min(60.0, self._stale / 10))
             pending = left
 
-    def _those(self, cells: Sequence[Cell], wanted: Callable[[Cell], bool]) -> list[Cell]:
+    def _those(self, cells: Sequence[Cell], condition: Callable[[Cell], bool]) -> list[Cell]:
         """The cells of which something holds, as host 0 sees it."""
-        found = hosts.decide(lambda: [i for i, cell in enumerate(cells) if wanted(cell)], "the state of the cells")
+        found = hosts.decide(lambda: [i for i, cell in enumerate(cells) if condition(cell)], "the state of the cells")
         return [cells[i] for i in found]
 
     def _try(self, cell: Cell) -> bool:
         """Settles a cell; returns False where that has to wait for another process."""
-        with contextlib.ExitStack() as held:
-            verdict = hosts.decide(lambda: self._take(cell, held), "who runs a cell")
+        with contextlib.ExitStack() as leases:
+            verdict = hosts.decide(lambda: self._take(cell, leases), "who runs a cell")
             if verdict == "run":
                 self._attempt(cell)
         if verdict == "run":
@@ -169,11 +169,11 @@ class _Process:
             publish(self._grid, self._stale)
         return verdict != "wait"
 
-    def _take(self, cell: Cell, held: contextlib.ExitStack) -> str:
-        """Says what to do about a cell, "run", "wait" or nothing as it is "settled"; to run it, leases it in `held`."""
+    def _take(self, cell: Cell, leases: contextlib.ExitStack) -> str:
+        """What to do about a cell: "run", whose lease goes into `leases`, "wait", or nothing as it is "settled"."""
         if self._settled(cell):
             return "settled"
-        if self._awaits_stage(cell) or not held.enter_context(hold(cell.folder, self._stale)):
+        if self._awaits_stage(cell) or not leases.enter_context(hold(cell.folder, self._stale)):
             return "wait"
         if self._settled(cell):  # by the process that held it until now
             return "settled"

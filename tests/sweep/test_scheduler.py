@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gzip
 import json
 import os
 import re
@@ -148,12 +149,13 @@ def test_archived_cells_are_not_run_again(fake: Fake, tmp_path: Path) -> None:
     archive, rates = tmp_path / "archive", {"learning_rate": (1e-3, 1e-2)}
     fake.run(grid(tmp_path / "old", ("prompt_tuning", "finetune"), varied=rates), archive=archive)
     kept = sorted(path.relative_to(archive).as_posix() for path in archive.rglob("*") if path.is_file())
-    assert kept == sorted(
-        f"{cell}/seed_0/{name}.json"
-        for cell in ("prompt_tuning", "finetune/learning_rate_0.001", "finetune/learning_rate_0.01")
-        for name in ("results", "settings")
+    cells = ("finetune/learning_rate_0.001", "finetune/learning_rate_0.01", "prompt_tuning")
+    assert kept == [f"{cell}/seed_0.json.gz" for cell in cells]
+    written = (archive / kept[2]).read_bytes()
+    cell = json.loads(gzip.decompress(written))
+    assert (
+        cell["run"]["method"] == "prompt_tuning" and "samples" not in cell["run"] and cell["settings"] == {"rate": 0.1}
     )
-    assert not results.read_run(archive / "prompt_tuning/seed_0").samples
     new = grid(tmp_path / "new", ("prompt_tuning", "finetune", "promot"), varied=rates)
     fake.run(new, archive=archive)
     assert fake.trained == [
@@ -162,7 +164,18 @@ def test_archived_cells_are_not_run_again(fake: Fake, tmp_path: Path) -> None:
         "promot/learning_rate_0.01/seed_0/stage2",  # behind that of the cell before
     ]
     assert set(read_comparison(new.workdir).methods) == {"prompt_tuning", "finetune", "promot"}
-    assert (archive / "promot/learning_rate_0.01/seed_0/results.json").is_file()
+    assert (archive / "promot/learning_rate_0.01/seed_0.json.gz").is_file()
+    assert (archive / kept[2]).read_bytes() == written
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", gzip.compress(b"[]"), gzip.compress(b"{}")])
+def test_a_damaged_archive_is_one_sentence(fake: Fake, tmp_path: Path, damage: bytes) -> None:
+    archive = tmp_path / "archive"
+    (archive / "finetune").mkdir(parents=True)
+    (archive / "finetune/seed_0.json.gz").write_bytes(damage)
+    with pytest.raises(UserError, match=r"seed_0.json.gz' .*restore it from the repository, or delete it"):
+        fake.run(grid(tmp_path / "new", ("finetune",)), archive=archive)
+    assert not fake.trained
 
 
 def test_a_report_alone_needs_no_model(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
