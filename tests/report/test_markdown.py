@@ -227,7 +227,10 @@ def test_report_shows_all_tasks_at_the_matched_checkpoint_where_runs_have_them(t
         assert f"{data['methods'][method][0]['matched']['target']['score']:.1f}" in shown
     del data["methods"]["pretrained"][0]["matched"]
     shown = (
-        markdown.write(made(data), tmp_path).read_text().split("at those checkpoints")[1].split("## Format share")[0]
+        markdown.write(made(data), tmp_path)
+        .read_text()
+        .split("Every task at matched target score, validation split")[1]
+        .split("## Format share")[0]
     )
     assert "pretrained" not in shown
 

@@ -90,7 +90,16 @@ def test_page_at_every_width_and_theme(opened, width, theme):
     folder.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=folder / f"report_{width}_{theme}.png", full_page=True)
     assert tab.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]
-    names = ["tradeoff", "tradeoff_metrics", "forgetting", "icl", "format_share", "format_share_tasks", "target"]
+    names = [
+        "frontier",
+        "tradeoff",
+        "tradeoff_metrics",
+        "forgetting",
+        "icl",
+        "format_share",
+        "format_share_tasks",
+        "target",
+    ]
     assert tab.eval_on_selector_all("#task-0 figure", "all => all.map(one => one.dataset.chart)") == names
     for box in tab.eval_on_selector_all(
         "main > section > div figure svg.chart[role=img]",
