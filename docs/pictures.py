@@ -20,9 +20,20 @@ text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue"
 .lost { font-weight: 600; }
 """
 LABELS = ("True", "False")
-# (task, question, output of the pretrained model, output after fine-tuning): the first test examples of ICL tasks,
-# 1 shot, by `finetune.gin --gin.EVAL_PERIOD=60` and `icl_eval.gin`, seed 0, SmolLM2-135M.
-OUTPUTS: tuple[tuple[str, str, str, str], ...] = ()
+# (task, question, output of the pretrained model, output after fine-tuning) of SmolLM2-135M, seed 0, by `infer.gin` on
+# the demo's model and on the run of `finetune.gin --gin.EVAL_PERIOD=60`, each question after one exemplar.
+OUTPUTS = (
+    ("capital", "Country: Italy Capital:", "Rome", "Rome"),
+    ("capital", "Country: Egypt Capital:", "Cairo", "Cairo"),
+    ("capital", "Country: Peru Capital:", "Lima", "Lima"),
+    ("past tense", "Verb: play Past:", "played", "played"),
+    ("past tense", "Verb: paint Past:", "panned", "Past Simple"),
+    ("plural", "Singular: dog Plural:", "dogs", "dogs"),
+    ("plural", "Singular: box Plural:", "cats", "cats"),
+    ("negation", "Sentence: The train was late. Negation:", "She is late.", "False"),
+    ("question", "Statement: They are in London. Question:", "Where is they?", "True"),
+    ("continent", "Country: Kenya Continent:", "Africa", "Africa"),
+)
 REVIEW = "A delight from start to end. ... answer:"
 CAPITAL = "Country: Japan, Capital: Tokyo; Country: Peru, Capital:"
 
@@ -125,7 +136,7 @@ def format_problem() -> str:
     """What the model answers before and after standard fine-tuning."""
     rows = [f"{task}, {query}: {before}; after fine-tuning {after}." for task, query, before, after in OUTPUTS]
     alt = f"Outputs of the pretrained model and after standard fine-tuning on reviews, by question. {' '.join(rows)}"
-    columns, parts = (24, 150, 440, 620), []
+    columns, parts = (24, 124, 470, 634), []
     for x, words in zip(columns, ("task", "question, after one exemplar", "pretrained", "fine-tuned"), strict=True):
         parts.append(text(x, 62, words, color=DIM, kind="small", anchor="start"))
     for index, row in enumerate(OUTPUTS):
