@@ -50,7 +50,9 @@ TEST = [
     *DEMO,
     *HUB,
     "hypothesis>=6.170",
+    "ipykernel>=7.4.0",  # with nbclient: runs docs/demo.ipynb
     "markdown-it-py>=4.0",
+    "nbclient>=0.11.0",
     "peft>=0.21.2",
     "playwright>=1.65.2",  # drives an installed Chromium; brings none
     "pytest>=9.2",

@@ -296,7 +296,9 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
         if from_cache:
             _check_files(task.cache_dir, split)
         with contextlib.nullcontext() if options["shuffle"] else in_storage_order():
-            dataset = task.get_dataset(None, split, use_cached=from_cache, try_in_mem_cache=False, **options)
+            # Without lengths there is nothing to trim: a step per row less.
+            settings = {"use_cached": from_cache, "try_in_mem_cache": False, "trim_output_features": False}
+            dataset = task.get_dataset(None, split, **settings, **options)
         yield from dataset.as_numpy_iterator()
     except passed:
         raise

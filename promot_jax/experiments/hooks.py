@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from promot_jax import files, trees
+from promot_jax.evaluation import example_scores
 from promot_jax.experiments import given_targets
+from promot_jax.experiments.final_evaluation import outputs_of_test, score_test, write_outputs
 from promot_jax.experiments.given_targets import TRAIN, GivenTargets
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.session import Session
@@ -26,8 +28,8 @@ def curve_evaluation(session: Session, folder: Path, stage: Stage, writer: Write
 
     It scores the fine-tuning task with its soft prompt prepended and, where the stage tunes the model, ICL with the
     prompt stripped; it writes the outputs to `outputs/` in the stage's folder, and the first of each task to `writer`.
-    The task's loss there is among the scores, at step 0 the loss on training examples too, and with
-    `Evaluation.divergence` how far the model is from the base.
+    The task's loss there is among the scores, at step 0 the loss on training examples too, with `Evaluation.divergence`
+    how far the model is from the base, and with `Evaluation.curve_test` the scores of the test split.
     """
     settings = session.experiment.evaluation
     validation: list[GivenTargets] = []  # read and encoded at the first step
@@ -46,13 +48,19 @@ def curve_evaluation(session: Session, folder: Path, stage: Stage, writer: Write
         if step == 0 and stage.tunes_model:
             scores["initial_loss"] = given_targets.of_target(session, prompt, TRAIN, limit).loss(merged)
         stripped = merged if stage.keeps_lora else {"model": params["model"]}
+        if stage.tunes_model:
+            scores["example_scores"] = example_scores.of_target(entry, rows)
         if divergence:
             scores |= divergence(stripped["model"])
         if settings.curve_examples and session.experiment.icl_mixture and stage.tunes_model:
             limits = (settings.curve_shots, settings.curve_split, settings.curve_examples)
             icl, icl_rows = session.evaluator.icl(stripped, *limits, intervals=False, draws=settings.curve_draws)
             scores |= {"icl": icl.norm_avg, "format_share": icl.format_share, "tasks": icl.tasks, "draws": icl.draws}
+            scores["example_scores"] |= example_scores.of_icl(settings.curve_shots, icl, icl_rows)
             rows = rows + icl_rows
+        if settings.curve_test and stage.tunes_model:
+            scores["test"], outputs_of = score_test(session, merged, stripped, names)
+            write_outputs(outputs_of_test(folder, step), outputs_of)
         outputs = [records.replace(row, step=step) for row in rows]
         files.write_rows(folder / "outputs" / f"step_{step:06d}.jsonl", outputs)
         writer.outputs(step, first_of_each_task(rows, _GENERATIONS))

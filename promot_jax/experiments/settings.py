@@ -18,7 +18,7 @@ from promot_jax.trackers.settings import Tracker
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The model and the data of a run; the macro that sets a field stands behind it."""
+    """The model and the data of a run; the macro that sets a field is in its comment."""
 
     # Base model: "asset:NAME", a `.gguf` file, a Hugging Face folder (local, `hf://` or `gs://`), a T5X checkpoint, or
     # a finished run's folder.

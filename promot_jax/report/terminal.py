@@ -3,7 +3,7 @@
 import json
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from promot_jax import methods
@@ -15,7 +15,7 @@ from promot_jax.results.schema import Comparison, Run
 
 
 def table(results: Run | Comparison, *, width: int = 120) -> str:
-    """The paper's table for a terminal, and under it the comparison at matched target score, settings and spreads.
+    """The paper's table for a terminal, and under it paired differences, matched target score, settings and spreads.
 
     Methods that do not fit into `width` characters side by side follow below.
     """
@@ -23,11 +23,15 @@ def table(results: Run | Comparison, *, width: int = 120) -> str:
     main = tables.scores(results)
     parts = [
         text_table(main, width=width),
-        "\n".join([*main.notes, *textwrap.wrap(f"{tables.TERMS} {tables.READING}", width)]),
+        "\n".join([*main.notes, *_wrapped((f"{term}: {text}" for term, text in tables.TERMS.items()), width)]),
     ]
-    for title, rows, reading in blocks.blocks(results):
+    for title, rows, reading in [*blocks.leading(results), *blocks.further(results)]:
         parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(paragraphs: Iterable[str], width: int) -> list[str]:
+    return [line for text in paragraphs for line in textwrap.wrap(text, width, subsequent_indent="  ")]
 
 
 def text_table(scores: tables.Table, *, width: int = 120) -> str:

@@ -1,7 +1,7 @@
 """The jitted training step: loss, gradients of the trained leaves alone, update."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from promot_jax import trees
 from promot_jax.methods.base import Stage
 from promot_jax.models import Model
 from promot_jax.params import freezing
+from promot_jax.training import blockwise
 from promot_jax.training.objective import START, batch_loss, penalty_gradient
 from promot_jax.training.optimizer import apply_updates
 from promot_jax.training.settings import Training
@@ -29,7 +30,23 @@ def make_step(
 
     Only the trained leaves are differentiated: frozen ones come in as constants of the step. So do the model's trained
     leaves at the stage's start where the stage's loss uses them, as the subtree `objective.START` of `frozen`.
+
+    Stages of equal settings, as those of a sweep's seeds, share one step: it is traced and compiled once per process.
     """
+    leaves, structure = jax.tree.flatten(shardings)
+    return _make_step(model, transform, stage, training, structure, tuple(leaves))
+
+
+@lru_cache(maxsize=4)  # a compiled step takes memory of the device
+def _make_step(
+    model: Model,
+    transform: optax.GradientTransformation,
+    stage: Stage,
+    training: Training,
+    structure: Any,
+    leaves: tuple[Hashable, ...],
+) -> Callable[[TrainState, Tree, Tree, Array], tuple[TrainState, Tree]]:
+    shardings = jax.tree.unflatten(structure, leaves)
     loss, penalty = batch_loss(model, stage, training), penalty_gradient(stage)
 
     def gradients(trained: Tree, frozen: Tree, batch: Tree, key: Array, tokens: Array) -> tuple[Array, Tree]:
@@ -61,12 +78,17 @@ def make_step(
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         masks = freezing.layer_masks(state.params, training.freeze)
         grads = freezing.apply(masks, grads)
-        updates, optimizer = transform.update(grads, state.optimizer, state.params)
-        updates = freezing.apply(masks, updates)  # weight decay knows of no mask
-        params = apply_updates(state.params, updates, jax.random.fold_in(key, _ROUNDING))
-        params = freezing.apply(masks, params, state.params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-        metrics["update_norm"] = optax.tree.norm(updates)
+        if not masks and blockwise.applies(training, state.params, shardings):
+            params, optimizer, metrics["update_norm"] = blockwise.update(
+                transform, grads, state.optimizer, state.params, metrics["grad_norm"]
+            )
+        else:
+            updates, optimizer = transform.update(grads, state.optimizer, state.params)
+            updates = freezing.apply(masks, updates)  # weight decay knows of no mask
+            params = apply_updates(state.params, updates, jax.random.fold_in(key, _ROUNDING))
+            params = freezing.apply(masks, params, state.params)
+            metrics["update_norm"] = optax.tree.norm(updates)
         return TrainState(params, optimizer, state.step + 1), metrics
 
     return step

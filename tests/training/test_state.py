@@ -18,6 +18,7 @@ from promot_jax.params.lora import Lora
 from promot_jax.training import state
 from promot_jax.training.optimizer import Optimizer
 from promot_jax.training.settings import Training
+from promot_jax.training.step import make_step
 
 MODEL = build(DecoderConfig(61, 16, 2, 1, 2, 8, 24, tied_embeddings=False, dtype="bfloat16"))
 (LORA,) = LoraTuning(lora=Lora(rank=2)).stages
@@ -80,3 +81,16 @@ def test_lora_is_merged_into_float32_kernels(params):
     kernels = [path for path in trees.flatten(rest) if path.endswith("/kernel")]
     assert {trees.flatten(constants)[path].dtype for path in kernels} == {jnp.dtype("bfloat16")}
     assert all(trees.flatten(rest)[path] is trees.flatten(params)[path] for path in kernels)
+
+
+def test_stages_of_equal_settings_share_one_step(params):
+    """As those of a sweep's seeds: the second is neither traced nor compiled."""
+
+    def step(training):
+        built, _, _, transform = setup(params, FINETUNE, training)
+        return make_step(MODEL, transform, FINETUNE, training, state.shardings(built))
+
+    again = dataclasses.replace(TRAINING, optimizer=dataclasses.replace(TRAINING.optimizer))
+    assert step(TRAINING) is step(again)
+    for change in ({"freeze": ("model/token_embedder/.*",)}, {"optimizer": Optimizer("adamw", 0.5)}):
+        assert step(dataclasses.replace(TRAINING, **change)) is not step(TRAINING)
