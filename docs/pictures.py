@@ -17,7 +17,12 @@ STYLE = """
 text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 .title { font-weight: 600; font-size: 15px; }
 .small { font-size: 12.5px; }
+.lost { font-weight: 600; }
 """
+LABELS = ("True", "False")
+# (task, question, output of the pretrained model, output after fine-tuning): the first test examples of ICL tasks,
+# 1 shot, by `finetune.gin --gin.EVAL_PERIOD=60` and `icl_eval.gin`, seed 0, SmolLM2-135M.
+OUTPUTS: tuple[tuple[str, str, str, str], ...] = ()
 REVIEW = "A delight from start to end. ... answer:"
 CAPITAL = "Country: Japan, Capital: Tokyo; Country: Peru, Capital:"
 
@@ -116,7 +121,30 @@ def strip() -> str:
     return drawing("Strip: one model, with and without its soft prompt", alt, (900, 310), parts)
 
 
-PICTURES = {"method_stage1": stage1, "method_stage2": stage2, "method_strip": strip}
+def format_problem() -> str:
+    """What the model answers before and after standard fine-tuning."""
+    rows = [f"{task}, {query}: {before}; after fine-tuning {after}." for task, query, before, after in OUTPUTS]
+    alt = f"Outputs of the pretrained model and after standard fine-tuning on reviews, by question. {' '.join(rows)}"
+    columns, parts = (24, 150, 440, 620), []
+    for x, words in zip(columns, ("task", "question, after one exemplar", "pretrained", "fine-tuned"), strict=True):
+        parts.append(text(x, 62, words, color=DIM, kind="small", anchor="start"))
+    for index, row in enumerate(OUTPUTS):
+        y = 92 + 28 * index
+        parts.append(f'<path d="M24 {y - 19}H756" stroke="{RULE}"/>')
+        for x, words in zip(columns, row, strict=True):
+            lost = x == columns[3] and words in LABELS
+            kind, color = ("lost", MOVES) if lost else ("", DIM if x == columns[0] else INK)
+            parts.append(text(x, y, words, color=color, kind=kind, anchor="start"))
+    title = "What a model answers, before and after fine-tuning on reviews"
+    return drawing(title, alt, (780, 80 + 28 * len(OUTPUTS)), parts)
+
+
+PICTURES = {
+    "method_format": format_problem,
+    "method_stage1": stage1,
+    "method_stage2": stage2,
+    "method_strip": strip,
+}
 
 if __name__ == "__main__":
     for name, draw in PICTURES.items():

@@ -40,7 +40,7 @@ def write(results: Run | Comparison, folder: str | os.PathLike[str], analysed: S
     results = as_comparison(results)
     folder = Path(folder)
     shares = tables.format_shares(results)
-    parts = [f"# {page.TITLE}", _listing(tables.facts([results], folder))]
+    parts = [f"# {page.TITLE}", _facts([results], folder)]
     parts += [*_images(figures.first(results), folder, "##"), *_tables(blocks.leading(results))]
     parts += ["## Scores", _listing(tables.TERMS), _scores(tables.scores(results)), *_blocks(results)]
     if missing := tables.unfinished(results):
@@ -64,8 +64,12 @@ def write_tasks(
 
     `reports` are the `report.md` of each task, in `folder` or below it.
     """
-    facts = tables.facts(list(by_task.values()), folder)
-    parts = [f"# {page.TITLE}", _listing(facts), "## How to read the tables", _listing(tables.TERMS)]
+    parts = [
+        f"# {page.TITLE}",
+        _facts(list(by_task.values()), folder),
+        "## How to read the tables",
+        _listing(tables.TERMS),
+    ]
     for task, results in by_task.items():
         link = quote(reports[task].relative_to(folder).as_posix())
         parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})"]
@@ -120,6 +124,10 @@ def _scores(scores: tables.Table) -> str:
     if not scores.rows:
         return "No scores."
     return "\n\n".join([markdown_table(scores), *map(escape, scores.notes)])
+
+
+def _facts(comparisons: Sequence[Comparison], folder: Path) -> str:
+    return _listing({name: ", ".join(values) for name, values in tables.facts(comparisons, folder).items()})
 
 
 def _listing(items: Mapping[str, str]) -> str:

@@ -184,8 +184,8 @@ def _sharing_labels(runs: Sequence[Scored]) -> list[str]:
     return [f"No format share, as a label of theirs is one of the target's: {', '.join(names)}."] if names else []
 
 
-def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict[str, str]:
-    """What was run, by name; a text lists the different values, "-" for none.
+def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict[str, list[str]]:
+    """What was run, by name: the different values, "-" for none.
 
     With the `folder` that a report is written into and the day.
     """
@@ -207,8 +207,8 @@ def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict
         "Versions": [f"{name} {version}" for run in runs for name, version in run.versions.items() if version],
     }
     known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
-    written = {"Folder": str(folder), "Date": f"{datetime.date.today():%Y-%m-%d}"} if folder else {}
-    return {name: ", ".join(of) or ABSENT for name, of in known.items()} | written
+    written = {"Folder": [str(folder)], "Date": [f"{datetime.date.today():%Y-%m-%d}"]} if folder else {}
+    return {name: [*of] or [ABSENT] for name, of in known.items()} | written
 
 
 def aligned_reading(alignments: Sequence[GradientAlignment]) -> str:

@@ -51,12 +51,13 @@ def update(
     Returns:
         The new parameters, the new state, and the global norm of the updates.
     """
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
     run = optax.with_extra_args_support(transform).update
 
     def is_moment(node: Any) -> bool:
         return jax.tree.structure(node) == structure
 
+    outer: Any
     slots, outer = jax.tree.flatten(state, is_leaf=is_moment)  # moments, and step counts
 
     def with_moments(rest: Iterable[Any], moments: Iterable[Any]) -> Any:

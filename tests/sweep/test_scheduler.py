@@ -168,11 +168,12 @@ def test_archived_cells_are_not_run_again(fake: Fake, tmp_path: Path) -> None:
     assert (archive / kept[2]).read_bytes() == written
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", gzip.compress(b"[]"), gzip.compress(b"{}")])
-def test_a_damaged_archive_is_one_sentence(fake: Fake, tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}"])
+def test_a_damaged_archive_is_one_sentence(fake: Fake, tmp_path: Path, content: bytes | None) -> None:
     archive = tmp_path / "archive"
     (archive / "finetune").mkdir(parents=True)
-    (archive / "finetune/seed_0.json.gz").write_bytes(damage)
+    damaged = b"{}" if content is None else gzip.compress(content)
+    (archive / "finetune/seed_0.json.gz").write_bytes(damaged)
     with pytest.raises(UserError, match=r"seed_0.json.gz' .*restore it from the repository, or delete it"):
         fake.run(grid(tmp_path / "new", ("finetune",)), archive=archive)
     assert not fake.trained

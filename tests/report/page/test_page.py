@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_results import NASTY, TASKS, alignment, made, prune, random_document, random_results
 
@@ -127,6 +127,7 @@ def test_nothing_is_fetched_and_only_our_script_and_style_may_run():
 
 @settings(max_examples=15)
 @given(st.lists(NASTY, min_size=14, max_size=14))
+@example([", a, b"] * 14)
 def test_no_text_from_data_becomes_markup(wild):
     """The page of wild strings has the tags and attributes of the page of tame ones, and shows the strings."""
     wild = [f"{text}{index}" for index, text in enumerate(wild)]  # different ones, and never empty
