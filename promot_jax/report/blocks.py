@@ -27,8 +27,7 @@ PAIRED = (
     "Test split, best checkpoints: first method minus second, on the same examples with the same exemplars, mean over "
     "seeds and draws of exemplars. In brackets the 95 % interval of a paired bootstrap that draws seeds and examples; "
     "with one seed it draws examples only, and says nothing of other seeds. * The interval leaves out 0. Intervals are "
-    "not corrected for the number of comparisons; of fewer than five seeds they are too narrow where seeds differ much "
-    "more than examples do."
+    "not corrected for the number of comparisons."
 )
 
 PAIRED_MATCHED = (

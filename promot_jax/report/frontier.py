@@ -19,9 +19,10 @@ KEY = (
 READING = (
     "Over all settings, checkpoints and alphas that were tried, mean over seeds, without step 0. The area is the share "
     "of the rectangle from the reference to (100, 100) that lies below and to the left of some point: 100 % keeps all "
-    "ICL at any target score. Test split: area of the points that are the frontier on the validation split. In "
-    "brackets the 95 % bootstrap interval, over what the last column says, around the estimate. More settings and "
-    "checkpoints can only enlarge an area of the validation split: compare methods with equally many."
+    "ICL at any target score. Test: area of the points that are the frontier on the validation split. Points: how many "
+    "are the frontier, of all. In brackets the 95 % bootstrap interval, over what the last column says, around the "
+    "estimate. More settings and checkpoints can only enlarge an area of the validation split: compare methods with "
+    "equally many."
 )
 AXIS = "ICL normalised average"
 
@@ -69,9 +70,9 @@ def rows(results: Comparison) -> tuple[list[list[str]], str]:
     """The areas as a table of text, the header first, and how it is read."""
     found = frontier.frontiers(results)
     on_test = any(one.test for one in found)
-    header = ["method", "area (%), validation", "minus fine-tuning"]
-    header += ["area (%), test", "minus fine-tuning"] if on_test else []
-    table = [[*header, "points on the frontier", "seeds", "interval over"]]
+    header = ["method", "validation (%)", "minus fine-tuning"]
+    header += ["test (%)", "minus fine-tuning"] if on_test else []
+    table = [[*header, "points", "seeds", "interval over"]]
     for one in found:
         areas = [_area(one.validation), _change(one.validation)]
         areas += [_area(one.test), _change(one.test)] if on_test else []

@@ -54,7 +54,7 @@ class Area:
     """Area of a frontier, in percent of the rectangle."""
 
     percent: float
-    ci95: Interval | None  # 95 % bootstrap interval, over what `over` says
+    ci95: Interval | None  # 95 % bootstrap interval, over what `over` says (`resample.interval`, centred)
     over: str  # "seeds and examples", "seeds", "examples" or ""
     change: float | None  # less that of fine-tuning; None for fine-tuning, and where their seeds differ
     change_ci95: Interval | None
@@ -157,22 +157,27 @@ class _Split:
     """Scores of points on one split, with their resamples."""
 
     def __init__(self, points: Sequence[Sequence[_Seed]]):
-        seeds = len(points[0]) if points else 0
+        self.seeds = seeds = len(points[0]) if points else 0
         by_examples = all(move is not None for of in points for _, _, move in of)
         sources = {"seeds": seeds > 1, "examples": by_examples and bool(points)}
         self.over = " and ".join(name for name, there in sources.items() if there)
-        self.values = np.array([_over_seeds(of) for of in points])  # [points, target and ICL, 1 + RESAMPLES]
+        # [points, target and ICL, 1 + RESAMPLES]; `alone` where resamples draw seeds alone
+        by_seed = [_by_seed(of) for of in points]
+        self.values = np.array([[resample.over_seeds(side) for side in of] for of in by_seed])
+        self.alone = np.array([[resample.alone(side) for side in of] for of in by_seed])
 
-    def area(self, least: float) -> np.ndarray:
-        """Area, `[1 + RESAMPLES]`."""
-        return area(self.values[:, 0].T, self.values[:, 1].T, least)
+    def areas(self, least: float) -> np.ndarray:
+        """Area, `[2, 1 + RESAMPLES]`: where resamples draw all that they can, and seeds alone."""
+        return np.stack([area(each[:, 0].T, each[:, 1].T, least) for each in (self.values, self.alone)])
 
     def scores(self) -> list[Scores]:
         """Scores of each point."""
         found = []
-        for target, icl in self.values:
-            intervals = (resample.interval(target), resample.interval(icl)) if self.over else (None, None)
-            found.append(Scores(float(target[0]), float(icl[0]), *intervals))
+        for values, alone in zip(self.values, self.alone, strict=True):
+            of_target, of_icl = (
+                resample.interval(values[side], alone[side], self.seeds) if self.over else None for side in (0, 1)
+            )
+            found.append(Scores(float(values[0, 0]), float(values[1, 0]), of_target, of_icl))
         return found
 
 
@@ -214,27 +219,20 @@ class _Measured:
 
 def _areas(splits: Mapping[str, tuple[_Measured, _Split]], least: float) -> dict[str, Area]:
     """The areas on one split, by method, and their differences to fine-tuning."""
-    areas = {method: split.area(least) for method, (_, split) in splits.items()}
+    areas = {method: split.areas(least) for method, (_, split) in splits.items()}
     found = {}
     for method, (each, split) in splits.items():
         change: tuple[float | None, Interval | None] = None, None
         if method != BASELINE and BASELINE in splits and splits[BASELINE][0].seeds == each.seeds:
             differences = areas[method] - areas[BASELINE]
             known = split.over and splits[BASELINE][1].over
-            change = float(differences[0]), _centred(differences) if known else None
-        ci95 = _centred(areas[method]) if split.over else None
-        found[method] = Area(float(areas[method][0]), ci95, split.over, *change)
+            whole, alone = differences
+            ends = resample.interval(whole, alone, split.seeds, least=-100.0, centred=True) if known else None
+            change = float(whole[0]), ends
+        whole, alone = areas[method]
+        ci95 = resample.interval(whole, alone, split.seeds, centred=True) if split.over else None
+        found[method] = Area(float(whole[0]), ci95, split.over, *change)
     return found
-
-
-def _centred(values: np.ndarray) -> Interval:
-    """Interval of the resamples, moved to have its mean at the estimate.
-
-    A frontier takes maxima, so what resampling adds in noise lifts every resample.
-    """
-    low, high = resample.interval(values)
-    lift = float(values[1:].mean() - values[0])
-    return low - lift, high - lift
 
 
 def _scored(curve: Iterable[StepEvaluation]) -> list[StepEvaluation]:
@@ -265,8 +263,8 @@ def _moves(evaluated: ByEvaluation, shots: int | str, tasks: Collection[str]) ->
     return means - means[:, :1]
 
 
-def _over_seeds(seeds: Sequence[_Seed]) -> np.ndarray:
-    """Target score and ICL average, means over seeds, `[2, 1 + RESAMPLES]`."""
+def _by_seed(seeds: Sequence[_Seed]) -> np.ndarray:
+    """Target score and ICL average of each seed, `[2, seeds, 1 + RESAMPLES]`."""
     still = np.zeros((2, 1 + resample.RESAMPLES))
     values = [np.array([[target], [icl]]) + (still if move is None else move) for target, icl, move in seeds]
-    return np.stack([resample.over_seeds(np.stack([value[side] for value in values])) for side in (0, 1)])
+    return np.stack(values, axis=1)

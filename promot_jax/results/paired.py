@@ -70,8 +70,10 @@ def differences(results: Comparison, checkpoint: Literal["best", "matched_test"]
                 by_score.setdefault(key, []).append((change, size))
         for (score, shots), members in by_score.items():
             changes, sizes = zip(*members, strict=True)
-            values = resample.over_seeds(np.stack(changes))
-            numbers = float(values[0]), resample.interval(values), len(sizes), max(sizes)
+            stacked = np.stack(changes)
+            values = resample.over_seeds(stacked)
+            ci95 = resample.interval(values, resample.alone(stacked), len(sizes), least=-100.0)
+            numbers = float(values[0]), ci95, len(sizes), max(sizes)
             found.append(Difference(first, second, score, shots, *numbers))
     return found
 

@@ -74,9 +74,35 @@ def over_seeds(values: np.ndarray) -> np.ndarray:
     return np.einsum("sr,rs->r", values, _weights(len(values)))
 
 
-def interval(values: np.ndarray) -> Interval:
-    """Percentiles of the resamples of `[1 + RESAMPLES]`, at `bootstrap.LEVEL`."""
-    low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def alone(values: np.ndarray) -> np.ndarray:
+    """`over_seeds` of scores that do not move with the examples."""
+    return over_seeds(np.broadcast_to(values[:, :1], values.shape))
+
+
+def interval(
+    values: np.ndarray, of_seeds: np.ndarray, seeds: int, *, least: float = 0.0, centred: bool = False
+) -> Interval:
+    """Percentiles of the resamples at `bootstrap.LEVEL`, made wider for few seeds.
+
+    A few seeds say little of their own variance: the normal quantile that a bootstrap amounts to becomes Student's, of
+    Satterthwaite's degrees of freedom. That is `seeds - 1` where seeds alone make the variance, many where examples do.
+
+    Args:
+        values: `[1 + RESAMPLES]`, the estimate first.
+        of_seeds: the same where resamples draw seeds alone.
+        seeds: how many there are.
+        least: possible value; the greatest is 100.
+        centred: whether the resamples are moved to have their mean at the estimate, which maxima of noise lie above.
+    """
+    from scipy.special import ndtri, stdtrit  # a fraction of the import of scipy.stats
+
+    tail = (1 + LEVEL) / 2
+    ends = np.quantile(values[1:], [1 - tail, tail]) - (values[1:].mean() - values[0] if centred else 0.0)
+    variance = of_seeds[1:].var()
+    if seeds > 1 and variance > 0:
+        freedom = (seeds - 1) * max(1.0, values[1:].var() / variance) ** 2
+        ends = values[0] + (ends - values[0]) * stdtrit(freedom, tail) / ndtri(tail)
+    low, high = np.clip(ends, least, 100.0)
     return float(low), float(high)
 
 

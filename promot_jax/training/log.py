@@ -39,9 +39,13 @@ class Log:
         self._last = clock()
 
     def starts(self, step: int, scores: Mapping[str, Any] | None) -> None:
-        """Begins to time updates after a step, whose scores are the latest."""
+        """Shows a step and the latest scores, and begins to time the next update."""
         self._scores = _shown_scores(scores or {})
         self._show(step, self._scores)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins to time the next update anew."""
         self._last = clock()
 
     def update(self, step: int, scalars: Mapping[str, float], tokens: int) -> None:

@@ -113,6 +113,7 @@ def train(
         log.starts(done, progress.curve[-1])
         for step, batch in enumerate(hosts.timely(batches, "the next batch"), 1):
             if step <= done:
+                log.restart()
                 continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
             if step > training.steps:
                 break

@@ -58,7 +58,7 @@ def test_the_chosen_checkpoints_are_shown_by_their_test_scores() -> None:
         runs = data.methods[method]
         assert point.x == pytest.approx(sum(run.target.score for run in runs if run.target) / len(runs))
         assert point.y == pytest.approx(sum(run.icl["1"].norm_avg or 0 for run in runs) / len(runs))
-        assert point.low and point.high and point.low < point.y < point.high
+        assert point.low is not None and point.high and point.low < point.y < point.high
         assert "test split, mean of 2 seeds: target" in point.tip
 
 

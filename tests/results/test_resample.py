@@ -87,3 +87,23 @@ def test_a_comparison_is_computed_once_however_often_reports_ask() -> None:
     for _ in range(resample.REMEMBERED):
         count(Comparison(methods={}))
     assert count(one) == len(asked)  # forgotten since
+
+
+def test_few_seeds_have_students_interval_where_they_make_the_variance() -> None:
+    seeds = np.array([[40.0], [50.0], [54.0], [60.0]])
+    values = np.repeat(seeds, 1 + resample.RESAMPLES, axis=1)
+    low, high = resample.interval(resample.over_seeds(values), resample.alone(values), 4)
+    half = 3.182 * seeds.std(ddof=1) / 2  # of three degrees of freedom
+    assert (low, high) == pytest.approx((51 - half, 51 + half), abs=0.2 * half)
+    noise = np.random.default_rng(0).normal(0, 10, 1 + resample.RESAMPLES)
+    noise[0] = 0
+    moved = values + noise  # by examples, much more than by seeds
+    low, high = resample.interval(resample.over_seeds(moved), resample.alone(moved), 4, least=-100)
+    assert high - low == pytest.approx(2 * 1.96 * np.hypot(10, seeds.std(ddof=1) / 2), rel=0.1)
+
+
+def test_intervals_end_at_possible_scores_and_can_be_centred() -> None:
+    values = np.array([1.0, *np.linspace(-30, 30, resample.RESAMPLES)])
+    assert resample.interval(values, values, 1) == pytest.approx((0, 28.5))
+    assert resample.interval(values, values, 1, least=-100) == pytest.approx((-28.5, 28.5))
+    assert resample.interval(values, values, 1, least=-100, centred=True) == pytest.approx((-27.5, 29.5))

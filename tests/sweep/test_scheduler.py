@@ -561,6 +561,9 @@ def test_tasks_and_rates_on_a_model(
 
     whole = (workdir / "report.md").read_text("utf-8")
     assert "## tiny" in whole and "](tiny_size/report.md)" in whole and "### At matched target score" in whole
+    report = (workdir / "tiny_size/report.md").read_text("utf-8")
+    assert report.index("## Frontier") < report.index("## Paired differences") < report.index("## Scores")
+    assert "| ProMoT - prompt tuning |" in report and "| 1: examples only |" in report
     found = read_comparison(workdir / "tiny_size")
     prompt, promot = (found.methods[name][0] for name in ("prompt_tuning", "promot"))
     assert [point for point in promot.curve if point.stage == "stage1"] == prompt.curve

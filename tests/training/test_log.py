@@ -26,6 +26,8 @@ class Run:
         entry = {"target": 50.0, "icl": 60.0, "loss": None, "validation_loss": 0.25, "kl_icl": 0.125}
         log.evaluation(0, entry)
         log.starts(0, entry)
+        self.now += 7  # batches that a resumed run reads again
+        log.restart()
         for step in range(1, steps + 1):
             self.now += 2
             log.update(step, {"loss": 0.5, "grad_norm": 1.5}, tokens=100)
