@@ -3,6 +3,7 @@
 # make test-slow     thousands of damaged files, killed hosts, every variant; SLOW="tests/distributed/test_hosts.py" runs a part
 # make test-libtpu   the TPU compiler on a machine without a TPU
 # make test-browser  the report in headless Chromium, which you install first (tests/report/page/test_in_browser.py)
+# make findings   the report of the study in docs/findings, from its results: no model is loaded, nothing is run
 # make bench   benchmarks against PyTorch and lm-eval, hours; BENCH="step_stage1 icl_eval" runs a part; docs/performance.md
 # make docs    the documentation as a site, in runs/site; a warning is an error
 # make check   style, types, the direction of imports, and shell scripts
@@ -27,7 +28,7 @@ comma := ,
 space := $(subst ,, )
 seeds := $(if $(strip $(SEEDS)),"--gin.SEEDS=[$(subst $(space),$(comma),$(strip $(SEEDS)))]")
 
-.PHONY: demo test test-slow test-libtpu test-browser bench docs check format assets clean distclean
+.PHONY: demo test test-slow test-libtpu test-browser findings bench docs check format assets clean distclean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -47,11 +48,15 @@ test-libtpu: $(STAMPS)/libtpu
 test-browser: $(STAMPS)/test
 	$(RUN) -m pytest -q -m browser
 
+findings: $(STAMPS)/demo
+	$(RUN) -m promot_jax.main --gin_file=studies/frontier.gin --gin.RUN_CELLS=False
+
 bench: $(STAMPS)/bench assets
 	$(RUN) -m benchmarks $(BENCH)
 
+# The variable silences what the theme prints about its own future.
 docs: $(STAMPS)/docs
-	$(RUN) -m mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 check: $(STAMPS)/dev
 	$(RUN) -m ruff check .

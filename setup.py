@@ -26,6 +26,7 @@ REQUIRES = [
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "rich>=15.0.0",
     "rouge-score>=0.1.2",
     "sacrebleu>=2.6.0",
     "safetensors>=0.8.0",
@@ -41,13 +42,17 @@ LM_EVAL = ["lm_eval>=0.4.13"]  # the version whose parts promot_jax.lm_eval was 
 DEMO = ["countryinfo>=1.0.1"]
 HUB = ["huggingface_hub>=2.4.0"]  # for hf:// checkpoints, and to push exports
 DATASETS = ["datasets>=5.2.0"]  # for DATA=hf://organisation/name
+WANDB = ["wandb>=0.31.0"]
+TRACKIO = ["trackio>=0.43.0"]
 # Builds SeqIO caches, in an environment of its own: Beam keeps protobuf below 7, which sentencepiece 0.2.3 refuses.
 CACHE = ["apache-beam>=2.77.0", "google-crc32c>=1.9.0", "sentencepiece<0.2.3"]
 TEST = [
     *DEMO,
     *HUB,
     "hypothesis>=6.170",
+    "ipykernel>=7.4.0",  # with nbclient: runs docs/demo.ipynb
     "markdown-it-py>=4.0",
+    "nbclient>=0.11.0",
     "peft>=0.21.2",
     "playwright>=1.65.2",  # drives an installed Chromium; brings none
     "pytest>=9.2",
@@ -105,6 +110,8 @@ setup(
         "demo": DEMO,
         "hub": HUB,
         "datasets": DATASETS,
+        "wandb": WANDB,  # TRACKER = "wandb"
+        "trackio": TRACKIO,
         "cache": CACHE,
         "test": TEST,
         "bench": BENCH,

@@ -41,11 +41,11 @@ def write(folder: str, examples: int, exemplars: str, out: str) -> dict[str, flo
     from promot_jax.experiments.session import open_session
     from promot_jax.experiments.settings import Experiment
 
-    asked: list[Request] = []
+    recorded: list[Request] = []
 
     class Recorder(Sampler):
         def stream(self, params: Any, requests: Any) -> Iterator[tuple[int, str]]:
-            asked.extend(requests)
+            recorded.extend(requests)
             return ((index, "") for index in range(len(requests)))
 
     settings = Evaluation(examples=examples, shots=(SHOTS,), decoding=Decoding(max_tokens=48), exemplars=exemplars)
@@ -56,6 +56,6 @@ def write(folder: str, examples: int, exemplars: str, out: str) -> dict[str, flo
     recorder = Recorder(session.base, settings, experiment.partitioner)
     params = {"model": session.base.params}
     Evaluator(recorder, task="", icl="demo_icl").icl(params, SHOTS, "test", examples, intervals=False)
-    rows = [{"text": one.text, "limit": min(one.limit, settings.decoding.max_tokens)} for one in asked]
+    rows = [{"text": one.text, "limit": min(one.limit, settings.decoding.max_tokens)} for one in recorded]
     files.write_rows(out, rows)
     return {"prompts": len(rows)}

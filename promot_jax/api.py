@@ -50,7 +50,6 @@ __all__ = ["Decoding", "Model", "Task", "load"]
 
 Row = tuple[str, str] | Mapping[str, str | float]
 Split = Sequence[Row]
-_TENTHS = 10  # parts of the training rows, of which one is held out for each split that is not given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +88,11 @@ class Task:
         return self.name
 
     def _splits(self) -> dict[str, list[Mapping[str, str | float]]]:
-        from promot_jax.data.examples import stable_hash
+        from promot_jax.data.rows import hold_out
 
         given = {name: _mappings(rows) for name, rows in (("validation", self.validation), ("test", self.test))}
-        places = {name: place for place, (name, rows) in enumerate(given.items()) if not rows}
-        splits: dict[str, list[Mapping[str, str | float]]] = {"train": [], **given}
-        for row in _mappings(self.train):
-            digit = int(stable_hash(*map(str, row.values())), 16) % _TENTHS
-            splits[next((name for name, place in places.items() if place == digit), "train")].append(row)
+        missing = [name for name, rows in given.items() if not rows]
+        splits = given | hold_out(_mappings(self.train), missing, lambda row: "\0".join(map(str, row.values())))
         if empty := [name for name, rows in splits.items() if not rows]:
             raise UserError(f"Task {self.name!r} has too few rows to hold some out for {empty[0]!r}: give these rows.")
         return splits

@@ -25,6 +25,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of the system that a user's settin
 _SCRATCH = ".writing-"  # in the names of folders that hold unfinished files
 _HERE = re.sub(r"[^\w.]", "_", platform.node())  # this machine
 # What earlier versions left when they were killed: files and folders of an export, half written.
+_NUMBERS = re.compile(r"\[\n([\s\d.,eE+-]+)\n\s*\]")  # a list of numbers in indented JSON
 _EARLIER = re.compile(
     r"\.[\w-]+\.(json|jsonl|md|html|svg)\.[a-z0-9_]{8}|prompt\.(json|npy)\.tmp"
     r"|\.(stripped|with_prompts)-[a-z0-9_]{8}|checkpoint_\d+\.tmp-[a-z0-9_]{8}"
@@ -115,12 +116,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def write(value: Any, path: str | os.PathLike[str]) -> Path:
-    """Writes a value or record as JSON, all or nothing.
+    """Writes a value or record as JSON, all or nothing; a list of numbers stands on one line.
 
     Raises:
         TypeError: something in it is not JSON, a record, an array or a scalar.
     """
-    return write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # Text in JSON has no line break, so what lies between brackets on lines of its own is numbers.
+    return write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Any]) -> Path:

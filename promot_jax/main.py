@@ -57,6 +57,7 @@ CONFIGURABLES = {
     "Evaluation": "promot_jax.evaluation.settings:Evaluation",
     "Decoding": "promot_jax.decoding.settings:Decoding",
     "PromptInit": "promot_jax.params.soft_prompts:PromptInit",
+    "Tracker": "promot_jax.trackers.settings:Tracker",
     "Partitioner": "promot_jax.distributed.partitioning:Partitioner",
     "Training": "promot_jax.training.settings:Training",
     "Tuning": "promot_jax.training.settings:tuning",

@@ -16,7 +16,7 @@ from promot_jax.data import columns, examples, files
 from promot_jax.data.chat import ChatTemplate
 from promot_jax.data.columns import MESSAGES, Columns
 from promot_jax.data.files import SPLITS, DataFile, DataSet
-from promot_jax.data.rows import Row, RowsSource
+from promot_jax.data.rows import Row, RowsSource, hold_out
 from promot_jax.errors import UserError, nearest
 
 from . import metrics, postprocess
@@ -29,7 +29,6 @@ METRICS: Mapping[str, MetricFn] = {
 # Targets that are this few, this frequent on average, and of this many words at most are labels.
 MOST_LABELS, ROWS_PER_LABEL, LABEL_WORDS = 32, 4, 5
 SHORT_ANSWER = 5  # words
-HELD_OUT = {"validation": 10, "test": 10}  # percent of the rows, where a data set lacks the split
 
 
 def register_data(settings: DataFile, chat: Callable[[], ChatTemplate] | None = None) -> str:
@@ -125,21 +124,9 @@ def _rows(data: DataSet, how: Columns, chat: Callable[[], ChatTemplate] | None) 
 
 
 def _with_all_splits(path: str, rows: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Takes a split that is missing out of `train`, by a hash of the input: equal inputs are in one split.
-
-    Raises UserError if a split is left without a row.
-    """
+    """Takes a split that is missing out of `train`; raises UserError if a split is left without a row."""
     missing = [split for split in SPLITS if split not in rows]
-    dealt: dict[str, list[Row]] = {split: [] for split in ("train", *missing)}
-    for row in rows["train"]:
-        percent = int(examples.stable_hash("split", str(row["inputs"])), 16) % 100
-        for split in missing:
-            if percent < HELD_OUT[split]:
-                break
-            percent -= HELD_OUT[split]
-        else:
-            split = "train"
-        dealt[split].append(row)
+    dealt = hold_out(rows["train"], missing, lambda row: str(row["inputs"]))
     for split, members in dealt.items():
         if not members:
             raise UserError(

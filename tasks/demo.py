@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from . import demo_data as data
 from .metrics import accuracy, bleu, exact_match, rouge2, token_f1
 from .register import MetricFn, register, register_mixture
-from .templates import READING, TRUE_FALSE_REVIEW, Template, labelled
+from .templates import CHOICES, READING, TRUE_FALSE_REVIEW, Template, labelled
 
 CONTINENTS = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
 SENTIMENTS = ("positive", "negative")
@@ -25,9 +25,10 @@ def _task(
     register(name, lambda split: splits()[split], template, metric_fns, labels=labels)
 
 
-# Tasks to fine-tune on: sentiment, translation, and a second classification task for mixtures.
+# Tasks to fine-tune on: sentiment, translation, a choice by letter, and a second classification task for mixtures.
 _task("movie_sentiment", data.movie_reviews, TRUE_FALSE_REVIEW, [accuracy], ("True", "False"))
 _task("interface_enfr", data.interface_texts, labelled("English", "French", "english", "french"), [bleu])
+_task("inflection_choice", data.inflection_choices, CHOICES, [accuracy], ("A", "B", "C", "D"))
 _task("tweet_mood", data.tweets, labelled("Tweet", "Mood", "text", "answer"), [accuracy], ("good", "bad"))
 register_mixture("movie_and_tweets", ["movie_sentiment", "tweet_mood"])
 
@@ -51,6 +52,9 @@ register_mixture(
     ["capital", "continent", "nationality", "past_tense", "plural", "product_sentiment", "country_reading", "negation",
      "question", "editing"],
 )  # fmt: skip
+
+# Half of demo_icl, for studies of many runs: two tasks with a label set, two of a word, one of a sentence.
+register_mixture("study_icl", ["continent", "product_sentiment", "capital", "past_tense", "negation"])
 
 # Generic text for replay: text that the base model may have read before it was fine-tuned.
 _task("editorials", data.editorials, Template("", "{text}"), [rouge2])

@@ -16,6 +16,7 @@ import functools
 import gzip
 import html
 import importlib.util
+import itertools
 import json
 import re
 import unicodedata
@@ -212,7 +213,10 @@ def countries() -> Splits:
     """
     package = importlib.util.find_spec("countryinfo")
     if package is None or not package.submodule_search_locations:
-        raise UserError("the country tasks need the package countryinfo: pip install 'promot_jax[demo]'")
+        raise UserError(
+            "The demo's tasks on countries need the package countryinfo: pip install 'promot_jax[demo]', or set "
+            "ICL_MIXTURE to other tasks."
+        )
     rows: dict[str, Row] = {}
     for path in sorted((Path(package.submodule_search_locations[0]) / "data").glob("*.json")):
         entry = json.loads(path.read_text("utf-8"))
@@ -265,6 +269,40 @@ def past_tenses() -> Splits:
 
 
 @functools.cache
+def inflection_choices() -> Splits:
+    """Rows id, question, a, b, c, d, answer ("A" to "D"): which form of a verb is asked for, by letter.
+
+    Verbs of the texts that are not in `past_tenses`; all questions on a verb are in one split.
+    """
+    others = {row["verb"] for rows in past_tenses().values() for row in rows}
+    verbs: list[Row] = []
+    for verb, *forms in _inflected("verb"):
+        past, participle, present, third = [*forms, "", "", ""][:4]
+        other = participle or verb
+        if verb not in others and {verb, past} <= _vocabulary() and len({past, present, third, other} - {""}) == 4:
+            verbs.append({"id": verb, "past tense": past, "-ing form": present, "third person": third, "other": other})
+    asked = ("past tense", "-ing form", "third person")
+    parts = split(verbs, test=72, validation=36)
+    return {
+        name: [
+            _choice(row, form, letter)
+            for (row, form), letter in zip(itertools.product(rows, asked), itertools.cycle("ABCD"), strict=False)
+        ]
+        for name, rows in parts.items()
+    }
+
+
+def _choice(row: Row, asked: str, answer: str) -> Row:
+    """The question on a form of a verb whose answer is a given letter; a hash orders the other forms."""
+    name = f"{row['id']}/{asked}"
+    forms = [form for key, form in row.items() if key not in ("id", asked)]
+    forms.sort(key=lambda form: stable_hash(name, form))
+    forms.insert("ABCD".index(answer), row[asked])
+    options = dict(zip("abcd", forms, strict=True))
+    return {"id": name, "question": f'What is the {asked} of "{row["id"]}"?', "answer": answer, **options}
+
+
+@functools.cache
 def plurals() -> Splits:
     """Rows id, noun, plural, ending: half of the nouns take "s", half do not."""
     groups: dict[str, list[Row]] = {"s": [], "other": []}
@@ -281,11 +319,17 @@ def _inflections(kind: str, form: str) -> Iterator[Row]:
     Words with several accepted forms are left out: only one would count as right.
     """
     vocabulary = _vocabulary()
+    for word, first, *_ in _inflected(kind):
+        if word != first and {word, first} <= vocabulary:
+            yield {"id": word, kind: word, form: first}
+
+
+def _inflected(kind: str) -> Iterator[list[str]]:
+    """Yields [word, its forms ...] of a part of speech; a form may be "" or missing at the end."""
     with gzip.open(assets.fetch("lemminflect") / "infl_lu.csv.gz", "rt", encoding="utf-8") as file:
-        for line in file:
-            word, tag, first, *_ = line.rstrip("\n").split(",")
-            if tag == kind and word != first and {word, first} <= vocabulary:
-                yield {"id": word, kind: word, form: first}
+        for word, tag, *forms in (line.rstrip("\n").split(",") for line in file):
+            if tag == kind:
+                yield [word, *forms]
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from promot_jax import files
 from promot_jax.results import records
+from promot_jax.results.example_scores import ExampleScores
 from promot_jax.results.schema import Alignment, Comparison, GradientAlignment, Run
 from promot_jax.results.scores import Icl, Score, StepEvaluation, Target
 
@@ -26,19 +27,31 @@ def random_run(method, seed):
         return Icl.of(scores, ci95=(30.0, 50.0))
 
     steps = STEPS.get(method, {"finetune": 60})
+    target, averages = Target(task="sentiment", metric="accuracy", **score()), {shots: icl() for shots in ("1", "4")}
+    examples = {"target": {"sentiment": random_examples(draw, target.score)}}
+    for shots, average in averages.items():
+        scores = {name: random_examples(draw, task.score) for name, task in average.tasks.items()}
+        examples[f"icl_{shots}shot"] = scores
     return Run(
         method=method,
         seed=seed,
         steps=dict(steps),
         seconds=draw.uniform(10, 400),
-        target=Target(task="sentiment", metric="accuracy", **score()),
-        icl={shots: icl() for shots in ("1", "4")},
+        target=target,
+        icl=averages,
+        example_scores=examples,
         curve=[point for stage in steps for point in random_curve(stage, draw)],
         versions={"python": "3.11.9", "jax": "0.10.2", "promot_jax": None},
         commit="0123456789abcdef-dirty",
         model="random_weights",
         settings={"learning_rate": 1e-4, "curve_shots": 1},
     )
+
+
+def random_examples(draw, score):
+    """Scores of 50 examples with about this mean."""
+    digits = "".join("1" if draw.uniform(0, 100) < score else "0" for _ in range(50))
+    return ExampleScores(metric="m", examples="", prompts="", scores=digits)
 
 
 def random_curve(stage, draw):
@@ -50,6 +63,11 @@ def random_curve(stage, draw):
             shares = {name: {"score": draw.uniform(0, 90), "format_share": draw.uniform(0, 40)} for name in TASKS}
             tasks = {name: Score(metric=TASKS[name], n=50, **shares[name]) for name in TASKS}
             scores |= {"icl": icl, "format_share": share, "tasks": tasks}
+            examples = {name: random_examples(draw, task.score) for name, task in tasks.items()}
+            scores["example_scores"] = {
+                "target": {"sentiment": random_examples(draw, target)},
+                "icl_1shot": examples,
+            }
         points.append(StepEvaluation(**scores))
         target, icl, share = (
             min(95, target + draw.uniform(0, 30)),

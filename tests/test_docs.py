@@ -5,6 +5,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -100,13 +102,30 @@ def test_other_commands_exist_or_are_not_run_for_a_reason() -> None:
             assert (ROOT / words[0]).is_file(), (page, words)
 
 
-def test_every_setting_has_a_row_and_says_what_it_is() -> None:
-    spec = importlib.util.spec_from_file_location("settings_reference", ROOT / "docs" / "settings_reference.py")
+def script(name: str) -> Any:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
 
-    page = module.page()
+
+def test_pictures_of_the_method_are_what_their_script_draws() -> None:
+    """Each has a title and a description, and lies on the page with an alternative text."""
+    page = (ROOT / "docs" / "method.md").read_text("utf-8")
+    pictures = script("pictures").PICTURES
+    for name, draw in pictures.items():
+        picture = (ROOT / "docs" / "figures" / f"{name}.svg").read_text("utf-8")
+        assert picture == draw(), "run python docs/pictures.py"
+        texts = {node.tag.rpartition("}")[2]: node.text for node in ElementTree.fromstring(picture)}
+        assert texts["title"] and texts["desc"]
+        assert re.search(rf"!\[[^\]]+\]\(figures/{name}\.svg\)", page)
+    assert set(re.findall(r"figures/(method_\w+)\.svg", page)) == set(pictures)
+
+
+def test_every_setting_has_a_row_and_says_what_it_is() -> None:
+    page = script("settings_reference").page()
 
     assert re.findall(r"^## (\w+)$", page, re.M) == [*main.CONFIGURABLES]
     rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page, re.M))

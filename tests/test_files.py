@@ -3,6 +3,7 @@
 Reference: POSIX, whose kernel drops a dead process's locks.
 """
 
+import json
 import os
 import signal
 import sys
@@ -76,3 +77,10 @@ def test_leftovers_of_earlier_versions_are_deleted(tmp_path: Path) -> None:
     files.delete_leftovers(tmp_path)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
     assert not (tmp_path / ".with_prompts-a1b2c3_4").exists()
+
+
+def test_lists_of_numbers_stand_on_one_line_and_text_stays_as_it_is(tmp_path: Path) -> None:
+    value = {"a": [1, -2.5, 1e-07], "b": [[1, 2], [3]], "c": "[\n1,\n2\n]", "d": [], "e": [None, 1]}
+    text = files.write(value, tmp_path / "a.json").read_text()
+    assert '"a": [1, -2.5, 1e-07],' in text and "    [1, 2],\n    [3]\n" in text
+    assert json.loads(text) == value

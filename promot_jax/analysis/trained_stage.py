@@ -159,7 +159,7 @@ def _starts(session: Session, folder: Path, settings: Json) -> Iterator[trees.Tr
 
 
 def _prompts(experiment: Experiment, folder: Path, stage: str) -> list[str | dict[str, str]]:
-    """Where the prompt that a stage stood behind may lie."""
+    """Where the prompt that a stage was trained with may lie."""
     beside = folder.parent / next(iter(methods.preceding(stage)), stage)
     several = {path.name: str(path) for path in sorted(beside.glob("*")) if stage_folder.describe(path)}
     given = experiment.prompt_path

@@ -37,8 +37,8 @@ def of_folder(folder: Path, tokenizer: Path | None = None) -> Answers:
         if not ends and os.path.lexists(folder / name):
             config = hf.read_json(folder, name)
             text = config.get("text_config")  # of a model that also sees
-            said = (config if "eos_token_id" in config or not isinstance(text, dict) else text).get("eos_token_id")
-            ends = _ids(said, folder / name)
+            ids = (config if "eos_token_id" in config or not isinstance(text, dict) else text).get("eos_token_id")
+            ends = _ids(ids, folder / name)
     return Answers(ends, template_of(tokenizer or folder))
 
 
@@ -58,9 +58,9 @@ def template_of(folder: Path) -> str | dict[str, str] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The chat template in {folder} cannot be read: {error}.") from error
     if not templates and os.path.lexists(folder / TOKENIZER):
-        said = hf.read_json(folder, TOKENIZER).get("chat_template")
+        template = hf.read_json(folder, TOKENIZER).get("chat_template")
         try:
-            named = [{"name": "default", "template": said}] if isinstance(said, str) else said or ()
+            named = [{"name": "default", "template": template}] if isinstance(template, str) else template or ()
             templates = {one["name"]: one["template"] for one in named}
         except (TypeError, KeyError) as error:
             raise UserError(f"The chat_template in {folder / TOKENIZER} is neither text nor a list of them.") from error
@@ -73,18 +73,18 @@ def of_gguf(metadata: Mapping[str, Any], origin: str) -> Answers:
     Raises:
         UserError: a value is of another type.
     """
-    said = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
+    ends = [metadata.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "eot", "eom")]
     named = [i for i, token in enumerate(metadata.get("tokenizer.ggml.tokens", ())) if token in END_NAMES]
     names = ["default", *metadata.get("tokenizer.chat_templates", ())]
     keys = {name: "tokenizer.chat_template" + f".{name}" * (name != "default") for name in names}
     templates = {name: metadata[key] for name, key in keys.items() if key in metadata}
-    return Answers(_ids([i for i in said if i is not None] + named, origin), _template(templates, origin))
+    return Answers(_ids([i for i in ends if i is not None] + named, origin), _template(templates, origin))
 
 
-def _ids(said: Any, origin: object) -> tuple[int, ...]:
-    ids = said if isinstance(said, list) else [] if said is None else [said]
+def _ids(value: Any, origin: object) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int for i in ids):
-        raise UserError(f"{origin} has an eos_token_id {str(said)[:80]} that is neither an id nor a list of them.")
+        raise UserError(f"{origin} has an eos_token_id {str(value)[:80]} that is neither an id nor a list of them.")
     return tuple(dict.fromkeys(ids))
 
 

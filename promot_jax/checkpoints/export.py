@@ -204,7 +204,7 @@ def _extend_tokenizer(file: Path, first: int, tokens: list[str], vocabulary: Any
     known = tokenizer.get_vocab()
     if taken := known.keys() & set(tokens):
         raise UserError(f"The tokenizer has a token {min(taken)!r} already; give the prompt another name.")
-    # Ids are given out in order. Rows of the table beyond the tokenizer's tokens get names, so that ours come behind.
+    # Ids are given out in order. Rows of the table beyond the tokenizer's tokens get names, so that ours come last.
     unused = range(max(known.values()) + 1, first)
     tokenizer.add_tokens([AddedToken(f"<promot_unused_{i}>", normalized=False) for i in unused])
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
@@ -217,7 +217,7 @@ def _extend_tokenizer(file: Path, first: int, tokens: list[str], vocabulary: Any
     start = [] if not vocabulary.add_bos else [vocabulary.bos_id]
     front = "".join(tokens) + "".join(str(tokenizer.id_to_token(i)) for i in start)
     want = [*range(first, first + len(tokens)), *start, *alone]
-    for between in ("", " "):  # SentencePiece marks the beginning of the first word, or that behind a space
+    for between in ("", " "):  # SentencePiece marks the beginning of the first word, or that after a space
         if tokenizer.encode(front + between + sample, add_special_tokens=False).ids == want:
             return between
     return None

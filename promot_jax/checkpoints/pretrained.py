@@ -79,7 +79,7 @@ def load(
     Args:
         path: "asset:NAME"; a `.gguf` file; the folder of a Hugging Face model; a T5X checkpoint, its file or its folder
             or one of several, of which the newest counts; each of them local, "hf://ORGANISATION/NAME[@REVISION]" (with
-            "/FILE.gguf" behind it for GGUF; not T5X) or "gs://BUCKET/PATH"; or the folder of a finished run that
+            "/FILE.gguf" after it for GGUF; not T5X) or "gs://BUCKET/PATH"; or the folder of a finished run that
             trained a model.
         partitioner: where the parameters go.
         config: sizes, for a checkpoint that carries none (T5X), and how long the sequences may be; one that does is

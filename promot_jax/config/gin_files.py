@@ -40,8 +40,8 @@ def listing() -> str:
     parts = {name: _header(path)[0] for name, path in of_package().items() if name not in runs}
     width = max(map(len, parts), default=0)
     lines = [f"  {name:{width}}  {about}\n" for name, about in parts.items()]
-    told = [f"  {name}\n" + "".join(f"      {line}\n" for line in _about(path)) for name, path in runs.items()]
-    return f"Runs:\n{''.join(told)}\nParts, to be given after a run's file:\n{''.join(lines)}"
+    described = [f"  {name}\n" + "".join(f"      {line}\n" for line in _about(path)) for name, path in runs.items()]
+    return f"Runs:\n{''.join(described)}\nParts, to be given after a run's file:\n{''.join(lines)}"
 
 
 def _header(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import collections
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,23 @@ from promot_jax.errors import UserError, half_character, users_code
 
 Row = Mapping[str, str | bytes | float]
 BOM = "\ufeff"  # byte order mark; editors and spreadsheets write it at the start of a file
+
+
+HELD_OUT = 10  # parts of the training rows, of which one is held out for each split that is not given
+R = TypeVar("R")
+
+
+def hold_out(rows: Iterable[R], splits: Sequence[str], text: Callable[[R], str]) -> dict[str, list[R]]:
+    """Takes a tenth of the training rows for each of `splits`, by a hash of their text: equal texts stay together.
+
+    Returns:
+        "train" and `splits`, some of them empty where there are few rows.
+    """
+    dealt: dict[str, list[R]] = {split: [] for split in ("train", *splits)}
+    for row in rows:
+        part = int(examples.stable_hash("split", text(row)), 16) % HELD_OUT
+        dealt[splits[part] if part < len(splits) else "train"].append(row)
+    return dealt
 
 
 class RowsSource(seqio.DataSource):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
 
@@ -13,18 +13,30 @@ from promot_jax.data.examples import Example
 from promot_jax.errors import UserError, users_code
 
 
-def judge(task: seqio.Task, example: Example, output: str) -> tuple[Any, Any, float | None]:
-    """Returns the post-processed target and output of an example, and its score where the first metric has one.
+class Judgement(NamedTuple):
+    """An output as it is scored: by the first metric, where that has something of one example."""
+
+    target: Any  # post-processed
+    output: Any  # post-processed
+    score: float | None  # on [0, 100]; None for a metric without scores of one example
+    statistics: list[int | float]  # of a metric that is computed from their sums (BLEU), otherwise empty
+
+
+def judge(task: seqio.Task, example: Example, output: str) -> Judgement:
+    """Post-processes the target and an output of an example, and scores it.
 
     Raises:
         UserError: the post-processor or the metric raises.
     """
     features = {**example.features, **dataclasses.asdict(example)}
-    each = getattr(task.metric_fns[0], "per_example", None) if task.metric_fns else None
+    metric = task.metric_fns[0] if task.metric_fns else None
+    score, statistics = (getattr(metric, name, None) for name in ("per_example", "statistics"))
     with users_code(f"Judging the output {output[:80]!r} for example {example.id!r} of task {task.name!r}"):
         target = task.postprocess_fn(example.targets, example=features, is_target=True)
         answer = task.postprocess_fn(output, example=features, is_target=False)
-        return target, answer, None if each is None else each(target, answer)
+        if score is not None:
+            return Judgement(target, answer, score(target, answer), [])
+        return Judgement(target, answer, None, [] if statistics is None else [*statistics(target, answer)])
 
 
 def scores(task: seqio.Task, targets: Sequence[Any], answers: Sequence[Any]) -> dict[str, float]:

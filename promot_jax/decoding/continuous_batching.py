@@ -2,8 +2,12 @@
 
 Inputs wait in batches of similar length, those with the longest outputs first. A prefill processes one of these batches
 and puts its rows in free places of the running batch; a decode loop of fixed shape then appends tokens until as many
-places are free as the next batch needs. Few programs are compiled: a prefill per shape of a waiting batch, one decode
-loop per size class of inputs. Between two looks at the device, the host is free for finished outputs.
+places are free as the next batch needs. Between two looks at the device, the host is free for finished outputs.
+
+A step costs what the places of the running batch cost, free or not. So when nothing waits any more and three quarters
+of the places are free, the rows that are left move to a batch of a quarter of the places. Size classes of inputs run
+from short to long, and what is left of one class moves to the batch of the next. Few programs are compiled: a prefill
+per shape of a waiting batch, a decode loop per size class, and one for each quarter in the last class.
 
 Inputs of a group that start alike (k-shot prompts of a task with the same exemplars) share one prefill of that prefix,
 which is cut where all their ids agree: the ids of every input stay the same.
@@ -37,6 +41,7 @@ Output = tuple[int, np.ndarray]  # index of an input, and its ids: -1 after the 
 STEPS = 32  # longest stretch of decoding between two looks of the host
 LEAST_PREFIX = 32  # shorter shared beginnings are processed with each row: a prefix takes programs of its own
 LEAST_STEPS = 8  # room for outputs in a cache is a power of two, this or more: few programs
+LEAST_PLACES = 8  # a running batch gets no smaller: on a CPU, a step of fewer rows takes hardly less time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,11 +112,9 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
     classes: dict[int, list[Waiting]] = {}
     for waiting in waiting_batches(inputs, budget, engine):
         classes.setdefault((waiting.width - 1).bit_length(), []).append(waiting)
-    params = apart(engine.params, engine.partitioner)
-    for members in classes.values():
-        # Short outputs come last: then few rows are left that the others wait for.
-        members.sort(key=lambda each: -max(inputs[member].limit for member in each.members))
-        yield from _Running(engine, params, inputs, members).run()
+    running = _Running(engine, inputs)
+    for size in sorted(classes):
+        yield from running.run(classes[size], is_last=size == max(classes))
 
 
 def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
@@ -174,49 +177,84 @@ def _by_row(inputs: Sequence[Input], waiting: Waiting) -> tuple[np.ndarray, np.n
 
 
 class _Running:
-    """A running batch of fixed shape, and what waits for its places."""
+    """A running batch, and what waits for its places."""
 
-    def __init__(self, engine: Engine, params: Any, inputs: Sequence[Input], waiting: Sequence[Waiting]):
-        """Allocates the batch.
-
-        Args:
-            engine: what generates.
-            params: for decoding steps, their layers apart where that saves copies.
-            inputs: all of them.
-            waiting: batches of similar width.
-        """
-        self._engine, self._params, self._inputs = engine, params, inputs
-        self._waiting = collections.deque(waiting)
-        width = max(each.width for each in waiting)
-        longest = max(inputs[member].limit for each in waiting for member in each.members)
-        steps = max(LEAST_STEPS, 1 << (longest - 1).bit_length())
-        most = 1 << max(engine.cache_tokens // (width + steps), 1).bit_length() - 1
-        needed = sum(len(each.members) for each in waiting)
-        count = max(*(len(each.batch["lengths"]) for each in waiting), min(most, 1 << (needed - 1).bit_length()))
-        parts = engine.partitioner.rows()
-        self._count = -(-count // parts) * parts
-        self._rows, self._state = _empty(engine.model, engine.settings, params, self._count, width, steps)
-        self._member = np.full(self._count, -1)  # the input of each place, -1 for a free one
+    def __init__(self, engine: Engine, inputs: Sequence[Input]):
+        """Takes what generates, and all inputs."""
+        self._engine, self._inputs = engine, inputs
+        self._params = apart(engine.params, engine.partitioner)  # for decoding steps
+        self._waiting: collections.deque[Waiting] = collections.deque()
+        self._width = self._steps = 0  # room of a place, in tokens of the input and of the output
+        self._rows: Any = None
+        self._state: Any = None
+        self._member = np.full(0, -1)  # the input of each place, -1 for a free one
         self._prefixes: dict[tuple[int, ...], Any] = {}
 
-    def run(self) -> Iterator[Output]:
-        """Yields outputs as they are finished."""
+    def run(self, waiting: Sequence[Waiting], *, is_last: bool) -> Iterator[Output]:
+        """Yields outputs of a size class and of rows that are left of those before, as they are finished.
+
+        Args:
+            waiting: batches of similar width, wider than those of the classes before.
+            is_last: whether to finish all outputs; otherwise up to a quarter of the rows are left for the next class.
+        """
+        # Short outputs come last: then few rows are left that the others wait for.
+        limits = {id(each): max(self._inputs[member].limit for member in each.members) for each in waiting}
+        self._waiting.extend(sorted(waiting, key=lambda each: -limits[id(each)]))
+        self._width = max(each.width for each in waiting)
+        self._steps = max(self._steps, LEAST_STEPS, 1 << (max(limits.values()) - 1).bit_length())
+        self._move(self._places(waiting))
+        left = 0 if is_last else self._quarter()
         finished: list[Output] = []
-        while self._waiting or (self._member >= 0).any():
-            while self._waiting and (self._member < 0).sum() >= len(self._waiting[0].members):
+        while self._waiting or self._active() > left:
+            while self._waiting and len(self._member) - self._active() >= len(self._waiting[0].members):
                 self._admit(self._waiting.popleft())
-            wanted = len(self._waiting[0].members) if self._waiting else self._count
-            self._advance(wanted)
+            self._advance(len(self._waiting[0].members) if self._waiting else len(self._member) - self._quarter())
             yield from finished  # the device is busy meanwhile
             finished = self._finished()
+            if not self._waiting and 0 < self._active() <= self._quarter():
+                self._move(self._quarter())
             preemption.check("during an evaluation")
         yield from finished
+
+    def _places(self, waiting: Sequence[Waiting]) -> int:
+        """Places of a batch for what waits and what is left, as many as the cache holds."""
+        most = 1 << max(self._engine.cache_tokens // (self._width + self._steps), 1).bit_length() - 1
+        needed = self._active() + sum(len(each.members) for each in waiting)
+        rows = max(len(each.batch["lengths"]) for each in waiting)
+        return self._rounded(max(rows, self._active(), min(most, 1 << (needed - 1).bit_length())))
+
+    def _rounded(self, places: int) -> int:
+        parts = self._engine.partitioner.rows()
+        return -(-places // parts) * parts
+
+    def _quarter(self) -> int:
+        """Places of the next smaller batch, 0 if there is none."""
+        quarter = self._rounded(len(self._member) // 4)
+        return quarter if LEAST_PLACES <= quarter < len(self._member) else 0
+
+    def _active(self) -> int:
+        return int((self._member >= 0).sum())
+
+    def _move(self, count: int) -> None:
+        """Makes a running batch of `count` places, with the rows that are left."""
+        engine, left = self._engine, np.flatnonzero(self._member >= 0)
+        member = np.full(count, -1)
+        member[: len(left)] = self._member[left]
+        size = {"width": self._width, "steps": self._steps}
+        if len(left):
+            chosen = np.full(count, -1, np.int32)
+            chosen[: len(left)] = left
+            self._rows, self._state = _moved(engine.model, chosen, self._rows, self._state, **size)
+        else:
+            self._rows = self._state = None  # frees the memory
+            self._rows, self._state = _empty(engine.model, engine.settings, self._params, count, **size)
+        self._member = member
 
     def _admit(self, waiting: Waiting) -> None:
         engine = self._engine
         limits, seeds = _by_row(self._inputs, waiting)
         batch = engine.partitioner.batch({**waiting.batch, "limits": limits, "seeds": seeds})
-        places = np.full(len(limits), self._count, np.int32)  # padding rows get none
+        places = np.full(len(limits), len(self._member), np.int32)  # padding rows get none
         places[: len(waiting.members)] = np.flatnonzero(self._member < 0)[: len(waiting.members)]
         self._member[places[: len(waiting.members)]] = waiting.members
         self._rows, self._state = _start(
@@ -255,6 +293,14 @@ def _empty(model: Model, settings: Decoding, params: Any, count: int, width: int
     zeros = jnp.zeros(count, jnp.int32)
     rows = begin(settings, zeros, zeros.astype(jnp.uint32), jnp.ones(count, bool))
     return _pinned(model, (rows, model.empty(params, count, width, steps)))
+
+
+@partial(jax.jit, static_argnames=("model", "width", "steps"))
+def _moved(model: Model, chosen: Array, rows: Rows, state: Any, width: int, steps: int) -> tuple[Rows, Any]:
+    """Returns a running batch with a place for each of `chosen`, int32: a place of another batch, -1 for a free one."""
+    taken = jax.tree.map(lambda leaf: leaf[chosen], rows)
+    taken = taken._replace(done=taken.done | (chosen < 0))
+    return _pinned(model, (taken, model.move(state, chosen, width, steps)))
 
 
 @partial(jax.jit, static_argnames=("model", "settings"), donate_argnames="state")

@@ -24,11 +24,11 @@ def use() -> None:
     """
     import jax
 
-    wanted = os.environ.get(VARIABLE, "")
-    if wanted == "off" or (not wanted and jax.config.values["jax_compilation_cache_dir"]):
+    setting = os.environ.get(VARIABLE, "")
+    if setting == "off" or (not setting and jax.config.values["jax_compilation_cache_dir"]):
         return
-    folder = Path(os.path.expanduser(wanted or "~/.cache/promot_jax/compiled")) / _machine()
-    is_here = "://" not in wanted and folder.parts[0][0] != "~"  # of a user who is not known here
+    folder = Path(os.path.expanduser(setting or "~/.cache/promot_jax/compiled")) / _machine()
+    is_here = "://" not in setting and folder.parts[0][0] != "~"  # of a user who is not known here
     if not (is_here and _made(folder)):
         print(f"Programs are compiled anew: {folder} cannot be written. Set {VARIABLE}.", file=sys.stderr, flush=True)
         return

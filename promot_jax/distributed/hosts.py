@@ -342,5 +342,6 @@ def _stuck(run: _Run, what: str) -> None:
 def _end(run: _Run, message: str, status: int) -> None:
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
+    os.write(2, b"\r\x1b[2K" * os.isatty(2))  # the live line, which nothing else would erase
     run.lifeline.outlive(2 * _GRACE)
     os._exit(status)

@@ -90,7 +90,8 @@ def _note(number: int, frame: FrameType | None) -> None:
         _interrupted = True
         if again or not _saves:
             raise KeyboardInterrupt
-        os.write(2, _AGAIN)  # `print` may be in the middle of another line
+        # `print` may be in the middle of another line; on a terminal the message takes the place of the live line.
+        os.write(2, b"\r\x1b[2K" * os.isatty(2) + _AGAIN)
 
 
 @contextlib.contextmanager
@@ -151,15 +152,15 @@ def check(where: str) -> None:
         raise PreemptedError(f"{word().capitalize()} {where}.")
 
 
-def notice_address(wanted: str) -> str:
+def notice_address(flag: str) -> str:
     """The address that a `--preemption_notice` of "auto", "off" or an address stands for."""
-    if wanted == "auto":
+    if flag == "auto":
         product = Path("/sys/class/dmi/id/product_name")
         with contextlib.suppress(OSError):
             if product.read_text().strip() == "Google Compute Engine":
                 return GCE_NOTICE
         return ""
-    return "" if wanted == "off" else wanted
+    return "" if flag == "off" else flag
 
 
 def _poll(address: str, period: float, done: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """Evaluates a model on SeqIO tasks: reads examples, composes k-shot prompts, generates, post-processes, scores."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ from promot_jax.decoding.output_text import SENTINELS
 from promot_jax.errors import UserError, users_code
 from promot_jax.evaluation.format_share import format_share
 from promot_jax.evaluation.label_likelihood import Judged, accuracies
-from promot_jax.evaluation.progress import shown
 from promot_jax.evaluation.sampler import Request, Sampler
+from promot_jax.progress.items import shown
 from promot_jax.results import bootstrap
 from promot_jax.results.records import replace
 from promot_jax.results.scores import Icl, Output, Score, Target
@@ -83,12 +84,14 @@ class Evaluator:
         Articles, which are cut, are left out.
         """
         settings = self._settings
-        wanted = [(self._task, settings.split, settings.target_examples)]
-        wanted.append((self._task, settings.curve_split, settings.curve_target_examples))
+        evaluations = [(self._task, settings.split, settings.target_examples)]
+        evaluations.append((self._task, settings.curve_split, settings.curve_target_examples))
         if self._icl:
-            wanted += [(f"{self._icl}_{shots}shot", settings.split, settings.examples) for shots in settings.shots[:1]]
-            wanted.append((f"{self._icl}_{settings.curve_shots}shot", settings.curve_split, settings.curve_examples))
-        for task, split, limit in wanted:
+            for shots in settings.shots[:1]:
+                evaluations.append((f"{self._icl}_{shots}shot", settings.split, settings.examples))
+            curve = f"{self._icl}_{settings.curve_shots}shot"
+            evaluations.append((curve, settings.curve_split, settings.curve_examples))
+        for task, split, limit in evaluations:
             for name in text.task_names(task) if task and limit else ():
                 for example in _read(name, split, limit):
                     if not example.suffix:
@@ -135,8 +138,8 @@ class Evaluator:
         """Scores the ICL mixture at a number of shots, stripped unless a prompt is named.
 
         `intervals` asks for bootstrap intervals, which take longer than the scores where a user's metric is computed
-        anew for each resample. With several `draws` every example is asked that often, each time behind other
-        exemplars; the scores are those of the first.
+        anew for each resample. With several `draws` every example is evaluated that often, each time with
+        other exemplars; the scores are those of the first.
 
         Returns:
             The scores, with several draws also those of each, and one output per example and draw.
@@ -156,9 +159,9 @@ class Evaluator:
     ) -> tuple[Icl, list[Output]]:
         # Every method starts at the base model: its scores are computed once.
         is_base = not prompt and self._is_base(params)
-        asked = (shots, split, limit, intervals, draw)
-        if is_base and asked in self._base_icl:
-            return self._base_icl[asked]
+        key = (shots, split, limit, intervals, draw)
+        if is_base and key in self._base_icl:
+            return self._base_icl[key]
         names = text.task_names(f"{self._icl}_{shots}shot")
         scored = self._run(params, names, split, limit, prompt=prompt, intervals=intervals, draw=draw)
         tasks = {text.base_task(name): part for name, part in scored.items()}
@@ -171,7 +174,7 @@ class Evaluator:
         )
         found = entry, rows
         if is_base:
-            self._base_icl[asked] = found
+            self._base_icl[key] = found
         return found
 
     def _is_base(self, params: Params) -> bool:
@@ -194,29 +197,32 @@ class Evaluator:
 
         `sentinel` says whether tasks without a prompt end with one, the others not; None: all do.
         """
-        asked: list[Question] = []
+        questions: list[Question] = []
         for name in names:
-            own = prompt if isinstance(prompt, str) else prompt.get(name, "")
-            asked += self._questions(name, split, limit, own, draw, sentinel is None or (sentinel and not own))
-        likelihoods = self._likelihoods(params, asked) if self._settings.likelihood else {}
-        waiting = collections.Counter(question.task for question in asked)
+            task_prompt = prompt if isinstance(prompt, str) else prompt.get(name, "")
+            with_sentinel = sentinel is None or (sentinel and not task_prompt)
+            questions += self._questions(name, split, limit, task_prompt, draw, with_sentinel)
+        likelihoods = self._likelihoods(params, questions) if self._settings.likelihood else {}
+        waiting = collections.Counter(question.task for question in questions)
         answers: dict[int, _Answer] = {}
         scored: dict[str, Scored[Score]] = {}
-        requests = [question.request for question in asked]
-        for index, raw in shown(self._sampler.stream(params, requests), len(asked), _listed(names)):
-            question = asked[index]
-            answers[index] = self._judged(question, raw, likelihoods.get(index, {}))
-            waiting[question.task] -= 1
-            if not waiting[question.task]:  # all of its outputs are there; the device goes on with other tasks
-                of_task = [answers[i] for i, other in enumerate(asked) if other.task == question.task]
-                scored[question.task] = self._score(question.task, of_task, intervals)
+        requests = [question.request for question in questions]
+        stream = self._sampler.stream(params, requests)
+        with contextlib.closing(shown(stream, len(questions), _listed(names))) as outputs:
+            for index, raw in outputs:
+                question = questions[index]
+                answers[index] = self._judged(question, raw, likelihoods.get(index, {}))
+                waiting[question.task] -= 1
+                if not waiting[question.task]:  # all of its outputs are there; the device goes on with other tasks
+                    of_task = [answers[i] for i, other in enumerate(questions) if other.task == question.task]
+                    scored[question.task] = self._score(question.task, of_task, intervals)
         return {name: scored[name] for name in names}
 
-    def _likelihoods(self, params: Params, asked: Sequence[Question]) -> dict[int, dict[str, float]]:
+    def _likelihoods(self, params: Params, questions: Sequence[Question]) -> dict[int, dict[str, float]]:
         """Log-likelihoods of the labels of each question that has a label set, by its index."""
-        chosen = [index for index, question in enumerate(asked) if question.example.labels]
-        requests = [asked[index].request for index in chosen]
-        labels = [[label.strip() for label in asked[index].example.labels] for index in chosen]
+        chosen = [index for index, question in enumerate(questions) if question.example.labels]
+        requests = [questions[index].request for index in chosen]
+        labels = [[label.strip() for label in questions[index].example.labels] for index in chosen]
         found = shown(self._sampler.likelihoods(params, requests, labels), len(chosen), "Likelihoods of labels")
         return {chosen[number]: scores for number, scores in found}
 
@@ -230,7 +236,7 @@ class Evaluator:
         steps = _longest_output(self._vocabulary, name) + (len(SENTINELS) if settings.sentinel else 0)
         once = settings.exemplars == "per_task"
         evaluated = frozenset(example.inputs for example in examples) if once else frozenset()
-        asked = []
+        questions = []
         for example in examples:
             if once:
                 chosen = _task_exemplars(name, seed, evaluated, example.shots)
@@ -238,13 +244,13 @@ class Evaluator:
                 chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
             composed, dropped = compose(example, chosen, self._count, settings.max_input_length)
             group = f"{name} {dropped}" if once else ""  # what starts with another exemplar shares nothing
-            asked.append(Question(name, example, Request(composed, prompt, steps, group, sentinel), dropped))
-        return asked
+            questions.append(Question(name, example, Request(composed, prompt, steps, group, sentinel), dropped))
+        return questions
 
     def _judged(self, question: Question, raw: str, likelihoods: dict[str, float]) -> _Answer:
         example, request, dropped = question.example, question.request, question.dropped_shots
         prompt = unmarked(request.text)
-        target, answer, score = judge(text.get(question.task), example, self._sampler.answer(raw))
+        judged = judge(text.get(question.task), example, self._sampler.answer(raw))
         row = Output(
             task=text.base_task(question.task),
             id=example.id,
@@ -252,13 +258,14 @@ class Evaluator:
             dropped_shots=dropped,
             input=prompt,
             query=len(prompt) - len(unmarked(example.inputs)) if dropped < example.shots else 0,
-            target=target,
+            target=judged.target,
             raw=raw,
-            output=answer,
-            score=score,
+            output=judged.output,
+            score=judged.score,
             likelihoods={**likelihoods},
+            statistics=judged.statistics,
         )
-        return _Answer(row, target, answer, (likelihoods, example.targets.strip()))
+        return _Answer(row, judged.target, judged.output, (likelihoods, example.targets.strip()))
 
     def _score(self, name: str, answers: Sequence[_Answer], intervals: bool) -> Scored[Score]:
         task, rows = text.get(name), [answer.row for answer in answers]
@@ -304,7 +311,7 @@ def _labels_of(name: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=128)
 def _read(name: str, split: str, limit: int | None) -> list[text.Example]:
-    """`text.read`, once per process: the same examples are asked again at every checkpoint."""
+    """`text.read`, once per process: the same examples are evaluated at every checkpoint."""
     return text.pool(name, limit) if split == text.EXEMPLARS else text.read(name, split, limit=limit)
 
 

@@ -17,10 +17,10 @@ from promot_jax.decoding.likelihood import log_likelihoods
 from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
-from promot_jax.evaluation.progress import shown
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.params import soft_prompts
 from promot_jax.params.dtypes import cast_weights
+from promot_jax.progress.items import shown
 
 Params = dict[str, Any]
 

@@ -21,6 +21,9 @@ class Evaluation:
     curve_target_examples: int = 200  # of the fine-tuning task at every checkpoint
     curve_draws: int = 1  # as `exemplar_draws`, at every checkpoint: those at matched target score are reported
     curve_split: str = "validation"  # split that checkpoints are compared and chosen on
+    # Whether every evaluation of a stage that tunes the model scores the test split too, as the final evaluation does:
+    # the points of a frontier. Checkpoints are still chosen on `curve_split`.
+    curve_test: bool = False
     exemplar_seed: int = 0  # chooses the exemplars, with the task and the example
     # Whose exemplars they are: "per_example" draws for every example; "per_task" once per task, so that prompts share
     # their beginning, whose keys and values are then computed once. Without training examples that are evaluated.

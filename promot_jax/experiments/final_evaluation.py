@@ -1,14 +1,17 @@
 """The final evaluation of a run, on the test split, and its `results.json`."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from promot_jax import files, methods, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts
+from promot_jax.evaluation import example_scores
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.resume_guard import FINAL
 from promot_jax.experiments.session import Session
@@ -16,10 +19,12 @@ from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Stage
 from promot_jax.params import lora
 from promot_jax.results import records
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.schema import Run, StageRecord
-from promot_jax.results.scores import Output, Sample, StepEvaluation
+from promot_jax.results.scores import Icl, Output, StepEvaluation, Tested, first_of_each_task
 
 Json = dict[str, Any]
+Outputs = dict[str, list[Output]]  # by name of their file
 
 
 def close(
@@ -42,9 +47,33 @@ def close(
     whole = lora.merge(params, last.lora if last else None)
     plain = whole if last and last.keeps_lora else {"model": params["model"]}
     names = prompts_of_tasks(session.experiment, params.get("prompt")) if session.experiment.task else {}
+    earlier = _tested(trained[last.name], finished.get(last.name)) if last and not last.per_task else None
     return evaluate(
-        session, folder, method, whole, target_prompt=names, icl_prompt="", stages=finished, icl_params=plain
+        session,
+        folder,
+        method,
+        whole,
+        target_prompt=names,
+        icl_prompt="",
+        stages=finished,
+        icl_params=plain,
+        earlier=earlier,
     )
+
+
+def _tested(folder: Path, stage: StageRecord | None) -> tuple[Tested, Path] | None:
+    """The scores of a stage's best checkpoint on the test split, if its curve has them, and where its outputs lie."""
+    if stage is None:
+        return None
+    tested = next((point.test for point in stage.curve if point.step == stage.best_step), None)
+    outputs = outputs_of_test(folder, stage.best_step)
+    there = hosts.decide(outputs.is_dir, "outputs of the test split")
+    return (tested, outputs) if tested and there else None
+
+
+def outputs_of_test(folder: Path, step: int) -> Path:
+    """Where a stage's outputs on the test split lie, of one step (`Evaluation.curve_test`)."""
+    return folder / "outputs" / f"test_{step:06d}"
 
 
 def evaluate(
@@ -57,6 +86,7 @@ def evaluate(
     icl_prompt: str,
     stages: Mapping[str, StageRecord],
     icl_params: trees.Tree | None = None,
+    earlier: tuple[Tested, Path] | None = None,
 ) -> Run:
     """Scores the test split, writes `outputs/` and `results.json`, returns the run.
 
@@ -65,36 +95,30 @@ def evaluate(
         folder: of the run.
         method: its name in the results.
         params: `{"model": ..., "prompt": {name: rows}}`.
-        target_prompt: name of the prompt that the fine-tuning task stands behind, or by task; "" for none.
+        target_prompt: name of the prompt that is prepended on the fine-tuning task, or by task; "" for none.
         icl_prompt: of the ICL tasks.
         stages: the finished stages by name.
         icl_params: in the place of `params` for ICL.
+        earlier: the scores of these parameters, and the folder of their outputs, where they were scored already.
     """
     started = time.monotonic()
-    experiment, evaluator = session.experiment, session.evaluator
+    experiment = session.experiment
     settings = experiment.evaluation
-    target = None
-    samples: list[Sample] = []
-    if experiment.task:
-        scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
-        target = scored.entry
-        files.write_rows(folder / "outputs" / "target.jsonl", scored.rows)
-        samples += _first(scored.rows, settings.samples)
-    icl = {}
-    asked = params if icl_params is None else icl_params
-    for shots in settings.shots if experiment.icl_mixture else ():
-        icl[str(shots)], rows = evaluator.icl(
-            asked, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
-        )
-        files.write_rows(folder / "outputs" / f"icl_{shots}shot.jsonl", rows)
-        samples += _first(rows, settings.samples)
+    if earlier:
+        tested, rows = earlier[0], _outputs_in(earlier[1])
+    else:
+        icl_params = params if icl_params is None else icl_params
+        tested, rows = score_test(session, params, icl_params, target_prompt, icl_prompt)
+    write_outputs(folder / "outputs", rows)
+    samples = [sample for each in rows.values() for sample in first_of_each_task(each, settings.samples)]
     run = Run.of(
         method=method,
         seed=experiment.seed,
         steps={name: stage.steps for name, stage in stages.items()},
         seconds=sum(stage.seconds for stage in stages.values()) + time.monotonic() - started,
-        target=target,
-        icl=icl,
+        target=tested.target,
+        icl=tested.icl,
+        example_scores=tested.example_scores,
         curve=_curve(stages),
         model=experiment.checkpoint,
         base=session.base.base,
@@ -108,17 +132,59 @@ def evaluate(
     return run
 
 
+def score_test(
+    session: Session,
+    params: trees.Tree,
+    icl_params: trees.Tree,
+    target_prompt: str | Mapping[str, str],
+    icl_prompt: str = "",
+) -> tuple[Tested, Outputs]:
+    """Scores the split of the final evaluation.
+
+    Args:
+        session: model and evaluator.
+        params: of the fine-tuning task.
+        icl_params: of the ICL tasks.
+        target_prompt: as in `evaluate`.
+        icl_prompt: as in `evaluate`.
+
+    Returns:
+        The scores, and the outputs by name of their file: `target` and `icl_<shots>shot`.
+    """
+    experiment, evaluator, settings = session.experiment, session.evaluator, session.experiment.evaluation
+    target = None
+    icl: dict[str, Icl] = {}
+    rows: Outputs = {}
+    of_examples: ByEvaluation = {}
+    if experiment.task:
+        scored = evaluator.target(params, settings.split, settings.target_examples, target_prompt)
+        target, rows["target"] = scored.entry, scored.rows
+        of_examples |= example_scores.of_target(target, scored.rows)
+    for shots in settings.shots if experiment.icl_mixture else ():
+        entry, outputs = evaluator.icl(
+            icl_params, shots, settings.split, settings.examples, icl_prompt, draws=settings.exemplar_draws
+        )
+        icl[str(shots)], rows[f"icl_{shots}shot"] = entry, outputs
+        of_examples |= example_scores.of_icl(shots, entry, outputs)
+    return Tested(target=target, icl=icl, example_scores=of_examples), rows
+
+
+def write_outputs(folder: Path, rows: Outputs) -> None:
+    """Writes outputs to `<name>.jsonl` in a folder."""
+    for name, outputs in rows.items():
+        files.write_rows(folder / f"{name}.jsonl", outputs)
+
+
+def _outputs_in(folder: Path) -> Outputs:
+    """Reads what `write_outputs` wrote, the fine-tuning task first."""
+    paths = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stem != "target", path.stem))
+    lines = {path.stem: path.read_text("utf-8").split("\n") for path in paths}
+    return {name: [msgspec.json.decode(line, type=Output) for line in filter(None, of)] for name, of in lines.items()}
+
+
 def settings_of(experiment: Experiment) -> Json:
     """The settings of the final evaluation alone."""
     return {name: files.plain(getattr(experiment.evaluation, name)) for name in FINAL}
-
-
-def _first(rows: Sequence[Output], count: int) -> list[Sample]:
-    """The first few outputs of each task, for the report."""
-    by_task: dict[str, list[Output]] = {}
-    for row in rows:
-        by_task.setdefault(row.task, []).append(row)
-    return [row.sample() for members in by_task.values() for row in members[:count]]
 
 
 def _curve(described: Mapping[str, StageRecord]) -> list[StepEvaluation]:

@@ -58,8 +58,8 @@ def fresh_prompt(session: Session, stage: Stage) -> trees.Tree:
 
 def prompt_init(experiment: Experiment, stage: Stage) -> PromptInit:
     """The initialiser of a stage's prompt: `Experiment.prompt_init`, with the method that the stage asks for."""
-    asked = stage.fixed_prompt or ("text" if stage.prompt_text else experiment.prompt_init.method)
-    return dataclasses.replace(experiment.prompt_init, method=asked)
+    initialiser = stage.fixed_prompt or ("text" if stage.prompt_text else experiment.prompt_init.method)
+    return dataclasses.replace(experiment.prompt_init, method=initialiser)
 
 
 def fresh_lora(session: Session, settings: Lora) -> trees.Tree:
@@ -101,10 +101,10 @@ def load_prompts(experiment: Experiment, base: Pretrained) -> dict[str, Any]:
 
 
 def task_prompts(session: Session) -> trees.Tree:
-    """The prompts of `prompt_path` for training behind them: a single one for the task whatever its name is.
+    """The prompts of `prompt_path`, to be prepended in training: a single one for the task whatever its name is.
 
     Raises:
-        UserError: one of several that is named like none of the tasks, so that no example would stand behind it.
+        UserError: one of several that is named like none of the tasks, so that no example would have it.
     """
     from promot_jax.data import examples
 
@@ -121,9 +121,9 @@ def task_prompts(session: Session) -> trees.Tree:
 
 
 def prompts_of_tasks(experiment: Experiment, prompt: Mapping[str, Any] | None) -> dict[str, str]:
-    """Which prompt each task of the training mixture stands behind: its own, the mixture's, or "" for none."""
+    """The prompt of each task of the training mixture: its own, the mixture's, or "" for none."""
     from promot_jax.data import examples
 
-    held = prompt or {}
-    shared = experiment.task if experiment.task in held else ""
-    return {task: task if task in held else shared for task in examples.task_names(experiment.task)}
+    prompts = prompt or {}
+    shared = experiment.task if experiment.task in prompts else ""
+    return {task: task if task in prompts else shared for task in examples.task_names(experiment.task)}

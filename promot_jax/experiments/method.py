@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from promot_jax import trees
+from promot_jax import files, trees
 from promot_jax.errors import UserError
 from promot_jax.experiments.final_evaluation import close
 from promot_jax.experiments.initial_params import fresh_prompt, start, task_prompts
@@ -13,6 +13,7 @@ from promot_jax.experiments.stage import recorded, run_stage
 from promot_jax.methods.base import Stage
 from promot_jax.results import records, schema
 from promot_jax.results.schema import Run
+from promot_jax.trackers.run import TrackedRun, tracked
 from promot_jax.training.settings import Training, Tuning
 
 
@@ -37,14 +38,18 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
         session.evaluator.check_queries()
     params = start(session, [] if any(stage.per_task for stage in plan) else plan)
     folders: dict[str, Path] = {}
-    for stage in plan:
-        if stage.per_task:
-            params["prompt"], found = _prompt_per_task(session, folder / stage.name, stage, tuning.of(stage), params)
-            folders |= {f"{stage.name}/{task}": path for task, path in found.items()}
-            continue
-        folders[stage.name] = folder / stage.name
-        params = run_stage(session, folders[stage.name], stage, tuning.of(stage), params)
-    return close(session, folder, method, params, folders, plan[-1] if plan else None)
+    with tracked(session.experiment.tracker, folder, files.plain(settings)) as run:
+        for stage in plan:
+            where, training = folder / stage.name, tuning.of(stage)
+            if stage.per_task:
+                params["prompt"], found = _prompt_per_task(session, where, stage, training, params, run)
+                folders |= {f"{stage.name}/{task}": path for task, path in found.items()}
+                continue
+            folders[stage.name] = where
+            params = run_stage(session, where, stage, training, params, run)
+        results = close(session, folder, method, params, folders, plan[-1] if plan else None)
+        run.final(results)
+    return results
 
 
 def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:
@@ -57,7 +62,7 @@ def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:
 
 
 def _prompt_per_task(
-    session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree
+    session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree, run: TrackedRun
 ) -> tuple[trees.Tree, dict[str, Path]]:
     """A prompt for each task of the mixture: from `prompt_path` where it names the task, otherwise trained on it alone.
 
@@ -78,5 +83,5 @@ def _prompt_per_task(
             continue
         alone, folders[task] = narrowed(session, task), folder / task
         begun = {"model": params["model"], "prompt": fresh_prompt(alone, stage)}
-        found[task] = run_stage(alone, folders[task], stage, training, begun)["prompt"][task]
+        found[task] = run_stage(alone, folders[task], stage, training, begun, run)["prompt"][task]
     return found, folders

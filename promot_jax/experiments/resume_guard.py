@@ -35,7 +35,7 @@ def shared_settings(experiment: Experiment) -> Json:
     shared = dataclasses.asdict(experiment)
     # A run may go on on another mesh, and where tasks or caches lie changes nothing; but a task that has a cache is
     # read in another order.
-    del shared["partitioner"], shared["modules"], shared["cache_dirs"]
+    del shared["partitioner"], shared["modules"], shared["cache_dirs"], shared["tracker"]
     # A user's data are what its rows are, wherever they lie.
     del shared["data"]
     if experiment.data:
@@ -63,6 +63,7 @@ YOUNGER = {
     "exemplars": "per_example",
     "likelihood": False,
     "divergence": False,
+    "curve_test": False,
 }
 
 
@@ -93,7 +94,7 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
         files.write(settings, path)
     document = records.read(path, dict[str, Any], advice)
     before = {_renamed(key): value for key, value in trees.flatten(document).items()}
-    told = {key: value for key, value in trees.flatten(document).items() if not key.endswith(_IMMATERIAL)}
+    recorded = {key: value for key, value in trees.flatten(document).items() if not key.endswith(_IMMATERIAL)}
     now = trees.flatten(files.plain(settings))
     for key in sorted({*before, *now}):
         for one in (before, now):
@@ -103,7 +104,7 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
                 f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: "
                 f"{_advice(folder, key)}."
             )
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
 
 
 def _advice(folder: Path, key: str) -> str:

@@ -13,11 +13,12 @@ from promot_jax.errors import UserError
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import Config
 from promot_jax.params.soft_prompts import PromptInit
+from promot_jax.trackers.settings import Tracker
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The model and the data of a run; the macro that sets a field stands behind it."""
+    """The model and the data of a run; the macro that sets a field is in its comment."""
 
     # Base model: "asset:NAME", a `.gguf` file, a Hugging Face folder (local, `hf://` or `gs://`), a T5X checkpoint, or
     # a finished run's folder.
@@ -49,6 +50,7 @@ class Experiment:
     # Folders with SeqIO caches, as `launch/cache_tasks.sh` builds them; tasks in none are read from their sources.
     cache_dirs: str | Sequence[str] = ()  # SEQIO_CACHE_DIRS
     data: DataFile | None = None  # the user's own data, which `task` is
+    tracker: Tracker = Tracker()  # beside TensorBoard, TRACKER
 
     def __post_init__(self) -> None:
         """Raises UserError for values that cannot be."""

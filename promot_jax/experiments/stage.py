@@ -25,6 +25,8 @@ from promot_jax.params.fingerprint import fingerprint
 from promot_jax.results import records
 from promot_jax.results.schema import StageRecord
 from promot_jax.results.scores import StepEvaluation
+from promot_jax.trackers.run import TrackedRun
+from promot_jax.trackers.writer import Writer
 from promot_jax.training.loop import Trained, train
 from promot_jax.training.settings import Training
 
@@ -36,11 +38,18 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def run_stage(session: Session, folder: Path, stage: Stage, training: Training, params: trees.Tree) -> trees.Tree:
+def run_stage(
+    session: Session,
+    folder: Path,
+    stage: Stage,
+    training: Training,
+    params: trees.Tree,
+    tracked: TrackedRun | None = None,
+) -> trees.Tree:
     """Trains one stage in its folder, or takes it from there when it is finished.
 
     It starts from `params`, `{"model": ..., "prompt": {task: rows}, "lora": ...}`, and returns all of them, the trained
-    ones from the stage's best checkpoint.
+    ones from the stage's best checkpoint. `tracked` is the run that it is a stage of; None for TensorBoard alone.
     """
     attached = {"model": True, "prompt": stage.prompt, "lora": stage.lora}
     params = {subtree: tree for subtree, tree in params.items() if attached[subtree]}
@@ -53,12 +62,12 @@ def run_stage(session: Session, folder: Path, stage: Stage, training: Training, 
             hosts.decide(lambda: _check_prompt(folder), "the stage's prompt")
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return stage_folder.overlay(folder, finished.best_step, params)
-    evaluate = hooks.curve_evaluation(session, folder, stage)
     left_out: dict[str, int] = {}
-    if stage.candidates is not None:
-        trained = _choose(session, folder, stage, stage.candidates, params, evaluate, run)
-    else:
-        trained, left_out = _train(session, folder, stage, training, params, evaluate, run)
+    with (tracked or TrackedRun(folder)).stage(folder, stage.name) as writer:
+        if stage.candidates is not None:
+            trained = _choose(session, folder, stage, stage.candidates, params, writer, run)
+        else:
+            trained, left_out = _train(session, folder, stage, training, params, writer, run)
     curve = records.parse(trained.curve, list[StepEvaluation], f"The curve of {stage.name}")
     score = next(entry.target for entry in curve if entry.step == trained.best_step)
     assert score is not None  # every evaluation scores the target
@@ -106,7 +115,7 @@ def _train(
     stage: Stage,
     training: Training,
     params: trees.Tree,
-    evaluate: hooks.Evaluate,
+    writer: Writer,
     run: str,
 ) -> tuple[Trained, dict[str, int]]:
     """Runs the loop on the training stream; returns its result, and counts of what the stream left out."""
@@ -117,20 +126,19 @@ def _train(
     examples, stream = stage_batches(session, params.get("prompt"), model, training, stage.replay)
     if isinstance(stream, PackedBatches):
         print(f"[{stage.name}] {stream.summary()}.", flush=True)
-    with hooks.tensorboard(folder) as write:
-        trained = train(
-            folder,
-            model,
-            params,
-            stage,
-            training,
-            stream,
-            evaluate,
-            partitioner=experiment.partitioner,
-            seed=experiment.seed,
-            write=write,
-            run=run,
-        )
+    trained = train(
+        folder,
+        model,
+        params,
+        stage,
+        training,
+        stream,
+        hooks.curve_evaluation(session, folder, stage, writer),
+        partitioner=experiment.partitioner,
+        seed=experiment.seed,
+        write=writer.scalars,
+        run=run,
+    )
     return trained, _left_out(stage, examples, stream)
 
 
@@ -168,7 +176,7 @@ def _choose(
     stage: Stage,
     candidates: Candidates,
     params: trees.Tree,
-    evaluate: hooks.Evaluate,
+    writer: Writer,
     run: str,
 ) -> Trained:
     """Evaluates candidates between the base and the tuned model, and keeps the best; of equals that closer to the base.
@@ -176,10 +184,12 @@ def _choose(
     Step 0 is the base model, as on every curve, and is not chosen.
     """
     began, base = time.monotonic(), session.base.params
+    evaluate = hooks.curve_evaluation(session, folder, stage, writer)
     curve: list[Json] = []
     for step, named in candidates.points().items():
         point = evaluate({"model": candidates.at(step, base, params["model"])}, step)
         curve.append({"step": step, "stage": stage.name, "loss": None, **named, **point})
+        writer.scalars(step, {f"eval/{name}": value for name, value in point.items() if isinstance(value, float)})
         shown = ", ".join(f"{name} {value}" for name, value in named.items())
         print(f"[{stage.name}] {shown}: target {point['target']:.1f}", flush=True)
     best = max((point for point in curve if point["step"]), key=lambda point: (point["target"], -point["step"]))["step"]

@@ -79,8 +79,8 @@ def train_batches(
             part=(shard, experiment.data_shards),
         )
 
-    held = np.ones(batch_size, bool) if whole else experiment.partitioner.held_rows(batch_size)
-    return examples, batches.ShardedBatches(open_shard, experiment.data_shards, held)
+    rows_here = np.ones(batch_size, bool) if whole else experiment.partitioner.held_rows(batch_size)
+    return examples, batches.ShardedBatches(open_shard, experiment.data_shards, rows_here)
 
 
 def stage_batches(

@@ -25,6 +25,8 @@ def compare(
     serve: int | None = None,
     learning_rates: Mapping[str, Sequence[float]] | None = None,
     strengths: Mapping[str, Sequence[float]] | None = None,
+    archive: str = "",
+    run_cells: bool = True,
 ) -> None:
     """Job: runs tasks x seeds x methods x settings, each cell in a folder of its own, and reports them.
 
@@ -54,16 +56,19 @@ def compare(
         serve: port of this machine on which `report.html` is served while cells run; None serves nothing.
         learning_rates: an earlier spelling of `varied`, as is `strengths`, with earlier names (`sweep.grid.RENAMED`).
         strengths: see there.
+        archive: a folder that gets the results of every finished cell in a small form, and from which cells that it has
+            are taken instead of run (`sweep.archive`); "" for none.
+        run_cells: False only reports what is there, without a model.
 
     Raises:
         UserError: a name that is varied twice, or what `sweep.grid.Grid` refuses.
     """
-    wanted = [seeds] if isinstance(seeds, int) else list(seeds)
+    seed_list = [seeds] if isinstance(seeds, int) else list(seeds)
     tried: dict[str, Sequence[float]] = {}
     for key, values in [pair for given in (varied, learning_rates, strengths) for pair in (given or {}).items()]:
         name = RENAMED.get(key, key)
         if name in tried:
             raise UserError(f"VARIED, LEARNING_RATES and STRENGTHS name {name} twice.")
         tried[name] = values
-    grid = Grid(workdir, experiment, tuning, list(methods), wanted, tried, tasks or {}, report, margin)
-    comparison.run(grid, wait, stale, serve)
+    grid = Grid(workdir, experiment, tuning, list(methods), seed_list, tried, tasks or {}, report, margin)
+    comparison.run(grid, wait, stale, serve, Path(archive) if archive else None, run_cells)

@@ -33,15 +33,15 @@ def gradient_alignment(
     from promot_jax.report import figures
     from promot_jax.report.svg import document
 
-    wanted = [steps] if isinstance(steps, int) else list(steps)
-    if not wanted or min(wanted) < 0 or len(set(wanted)) < len(wanted) or batches < 1:
-        raise UserError(f"Gradient alignment needs batches and steps, each step once, not {batches} at {wanted}.")
+    step_list = [steps] if isinstance(steps, int) else list(steps)
+    if not step_list or min(step_list) < 0 or len(set(step_list)) < len(step_list) or batches < 1:
+        raise UserError(f"Gradient alignment needs batches and steps, each step once, not {batches} at {step_list}.")
     if hosts.decide((workdir / "results.json").exists, "earlier results"):
         raise UserError(f"{workdir} holds results already; delete it, or give another --workdir.")
     started = time.monotonic()
     opened = open_stage(Path(run), experiment)
     found = replace(
-        alignment.along(opened, wanted, batches),
+        alignment.along(opened, step_list, batches),
         seconds=time.monotonic() - started,
         versions=versions(),
         commit=commit(),

@@ -20,9 +20,9 @@ def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = Non
 
     Args:
         workdir: of the evaluation.
-        experiment: model, data and prompts. A single prompt stands in front of everything; of several by name each
-            stands in front of its own task of the training mixture, as in the final evaluation of a run.
-        icl_prompt: name of the prompt that the ICL tasks stand behind, "" for none; None for the only one there is.
+        experiment: model, data and prompts. A single prompt is prepended on every task; of several by name each is
+            prepended on its own task of the training mixture, as in the final evaluation of a run.
+        icl_prompt: name of the prompt that is prepended on ICL tasks, "" for none; None for the only one there is.
 
     Raises:
         UserError: of several prompts none is chosen for the ICL tasks, or one that is not there.
@@ -31,8 +31,8 @@ def icl_eval(workdir: Path, experiment: Experiment, icl_prompt: str | None = Non
     names = () if isinstance(given, str) else tuple(given)
     if icl_prompt is None and len(names) > 1 and experiment.icl_mixture:
         raise UserError(
-            f"PROMPT_PATH names several prompts ({', '.join(names)}): set ICL_PROMPT to the one that the ICL tasks "
-            'stand behind, or to "" for none.'
+            f"PROMPT_PATH names several prompts ({', '.join(names)}): set ICL_PROMPT to the one to prepend on ICL "
+            'tasks, or to "" for none.'
         )
     records.decide(lambda: earlier_run(workdir, "icl_eval"), Run, "an earlier run")
     session = open_session(experiment)

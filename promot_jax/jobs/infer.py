@@ -34,10 +34,10 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
     """
     started = time.monotonic()
     if isinstance(inputs, str):
-        asked = hosts.decide(partial(_inputs, inputs), "the inputs")
+        texts = hosts.decide(partial(_inputs, inputs), "the inputs")
     else:
-        asked = [(text, None) for text in inputs]
-    for number, (text, _) in enumerate(asked, 1):
+        texts = [(text, None) for text in inputs]
+    for number, (text, _) in enumerate(texts, 1):
         if problem := half_character(text):
             raise UserError(f"Input {number} {problem}.")
     session = open_session(experiment, reads_data=False)
@@ -48,7 +48,7 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         params["prompt"] = saved_prompts(session)
     default = next(iter(params.get("prompt", {})), "")
     print(_announced(default, experiment.evaluation.decoding), flush=True)
-    requests = [Request(text, default if prompt is None else prompt) for text, prompt in asked]
+    requests = [Request(text, default if prompt is None else prompt) for text, prompt in texts]
     outputs = session.sampler.ask(params, requests)
     answers = [session.sampler.answer(output).strip() for output in outputs]
     rows = [
@@ -82,7 +82,7 @@ def _inputs(path: str) -> list[tuple[str, str | None]]:
     lines = whole.removesuffix("\n").split("\n") if whole else []  # splitlines() would cut at U+2028 within a text
     if not path.endswith(".jsonl") and not (path == "-" and whole.startswith('{"input"')):
         return [(line, None) for line in lines if line]
-    asked: list[tuple[str, str | None]] = []
+    texts: list[tuple[str, str | None]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -93,5 +93,5 @@ def _inputs(path: str) -> list[tuple[str, str | None]]:
             text = prompt = None
         if not isinstance(text, str) or not isinstance(prompt, str | None):
             raise UserError(f'{path} line {number} is not {{"input": text, "prompt": name}}.')
-        asked.append((text, prompt))
-    return asked
+        texts.append((text, prompt))
+    return texts

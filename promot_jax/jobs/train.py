@@ -6,19 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from promot_jax import methods
+from promot_jax import files, methods
 from promot_jax.config.checks import check_arguments
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.final_evaluation import close, settings_of
 from promot_jax.experiments.initial_params import start, task_prompts
 from promot_jax.experiments.method import run_method
-from promot_jax.experiments.resume_guard import YOUNGER, earlier_run
+from promot_jax.experiments.resume_guard import YOUNGER, earlier_run, shared_settings
 from promot_jax.experiments.session import check_method, open_session
 from promot_jax.experiments.settings import Experiment
-from promot_jax.experiments.stage import run_stage
+from promot_jax.experiments.stage import recorded, run_stage
 from promot_jax.report.terminal import print_table, write_and_print
 from promot_jax.results import records
 from promot_jax.results.schema import Run
+from promot_jax.trackers.run import tracked
+from promot_jax.trackers.settings import Tracker
 from promot_jax.training.settings import Training, Tuning
 
 
@@ -66,10 +68,14 @@ def train_stage(
         params = {"model": session.base.params, "prompt": task_prompts(session)}
     else:
         params = start(session, [chosen])
-    params = run_stage(session, workdir, chosen, training, params)
     run = records.decide(lambda: earlier_run(workdir, found.name), Run, "an earlier run")
-    if run is None:
-        run = close(session, workdir, found.name, params, {stage: workdir}, chosen)
+    tuned = {stage: recorded(chosen, training)}
+    settings = files.plain({"method": found.name, "tuning": tuned, **shared_settings(session.experiment)})
+    with tracked(Tracker() if run else experiment.tracker, workdir, settings) as at_tracker:
+        params = run_stage(session, workdir, chosen, training, params, at_tracker)
+        if run is None:
+            run = close(session, workdir, found.name, params, {stage: workdir}, chosen)
+            at_tracker.final(run)
     for key, value in settings_of(experiment).items():
         if (was := run.settings.get(key, YOUNGER.get(key))) != value:
             raise UserError(

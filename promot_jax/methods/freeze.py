@@ -4,7 +4,7 @@
 biases stay too; or patterns over parameter paths: whole leaves, `model/token_embedder/.*`, or layers of a stack,
 `model/decoder/layers_[0-5]/.*`. Frozen layers have no gradient, no update and no weight decay.
 
-Expected on the demo: docs/results.md; 5 minutes on 2 CPU cores. Macro: FREEZE.
+Expected on the demo: docs/findings/one_setting.md; 5 minutes on 2 CPU cores. Macro: FREEZE.
 """
 
 import dataclasses

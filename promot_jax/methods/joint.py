@@ -3,7 +3,7 @@
 The prompt is removed in context, as in ProMoT. The paper has one learning rate for both; `Tuning.joint_prompt_optimizer
 = @prompt/Optimizer()` gives the prompt its own.
 
-Expected on the demo: docs/results.md; 6 minutes on 2 CPU cores.
+Expected on the demo: docs/findings/one_setting.md; 6 minutes on 2 CPU cores.
 """
 
 from promot_jax.methods.base import Method, Stage

@@ -4,7 +4,7 @@ Adds `kl_weight * KL(base || tuned)` of the next token, summed over the target t
 model is evaluated on the same inputs in every step; both are worked through in chunks of target positions, so that the
 logits of a large vocabulary never exist as a whole.
 
-Expected on the demo: docs/results.md; 8 minutes on 2 CPU cores. Macro: KL_WEIGHT.
+Expected on the demo: docs/findings/one_setting.md; 8 minutes on 2 CPU cores. Macro: KL_WEIGHT.
 """
 
 import dataclasses

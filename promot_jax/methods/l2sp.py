@@ -2,7 +2,7 @@
 
 Adds `l2sp_weight / 2 * ||weights - start||^2` to the loss per target token, before gradients are clipped.
 
-Expected on the demo: docs/results.md; 6 minutes on 2 CPU cores. Macro: L2SP_WEIGHT.
+Expected on the demo: docs/findings/one_setting.md; 6 minutes on 2 CPU cores. Macro: L2SP_WEIGHT.
 """
 
 import dataclasses

@@ -3,7 +3,8 @@
 `kernel + alpha / rank * A @ B`, with A `[in, rank]` and B `[rank, out]`, on the kernels that `Lora.targets` matches
 (queries and values, as in the paper). LoRA stays part of the model, in context too.
 
-Expected on the demo: docs/results.md; 6 minutes on 2 CPU cores. Macros: LORA_RANK, LORA_ALPHA, LORA_LEARNING_RATE.
+Expected on the demo: docs/findings/one_setting.md; 6 minutes on 2 CPU cores.
+Macros: LORA_RANK, LORA_ALPHA, LORA_LEARNING_RATE.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 MIXTURE_OR_TASK_NAME names the mixture, `movie_and_tweets` on the demo.
 
-Expected on the demo: docs/results.md; 6 minutes on 2 CPU cores.
+Expected on the demo: docs/findings/one_setting.md; 6 minutes on 2 CPU cores.
 """
 
 from promot_jax.methods.base import Method, Stage

@@ -4,7 +4,7 @@ Stage 1 trains a prompt for each task of the mixture, on that task alone. Stage 
 example with its own task's prompt prepended. Prompts that PROMPT_PATH names (`{"task": "runs/..."}`) are taken from
 there. MIXTURE_OR_TASK_NAME names the mixture, `movie_and_tweets` on the demo.
 
-Expected on the demo: docs/results.md; 20 minutes on 2 CPU cores.
+Expected on the demo: docs/findings/one_setting.md; 20 minutes on 2 CPU cores.
 """
 
 from promot_jax.methods.base import Method, Stage

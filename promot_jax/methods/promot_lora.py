@@ -3,7 +3,8 @@
 Stage 1 trains LoRA on the frozen model; stage 2 freezes LoRA and trains the model with it attached; LoRA is removed in
 context. The paper's ranks are 2 and 4 (`promot_lora_r2`, `promot_lora_r4`); it gives no alpha and no learning rate.
 
-Expected on the demo: docs/results.md; 14 minutes on 2 CPU cores. Macros: LORA_RANK, LORA_ALPHA, LORA_LEARNING_RATE.
+Expected on the demo: docs/findings/one_setting.md; 14 minutes on 2 CPU cores.
+Macros: LORA_RANK, LORA_ALPHA, LORA_LEARNING_RATE.
 """
 
 import dataclasses

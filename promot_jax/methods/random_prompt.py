@@ -3,7 +3,7 @@
 The prompt is uniform in `[-PromptInit.scale, PromptInit.scale]`, is never trained, is saved beside the model, and is
 removed in context.
 
-Expected on the demo: docs/results.md; 6 minutes on 2 CPU cores.
+Expected on the demo: docs/findings/one_setting.md; 6 minutes on 2 CPU cores.
 """
 
 from promot_jax.methods.base import Method, Stage

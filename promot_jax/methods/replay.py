@@ -3,7 +3,8 @@
 REPLAY_TASK is any SeqIO task, read as plain text: the first half of a passage is given, the rest predicted. The base
 model's own pretraining text is best. The demo's `editorials` are 3,511 sentences that a Python package carries.
 
-Expected on the demo: docs/results.md; 6 minutes on 2 CPU cores. Macros: REPLAY_TASK, REPLAY_RATE, REPLAY_TARGETS.
+Expected on the demo: docs/findings/one_setting.md; 6 minutes on 2 CPU cores.
+Macros: REPLAY_TASK, REPLAY_RATE, REPLAY_TARGETS.
 """
 
 import dataclasses

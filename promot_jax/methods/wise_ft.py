@@ -4,7 +4,7 @@
 target score on the validation split is kept, of equals the smallest. In the curve an alpha's `step` is alpha in
 percent; reports say `alpha 0.30`.
 
-Expected on the demo: docs/results.md; 10 minutes on 2 CPU cores. Macro: ALPHAS.
+Expected on the demo: docs/findings/one_setting.md; 10 minutes on 2 CPU cores. Macro: ALPHAS.
 """
 
 import dataclasses

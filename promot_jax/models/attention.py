@@ -26,11 +26,11 @@ _LANES = 128  # of a TPU's vector registers: splash takes rows of a multiple of 
 _BLOCK = 512  # tokens of the largest block
 
 
-def platform_kernel(asked: str, partitioner: Partitioner | None) -> str:
+def platform_kernel(setting: str, partitioner: Partitioner | None) -> str:
     """Returns what computes attention on the devices of a partitioner where nothing is in its way.
 
     Args:
-        asked: one of `ATTENTION`; "auto" is the platform's kernel.
+        setting: one of `ATTENTION`; "auto" is the platform's kernel.
         partitioner: None for the devices of this run.
 
     Returns:
@@ -40,7 +40,7 @@ def platform_kernel(asked: str, partitioner: Partitioner | None) -> str:
         UserError: a kernel was asked for by name that this platform does not have.
     """
     platform = _device(partitioner).platform
-    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla") if asked == "auto" else asked
+    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla") if setting == "auto" else setting
     if kernel != "xla" and platform not in _PLATFORMS[kernel]:
         raise UserError(
             f"attention is {kernel!r}, which runs on {_PLATFORMS[kernel][0].upper()}s alone, and the devices here are "
@@ -49,11 +49,11 @@ def platform_kernel(asked: str, partitioner: Partitioner | None) -> str:
     return kernel
 
 
-def choose(asked: str, query: Array, key: Array, cap: float) -> str:
+def choose(setting: str, query: Array, key: Array, cap: float) -> str:
     """Returns what computes attention of these arrays on the active mesh; prints once why it is not the kernel.
 
     Args:
-        asked: see `platform_kernel`.
+        setting: see `platform_kernel`.
         query: `[batch, length, heads, head_dim]`; only its shape and dtype count.
         key: `[batch, length, kv_heads, head_dim]`, likewise.
         cap: soft cap of the logits, 0 for none.
@@ -65,13 +65,13 @@ def choose(asked: str, query: Array, key: Array, cap: float) -> str:
         UserError: see `platform_kernel`.
     """
     partitioner = partitioning.active()
-    kernel = platform_kernel(asked, partitioner)
+    kernel = platform_kernel(setting, partitioner)
     if kernel == "xla":
         return "xla"
     obstacle = _mesh_obstacle(query, key)
     if kernel == "cudnn":
         obstacle = obstacle or _cudnn_obstacle(_device(partitioner), query, cap)
-    elif asked == "auto" and query.shape[1] < _LANES:
+    elif setting == "auto" and query.shape[1] < _LANES:
         obstacle = obstacle or f"rows of {query.shape[1]} tokens are shorter than a block of {_LANES}"
     if obstacle:
         _print_once(f"Attention runs by XLA, not by {kernel}: {obstacle}.")

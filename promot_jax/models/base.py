@@ -126,6 +126,17 @@ class Family(abc.ABC, Generic[Config_co]):
         """
 
     @abc.abstractmethod
+    def move(self, state: Params, rows: Array, width: int, steps: int) -> Params:
+        """Returns the state of some rows of a running one, with room for as much as `empty` is told.
+
+        Args:
+            state: of `empty`, for no wider inputs and no more steps, after any number of steps.
+            rows: int32 `[new rows]`; the state of a row below 0 is never looked at.
+            width: tokens of the longest input.
+            steps: tokens of the longest output.
+        """
+
+    @abc.abstractmethod
     def reorder(self, state: Params, choice: Array) -> Params:
         """Returns the decoding state with rows repeated, dropped or exchanged within their group (beam search).
 

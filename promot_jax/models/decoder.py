@@ -339,6 +339,17 @@ class DecoderModel(Family[DecoderConfig]):
             "cursor": cursor,
         }
 
+    def move(self, state: Params, rows: Array, width: int, steps: int) -> Params:
+        """Returns the state of some rows of a running one; see `Family.move`."""
+        cursor, slots = state["cursor"], width + steps
+        key_positions = jnp.roll(state["key_positions"][rows], -cursor, axis=1)
+        return {
+            "cache": stack.move_cache(state["cache"], rows, slots, cursor),
+            "key_positions": stack.in_ring(key_positions, slots, 0, axis=1, fill=_EMPTY),
+            "position": state["position"][rows],
+            "cursor": jnp.int32(0),
+        }
+
     def reorder(self, state: Params, choice: Array) -> Params:
         """Returns the decoding state with its rows reordered within their groups; see `Family.reorder`."""
         cache = {name: stack.take_rows(leaf, choice, axis=1) for name, leaf in state["cache"].items()}

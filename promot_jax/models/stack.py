@@ -138,6 +138,23 @@ def join_cache(cache: Any, new: dict[str, Array], rows: Array, cursor: Any) -> A
     return jax.tree.map(join, cache, new)
 
 
+def move_cache(cache: Any, rows: Array, slots: int, cursor: Any) -> Any:
+    """Returns rows of a running batch's cache, in a ring of at least as many slots whose cursor is 0.
+
+    Args:
+        cache: `[layers, batch, kv_heads, slots, head_dim]`, or apart.
+        rows: int32 `[new rows]`.
+        slots: of the new ring.
+        cursor: slot of the next token in the old ring; 0 for an axis of slots that is no ring, but ends alike.
+    """
+
+    def move(leaf: Array) -> Array:
+        taken = jnp.take(leaf, rows, axis=leaf.ndim - 4, mode="clip")
+        return in_ring(jnp.roll(taken, -cursor, axis=-2), slots, 0, axis=leaf.ndim - 2)
+
+    return jax.tree.map(move, cache)
+
+
 def in_ring(array: Array, slots: int, cursor: Any, axis: int, fill: Any = 0) -> Array:
     """Lays an axis of at most `slots` into a ring of `slots`, its end right before `cursor`, the rest filled up."""
     widths = [(0, 0)] * array.ndim

@@ -372,6 +372,16 @@ class T5Model(Family[T5Config]):
             "cursor": cursor,
         }
 
+    def move(self, state: Params, rows: Array, width: int, steps: int) -> Params:
+        """Returns the state of some rows of a running one; see `Family.move`."""
+        return {
+            "cache": stack.move_cache(state["cache"], rows, 1 + steps, state["cursor"]),
+            "cross": stack.move_cache(state["cross"], rows, width, 0),
+            "valid": stack.in_ring(state["valid"][rows], width, 0, axis=1, fill=False),
+            "position": state["position"][rows],
+            "cursor": jnp.int32(0),
+        }
+
     def reorder(self, state: Params, choice: Array) -> Params:
         """Returns the decoding state with its rows reordered within their groups; see `Family.reorder`."""
         caches = {"cache": state["cache"], "cross": state["cross"]}

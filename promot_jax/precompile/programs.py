@@ -50,6 +50,7 @@ class Programs:
         """Hash of all that the figures depend on."""
         partitioner = dataclasses.replace(self.partitioner, devices=())
         experiment = dataclasses.asdict(self.experiment) | {"partitioner": None, "checkpoint": "", "modules": ""}
+        del experiment["tracker"]
         libtpu = importlib.util.find_spec("libtpu") and importlib.metadata.version("libtpu")
         compilers = [jax.__version__, libtpu, _FIGURES]
         settings = [experiment, dataclasses.asdict(partitioner), dataclasses.asdict(self.tuning), compilers]

@@ -4,23 +4,37 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from promot_jax.methods import label
-from promot_jax.report.tables import ABSENT, Checkpoint, number, ordered, place, varied
-from promot_jax.results import bootstrap, matched_target, spread
-from promot_jax.results.schema import Comparison
+from promot_jax.report import frontier
+from promot_jax.report.tables import ABSENT, number, ordered, place, signed, varied
+from promot_jax.results import bootstrap, matched_target, paired, spread
+from promot_jax.results.paired import Difference
+from promot_jax.results.schema import Checkpoint, Comparison
 from promot_jax.results.scores import StepEvaluation
 
 MATCHED = (
-    "The threshold is, seed by seed, the lowest of the methods' best target scores; each method is taken at its first "
-    "checkpoint that reaches it, after at least one update of the model: none looks better for having learnt less of "
-    "the target. Step 0 is before the first update of the model: the pretrained model, without a prompt. Scores "
-    "of the validation split, as in the curves."
+    "It is, seed by seed, the lowest of the methods' best target scores. Each method is shown at its first checkpoint "
+    "that reaches it, after at least one update of the model: none looks better for having learnt less of the target. "
+    "Step 0 is before the first update of the model: there ICL is that of the pretrained model. All scores are of the "
+    "validation split, as in the curves. In brackets: range over seeds."
 )
 SPREAD = (
     "Mean over seeds of the means over exemplar draws: of best checkpoints on the test split, of those at matched "
-    "target score on the validation split. Interval: Student's, of that mean over seeds (of one seed over draws), "
-    "within 0 to 100; two values are too few for one, two seeds have their range. The standard deviations tell the two "
-    "kinds of spread apart."
+    "target score on the validation split unless it says otherwise. Interval: Student's, of that mean over seeds (of "
+    "one seed over draws), within 0 to 100; two values are too few for one, two seeds have their range. The standard "
+    "deviations tell the two kinds of spread apart."
 )
+PAIRED = (
+    "Test split, best checkpoints: first method minus second, on the same examples with the same exemplars, mean over "
+    "seeds and draws of exemplars. In brackets the 95 % interval of a paired bootstrap that draws seeds and examples; "
+    "with one seed it draws examples only, and says nothing of other seeds. * The interval leaves out 0. Intervals are "
+    "not corrected for the number of comparisons."
+)
+
+PAIRED_MATCHED = (
+    "As above, on the test split too, but of each method its checkpoint at matched target score. That is chosen on the "
+    "validation split (see below): on the test split target scores can differ."
+)
+CHECKPOINTS: dict[Checkpoint, str] = {"best": "best", "matched": "matched", "matched_test": "matched, test split"}
 
 
 class Block(NamedTuple):
@@ -31,9 +45,71 @@ class Block(NamedTuple):
     reading: str
 
 
-def blocks(results: Comparison) -> list[Block]:
-    """What a comparison has besides its scores: methods at matched target score, settings tried, spreads."""
-    return [block for block in (matched(results), _tried(results), _spreads(results)) if len(block.rows) > 1]
+def leading(results: Comparison) -> list[Block]:
+    """What a comparison says first: paired differences, and the areas of the frontiers."""
+    best = _paired("Paired differences", paired.differences(results), PAIRED)
+    matched = _paired(
+        "Paired differences at matched target score", paired.differences(results, "matched_test"), PAIRED_MATCHED
+    )
+    return _filled(best, matched, Block("Area of the frontier", *frontier.rows(results)))
+
+
+def further(results: Comparison) -> list[Block]:
+    """What it has besides its scores: matched target score, settings tried, spreads, differences of each task."""
+    tasks = _paired_tasks(paired.differences(results))
+    return _filled(matched(results), _tried(results), _spreads(results), tasks)
+
+
+def _filled(*blocks: Block) -> list[Block]:
+    return [block for block in blocks if len(block.rows) > 1]
+
+
+def _paired(title: str, differences: Sequence[Difference], reading: str) -> Block:
+    """Paired differences in target score and ICL average: a row for each pair of methods."""
+    kept = [one for one in differences if one.score in (paired.TARGET, paired.AVERAGE)]
+    columns = dict.fromkeys(sorted(((one.score, one.shots) for one in kept), key=lambda key: int(key[1] or 0)))
+    rows = [["difference", *(_with_shots(*key) for key in columns), "seeds", "examples"]]
+    for (first, second), members in _by_pair(kept).items():
+        cells = {(one.score, one.shots): one for one in members}
+        seeds = max(one.seeds for one in members)
+        sizes = {"target" if one.shots is None else "ICL": one.examples for one in members}
+        shown = [_difference(cells.get(key)) for key in columns]
+        counts = ["1: examples only" if seeds == 1 else str(seeds), ", ".join(f"{n} {of}" for of, n in sizes.items())]
+        rows.append([f"{label(first)} - {label(second)}", *shown, *counts])
+    return Block(title, rows, reading)
+
+
+def _paired_tasks(differences: Sequence[Difference]) -> Block:
+    """Paired differences of each ICL task: a row for each pair of methods and task."""
+    kept = [one for one in differences if one.score not in (paired.TARGET, paired.AVERAGE)]
+    shots = sorted({one.shots for one in kept if one.shots is not None}, key=int)
+    rows = [["difference", "task", *(f"{count}-shot" for count in shots), "seeds"]]
+    for (first, second), members in _by_pair(kept).items():
+        for task in dict.fromkeys(one.score for one in members):
+            cells = {one.shots: one for one in members if one.score == task}
+            seeds = max(one.seeds for one in cells.values())
+            shown = [_difference(cells.get(count)) for count in shots]
+            rows.append([f"{label(first)} - {label(second)}", task, *shown, str(seeds)])
+    return Block("Paired differences of each ICL task", rows, "Test split, as the paired differences of averages.")
+
+
+def _by_pair(differences: Sequence[Difference]) -> dict[tuple[str, str], list[Difference]]:
+    pairs: dict[tuple[str, str], list[Difference]] = {}
+    for one in differences:
+        pairs.setdefault((one.first, one.second), []).append(one)
+    return pairs
+
+
+def _with_shots(score: str, shots: str | None) -> str:
+    return score if shots is None else f"{score}, {shots}-shot"
+
+
+def _difference(one: Difference | None) -> str:
+    """`+3.1* [+1.0, +5.2]`, or "-" for none."""
+    if one is None:
+        return ABSENT
+    low, high = map(signed, one.ci95)
+    return f"{signed(one.mean)}{'*' if one.clear else ''} [{low}, {high}]"
 
 
 def matched(results: Comparison) -> Block:
@@ -43,7 +119,8 @@ def matched(results: Comparison) -> Block:
     curves = {name: [runs[seed].curve if seed in runs else [] for seed in seeds] for name, runs in members.items()}
     found = matched_target.matched(curves)
     used = [seed for index, seed in enumerate(seeds) if any(matches[index] for matches in found.values())]
-    rows = [["method", "step of each seed", "target score", "ICL average", "change from step 0", "format share (%)"]]
+    header = ["method", "step of each seed", "target score", "ICL average", "ICL, change from step 0"]
+    rows = [[*header, "format share (%)"]]
     thresholds: dict[int, float] = {}
     for method, matches in found.items() if used else ():
         kept = [(seed, match) for seed, match in zip(seeds, matches, strict=True) if match is not None]
@@ -83,8 +160,7 @@ def _spreads(results: Comparison) -> Block:
     """
     rows = []
     several = False
-    checkpoints: tuple[Checkpoint, ...] = ("best", "matched")
-    for checkpoint in checkpoints:
+    for checkpoint, called in CHECKPOINTS.items():
         by_method = spread.of_comparison(results, checkpoint)
         for method, score, one in ((name, *item) for name in ordered(by_method) for item in by_method[name].items()):
             shown = "target" if score == "target" else f"Norm. Avg., {score}-shot"
@@ -93,7 +169,7 @@ def _spreads(results: Comparison) -> Block:
             if one.seeds == 2:
                 interval = f"two seeds: {one.low:.1f} to {one.high:.1f}"
             numbers = [number(one.mean), interval, number(one.sd_seeds), number(one.sd_draws)]
-            rows.append([label(method), checkpoint, shown, *numbers, f"{one.seeds} x {one.draws}"])
+            rows.append([label(method), called, shown, *numbers, f"{one.seeds} x {one.draws}"])
     header = ["method", "checkpoint", "score", "mean", "95 % interval", "sd seeds", "sd exemplars", "seeds x draws"]
     return Block("Seeds and exemplars", [header, *rows] if several else [], SPREAD)
 

@@ -4,13 +4,13 @@ Figures 1 and 2 (`forgetting`, `format_share_tasks`), 3 and 7 (`gradient_alignme
 the paper, and the averages of all methods in one chart.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 
 from promot_jax import methods
-from promot_jax.report import measures, tables
+from promot_jax.report import frontier, measures, tables
 from promot_jax.report.svg import Chart, Line, Panel, Point
 from promot_jax.results import bootstrap
 from promot_jax.results.matched_target import model_tuning
@@ -50,10 +50,17 @@ class Series:
         return f"{'from ' + ' to '.join(told) if told else 'no common step'} ({seeds})"
 
 
+def first(results: Comparison) -> list[Chart]:
+    """Draws what a report shows first, the frontiers, of a comparison that has evaluations."""
+    chart = frontier.chart(results, _style, f"Target score{_target_name(results)}", REFERENCE)
+    return [] if chart is None else [chart]
+
+
 def charts(results: Comparison) -> list[Chart]:
-    """Draws every figure for which a comparison has evaluations."""
+    """Draws every other figure for which a comparison has evaluations."""
     figures = (
-        _tradeoff, _tradeoff_metrics, _forgetting, _icl, _format_share, _format_share_tasks, _target, _measures
+        _tradeoff, _tradeoff_metrics, _forgetting, _icl, _ability, _format_share, _format_share_tasks, _target,
+        _measures
     )  # fmt: skip
     drawn = (draw(results) for draw in figures)
     return [chart for chart in drawn if chart is not None]
@@ -135,23 +142,44 @@ def _of_metric(metric: str, point: StepEvaluation) -> float | None:
 
 def _format_share_tasks(results: Comparison) -> Chart | None:
     """Figure 2: the format share of every ICL task, a panel per method."""
-    names = list(dict.fromkeys(name for run in results.runs for point in run.curve for name in point.tasks))
-    by_method: dict[str, list[Line]] = {}
+    names = dict.fromkeys(name for run in results.runs for point in run.curve for name in point.tasks)
+
+    def share(name: str, point: StepEvaluation) -> float | None:
+        return point.tasks[name].format_share if name in point.tasks else None
+
+    panels, told = _per_method(results, {name: partial(share, name) for name in names}, "Outputs in the label set (%)")
+    return _chart("format_share_tasks", "Format share of each ICL task", told, panels)
+
+
+def _ability(results: Comparison) -> Chart | None:
+    """Format against ability: ICL tasks with a label set by generation, and by the likelihoods of their labels.
+
+    A model that has lost a task's format alone still finds its right label the likeliest.
+    """
+    fields = {"generation": "score", "likelihood (acc)": "acc", "likelihood per character (acc norm)": "acc_norm"}
+    values = {name: partial(_of_label_sets, field) for name, field in fields.items()}
+    panels, told = _per_method(results, values, f"ICL tasks with a label set{_shots(results)}", band=True)
+    return _chart("ability", "Format against ability: answers by generation and by likelihood", told, panels)
+
+
+def _of_label_sets(field: str, point: StepEvaluation) -> float | None:
+    """Mean of a field of the scores of ICL tasks that were scored by likelihood too."""
+    scored = [task for task in point.tasks.values() if None not in (task.score, task.acc, task.acc_norm)]
+    return sum(getattr(task, field) for task in scored) / len(scored) if scored else None
+
+
+def _per_method(
+    results: Comparison, values: Mapping[str, Value], axis: str, *, band: bool = False
+) -> tuple[list[Panel], list[str]]:
+    """A panel per method with a line for each value that its evaluations have, and each panel in words."""
+    lines: dict[str, list[Line]] = {}
     told: dict[str, list[str]] = {}
-    for style, name in enumerate(names):
-
-        def share(point: StepEvaluation, name: str = name) -> float | None:
-            return point.tasks[name].format_share if name in point.tasks else None
-
-        for one in series(results, share):
-            by_method.setdefault(one.method, []).append(_line(one, style, name, methods.label(one.method), band=False))
+    for style, (name, value) in enumerate(values.items()):
+        for one in series(results, value):
+            lines.setdefault(one.method, []).append(_line(one, style, name, methods.label(one.method), band=band))
             told.setdefault(one.method, []).append(f"{name} {one.ends()}")
-    panels = [
-        Panel(MODEL_STEP, "Outputs in the label set (%)", tuple(lines), methods.label(method))
-        for method, lines in by_method.items()
-    ]
-    described = [f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items()]
-    return _chart("format_share_tasks", "Format share of each ICL task", described, panels)
+    panels = [Panel(MODEL_STEP, axis, tuple(of), methods.label(method)) for method, of in lines.items()]
+    return panels, [f"{methods.label(method)}: {', '.join(parts)}." for method, parts in told.items()]
 
 
 TRADEOFF_KEY = "Up and to the right is better. Hollow marks: before any update of the model. Dots: single seeds."

@@ -40,13 +40,13 @@ def write(results: Run | Comparison, folder: str | os.PathLike[str], analysed: S
     results = as_comparison(results)
     folder = Path(folder)
     shares = tables.format_shares(results)
-    facts = "\n".join(f"- {name}: {escape(value)}" for name, value in tables.facts([results], folder).items())
-    parts = [f"# {page.TITLE}", facts, "## Scores", escape(tables.TERMS), _scores(tables.scores(results))]
-    parts += _blocks(results)
+    parts = [f"# {page.TITLE}", _facts([results], folder)]
+    parts += [*_images(figures.first(results), folder, "##"), *_tables(blocks.leading(results))]
+    parts += ["## Scores", _listing(tables.TERMS), _scores(tables.scores(results)), *_blocks(results)]
     if missing := tables.unfinished(results):
         parts += ["## Cells that are not here", "\n".join(f"- {escape(line)}" for line in missing)]
     if shares.rows:
-        parts += ["## Format share per task (%)", markdown_table(shares)]
+        parts += ["## Format share per task (%)", _scores(shares)]
     parts += ["## Figures", *_figures(results, folder)]
     if aligned := page.alignments(folder, *analysed):
         parts += ["## Gradient alignment", *_alignments(aligned, folder)]
@@ -64,10 +64,19 @@ def write_tasks(
 
     `reports` are the `report.md` of each task, in `folder` or below it.
     """
-    parts = [f"# {page.TITLE}"]
+    parts = [
+        f"# {page.TITLE}",
+        _facts(list(by_task.values()), folder),
+        "## How to read the tables",
+        _listing(tables.TERMS),
+    ]
     for task, results in by_task.items():
         link = quote(reports[task].relative_to(folder).as_posix())
-        parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})", _scores(tables.scores(results))]
+        parts += [f"## {escape(task)}", f"[Figures, samples and settings]({link})"]
+        for chart in figures.first(results):  # which the task's own report has written
+            path = reports[task].relative_to(folder).parent / _figure(chart)
+            parts.append(_image(chart, quote(path.as_posix())))
+        parts += [*_tables(blocks.leading(results), "###"), "### Scores", _scores(tables.scores(results))]
         parts += _blocks(results, "###")
     page.write(by_task, folder, analysed=analysed)
     return write_text(folder / "report.md", "\n\n".join(parts) + "\n")
@@ -114,18 +123,31 @@ def _whole(seconds: float | None) -> str | None:
 def _scores(scores: tables.Table) -> str:
     if not scores.rows:
         return "No scores."
-    return "\n\n".join([markdown_table(scores), "\n".join([*map(escape, scores.notes), escape(tables.READING)])])
+    return "\n\n".join([markdown_table(scores), *map(escape, scores.notes)])
+
+
+def _facts(comparisons: Sequence[Comparison], folder: Path) -> str:
+    return _listing({name: ", ".join(values) for name, values in tables.facts(comparisons, folder).items()})
+
+
+def _listing(items: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {escape(text)}" for name, text in items.items())
+
+
+def _tables(found: Sequence[blocks.Block], level: str = "##") -> list[str]:
+    """Tables of text, each under its title and above how it is read."""
+    parts: list[str] = []
+    for title, rows, reading in found:
+        table = markdown([[escape(cell) for cell in row] for row in rows])
+        parts += [f"{level} {title}", table, escape(reading)]
+    return parts
 
 
 def _blocks(results: Comparison, level: str = "##") -> list[str]:
     """The tables beside the scores; under that at matched target score, all tasks at those checkpoints."""
-    parts: list[str] = []
-    for title, rows, reading in blocks.blocks(results):
-        table = markdown([[escape(cell) for cell in row] for row in rows])
-        parts += [f"{level} {title}", table, escape(reading)]
-    if any(run.matched for run in results.runs):
-        scores = _scores(tables.scores(results, "matched"))
-        parts += [f"{level} Every task at matched target score", "Validation split, at those checkpoints:", scores]
+    parts = _tables(blocks.further(results), level)
+    for split, scores in tables.at_matched_score(results).items():
+        parts += [f"{level} Every task at matched target score, {split}", _scores(scores)]
     return parts
 
 
@@ -141,12 +163,22 @@ def _alignments(aligned: Sequence[GradientAlignment], folder: Path) -> list[str]
     return [tables.aligned_reading(aligned), *_images(named, folder)]
 
 
-def _images(drawn: Sequence[Chart], folder: Path) -> list[str]:
+def _images(drawn: Sequence[Chart], folder: Path, level: str = "###") -> list[str]:
     parts = []
     for chart in drawn:
-        path = write_text(folder / "figures" / f"{chart.name}.svg", document(chart))
-        parts.append(f"### {escape(chart.title)}\n\n![{escape(chart.alt)}](figures/{path.name})")
+        write_text(folder / _figure(chart), document(chart))
+        parts.append(f"{level} {escape(chart.title)}\n\n{_image(chart, _figure(chart))}")
     return parts
+
+
+def _figure(chart: Chart) -> str:
+    """Where a chart is written, below the folder of its report."""
+    return f"figures/{chart.name}.svg"
+
+
+def _image(chart: Chart, link: str) -> str:
+    """A written chart, with how it is read."""
+    return f"![{escape(chart.alt)}]({link})" + (f"\n\n{escape(chart.note)}" if chart.note else "")
 
 
 def _samples(results: Comparison) -> list[str]:

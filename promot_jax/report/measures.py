@@ -28,7 +28,7 @@ def panels(results: Comparison, style: Callable[[str, Comparison], int]) -> tupl
         results: of a comparison.
         style: of a method in its figures.
     """
-    drawn, told = [], []
+    drawn, descriptions = [], []
     for axis, measure in _MEASURES.items():
         lines = []
         for method, runs in results.methods.items():
@@ -38,8 +38,8 @@ def panels(results: Comparison, style: Callable[[str, Comparison], int]) -> tupl
         if lines:
             drawn.append(Panel(axis, LOST, tuple(lines)))
             count = sum(len(line.points) for line in lines)
-            told.append(f"{axis}: {count} points, rank correlation with ICL lost {_rank_correlation(lines)}.")
-    return tuple(drawn), " ".join(told)
+            descriptions.append(f"{axis}: {count} points, rank correlation with ICL lost {_rank_correlation(lines)}.")
+    return tuple(drawn), " ".join(descriptions)
 
 
 def _points(run: Run, measure: Value) -> list[Point]:

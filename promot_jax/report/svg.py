@@ -22,6 +22,7 @@ _MARKERS = (
     "M0 5L4.7-3.6H-4.7Z",
     "M-1.7-4.6H1.7V-1.7H4.6V1.7H1.7V4.6H-1.7V1.7H-4.6V-1.7H-1.7Z",
 )
+_BARRED = ("stairs", "marks")  # kinds of lines whose points have bars
 # (light, dark); the hues differ for the colour-blind too, and markers differ in print.
 COLORS = {
     "h0": ("#c24400", "#ff8a4c"),
@@ -41,13 +42,15 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its text on hover; `low` and `high` are the ends of its band."""
+    """A value with its text on hover; `low` and `high` (on x `left` and `right`) are the ends of its band or bar."""
 
     x: float
     y: float
     tip: str
     low: float | None = None
     high: float | None = None
+    left: float | None = None
+    right: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class Line:
     label: str  # in the legend; lines of one label and style share an entry, "" has none
     style: int  # colour and marker of a method or task; -1 is the grey of references
     points: tuple[Point, ...]
-    kind: str = "line"  # with markers, or "thin" (dotted, no markers), "dots" (no line), "ruled" (dashed, no markers)
+    # With markers, or "stairs" (markers, down then right), "marks" (no line), "thin" (dotted, no markers), "dots" (no
+    # line, small), "ruled" (dashed, no markers). The first has bands, "stairs" and "marks" have bars.
+    kind: str = "line"
     right: bool = False  # whether the right-hand axis measures it
     hollow: bool = False  # whether the first marker is hollow
 
@@ -65,6 +70,11 @@ class Line:
     def hue(self) -> str:
         """CSS class of the colour."""
         return "ref" if self.style < 0 else f"h{self.style % HUES}"
+
+    @property
+    def marked(self) -> bool:
+        """Whether its points have markers."""
+        return self.kind in ("line", *_BARRED)
 
     @property
     def marker(self) -> str:
@@ -91,6 +101,7 @@ class Chart:
     title: str
     alt: str  # description with numbers, for readers who do not see the chart
     panels: tuple[Panel, ...]  # side by side if the width allows
+    note: str = ""  # how it is read, under it
 
 
 def legend(chart: Chart) -> list[Line]:
@@ -112,7 +123,8 @@ def plot(chart: Chart, panel: Panel, *, place: tuple[int, int] | None = None) ->
     """
     bottom, top = HEIGHT - BOTTOM, TOP if panel.title else 14
     right = WIDTH - (LEFT if panel.right else RIGHT)
-    x_axis = _Axis([point.x for line in panel.lines for point in line.points], LEFT, right, zero=False)
+    x_values = [value for line in panel.lines for p in line.points for value in (p.x, p.left, p.right)]
+    x_axis = _Axis([value for value in x_values if value is not None], LEFT, right, zero=False)
     y_axis, right_axis = (_Axis(_values(chart.panels, side), bottom, top, zero=True) for side in (False, True))
     return render(
         "plot.svg",
@@ -182,14 +194,28 @@ def _values(panels: Sequence[Panel], right: bool) -> list[float]:
     return [value for point in points for value in (point.y, point.low, point.high) if value is not None]
 
 
-def _series(line: Line, x_axis: _Axis, y_axis: _Axis) -> tuple[Line, str, str, list[tuple[float, float, str]]]:
-    """Returns the line, the paths of the line and of its band ("" for none), and (x, y, text) of each point."""
+def _series(line: Line, x_axis: _Axis, y_axis: _Axis) -> tuple[Line, str, str, str, list[tuple[float, float, str]]]:
+    """Returns the line, its path, that of its band and of its bars ("" for none), and (x, y, text) of each point."""
     points = [(x_axis.at(point.x), y_axis.at(point.y), point.tip) for point in line.points]
     ends = [(x_axis.at(p.x), p.low, p.high) for p in line.points if p.low is not None and p.high is not None]
     edge = [(x, y_axis.at(low)) for x, low, _ in ends] + [(x, y_axis.at(high)) for x, _, high in reversed(ends)]
     band = _path(edge) + "Z" if len(ends) > 1 and line.kind == "line" else ""
-    return line, _path([(x, y) for x, y, _ in points]), band, points
+    bars = ""
+    for point, (x, y, _) in zip(line.points, points, strict=True) if line.kind in _BARRED else ():
+        if point.low is not None and point.high is not None:
+            bars += f"M{x} {y_axis.at(point.low)}V{y_axis.at(point.high)}"
+        if point.left is not None and point.right is not None:
+            bars += f"M{x_axis.at(point.left)} {y}H{x_axis.at(point.right)}"
+    positions = [(x, y) for x, y, _ in points]
+    path = _stairs(positions) if line.kind == "stairs" else _path(positions)
+    return line, path, band, bars, points
 
 
 def _path(positions: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x} {y}" for x, y in positions)
+
+
+def _stairs(positions: Sequence[tuple[float, float]]) -> str:
+    """A path that goes up or down first, then sideways."""
+    (x, y), *others = positions
+    return f"M{x} {y}" + "".join(f"V{y}H{x}" for x, y in others)

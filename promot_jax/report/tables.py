@@ -5,29 +5,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 from promot_jax.methods import REFERENCE, label
-from promot_jax.results.schema import Comparison, GradientAlignment, Matched, Run
+from promot_jax.results.schema import Checkpoint, Comparison, GradientAlignment, Scored
 from promot_jax.results.scores import Interval, Score
 
-Checkpoint = Literal["best", "matched"]
 ABSENT = "-"
 AVERAGES = ("Norm. Avg.", "format share (%)")  # rows over all ICL tasks
 
-TERMS = (
-    "Target: the task that the model was fine-tuned on. ICL: in-context learning, tasks that the model was not "
-    "fine-tuned on, evaluated with exemplars (4-shot: four of them) and without a soft prompt. Norm. Avg.: mean of the "
-    "ICL tasks' scores, each on 0 to 100, all tasks weighing the same. Format share: ICL outputs that are one of the "
-    "fine-tuned task's labels, in percent, of tasks that do not share labels with it; more than pretrained: the model "
-    "answers other tasks as if they were the fine-tuned one. n: number of examples."
-)
-READING = (
-    "With a sign: difference to pretrained, paired by seed. In brackets: range over seeds where a cell averages "
-    "several, otherwise the 95 % bootstrap interval over examples. Where examples were evaluated with several draws "
-    "of exemplars, scores are of the first."
-)
-
+# What the words and signs of the tables mean.
+TERMS = {
+    "Target": "the task that the model was fine-tuned on. Target score: the score on it, with the method's soft prompt "
+    "prepended where it has one.",
+    "ICL": "in-context learning: tasks that the model was not fine-tuned on, evaluated with exemplars in the input "
+    "(4-shot: four of them) and without a soft prompt.",
+    "Norm. Avg.": "mean of the ICL tasks' scores, each on 0 to 100, all tasks weighing the same.",
+    "Format share": "percentage of ICL outputs that are one of the target's labels. More than pretrained: the model "
+    "answers other tasks as if they were the target. ICL tasks that have such a label themselves have none.",
+    "n": "number of examples.",
+    "With a sign": "difference to pretrained, paired by seed.",
+    "In brackets": "range over seeds where a cell averages several, otherwise the 95 % bootstrap interval over "
+    "examples. Of several draws of exemplars, scores are of the first.",
+}
 LIKELIHOOD = (
     "acc: accuracy of the label with the greatest log-likelihood; acc norm: of the greatest one per character, as in "
     "lm-eval."
@@ -43,7 +43,7 @@ class Cell:
     high: float | None
     change: float | None  # difference to pretrained, None for pretrained itself or where pretrained has no such score
     seeds: int  # how many the mean is over
-    clear: bool = field(default=True, compare=False)  # False where its interval and pretrained's overlap
+    clear: bool = field(default=False, compare=False)  # whether its interval and pretrained's are known and disjoint
 
     def main(self) -> str:
         """`55.0 (+3.1)`."""
@@ -111,7 +111,7 @@ def ordered(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=lambda method: method != REFERENCE)
 
 
-_Views = dict[str, dict[int, Run | Matched]]  # by method and seed
+_Views = dict[str, dict[int, Scored]]  # by method and seed
 _Value = tuple[float, Interval | None]  # a number to be shown, with its bootstrap interval
 _Values = dict[tuple[int, str], dict[str | None, _Value | None]]  # of a run, by (kind of row, name) and shots
 _TARGET, _PART, _ICL, _AVERAGE, _LIKELIHOOD = range(5)  # kinds of rows, in order
@@ -120,8 +120,8 @@ _TARGET, _PART, _ICL, _AVERAGE, _LIKELIHOOD = range(5)  # kinds of rows, in orde
 def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     """The paper's main table: target score, each ICL task, normalised average, format share.
 
-    `checkpoint` is, of each run, the best one or that at matched target score; runs and methods without the latter are
-    left out.
+    `checkpoint` is, of each run, the best one or that at matched target score, with its scores of the validation or of
+    the test split; runs and methods without the latter are left out.
     """
     views = _views(results, checkpoint)
     runs, shots = _runs_and_shots(views)
@@ -136,7 +136,7 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
         table.rows.append(Row(f"{name} ({', '.join(metrics[name])})" if kind == _ICL else name, cells))
     shown = {label(m): run.target.shots for m, members in views.items() for run in members.values() if run.target}
     if with_shots := ", ".join(f"{name} ({count}-shot)" for name, count in shown.items() if count):
-        table.notes.append(f"Asked on the target as they were trained, behind exemplars: {with_shots}.")
+        table.notes.append(f"Evaluated on the target with exemplars in the input, as trained: {with_shots}.")
     if any(kind == _LIKELIHOOD for kind, _ in rows):
         table.notes.append(LIKELIHOOD)
     partial = [
@@ -148,14 +148,22 @@ def scores(results: Comparison, checkpoint: Checkpoint = "best") -> Table:
     ]
     if partial:
         table.notes.append(f"Not in the averages, as tasks are missing: {', '.join(partial)}.")
+    table.notes += _sharing_labels(runs)
     return table
+
+
+def at_matched_score(results: Comparison) -> dict[str, Table]:
+    """`scores` of the checkpoints at matched target score, by split; only splits that some run has."""
+    checkpoints: dict[str, Checkpoint] = {"validation split": "matched", "test split": "matched_test"}
+    found = {split: scores(results, checkpoint) for split, checkpoint in checkpoints.items()}
+    return {split: table for split, table in found.items() if table.rows}
 
 
 def format_shares(results: Comparison) -> Table:
     """Format share of every ICL task, in percent; rows only for tasks that have one."""
     views = _views(results, "best")
 
-    def values(run: Run | Matched) -> _Values:
+    def values(run: Scored) -> _Values:
         found: _Values = {}
         for shots, icl in run.icl.items():
             for name, task in icl.tasks.items():
@@ -163,11 +171,21 @@ def format_shares(results: Comparison) -> Table:
         return found
 
     rows = [Row(name, cells) for (_, name), cells in _rows(views, values).items() if cells]
-    return Table(list(views), _runs_and_shots(views)[1], rows)
+    runs, shots = _runs_and_shots(views)
+    return Table(list(views), shots, rows, _sharing_labels(runs))
 
 
-def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict[str, str]:
-    """What was run, by name; a text lists the different values, "-" for none.
+def _sharing_labels(runs: Sequence[Scored]) -> list[str]:
+    """A note that names the ICL tasks without a format share, where others of the same evaluation have one."""
+    names: dict[str, None] = {}
+    for icl in (icl for run in runs for icl in run.icl.values()):
+        if any(task.format_share is not None for task in icl.tasks.values()):
+            names |= dict.fromkeys(name for name, task in icl.tasks.items() if task.n and task.format_share is None)
+    return [f"No format share, as a label of theirs is one of the target's: {', '.join(names)}."] if names else []
+
+
+def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict[str, list[str]]:
+    """What was run, by name: the different values, "-" for none.
 
     With the `folder` that a report is written into and the day.
     """
@@ -189,8 +207,8 @@ def facts(comparisons: Sequence[Comparison], folder: Path | None = None) -> dict
         "Versions": [f"{name} {version}" for run in runs for name, version in run.versions.items() if version],
     }
     known = {name: dict.fromkeys(str(value) for value in of if value not in (None, "")) for name, of in values.items()}
-    written = {"Folder": str(folder), "Date": f"{datetime.date.today():%Y-%m-%d}"} if folder else {}
-    return {name: ", ".join(of) or ABSENT for name, of in known.items()} | written
+    written = {"Folder": [str(folder)], "Date": [f"{datetime.date.today():%Y-%m-%d}"]} if folder else {}
+    return {name: [*of] or [ABSENT] for name, of in known.items()} | written
 
 
 def aligned_reading(alignments: Sequence[GradientAlignment]) -> str:
@@ -220,30 +238,29 @@ def number(value: float | None) -> str:
 
 
 def _views(results: Comparison, checkpoint: Checkpoint) -> _Views:
-    """Scores to be shown of each run; "matched" leaves out runs and methods without such scores."""
+    """Scores to be shown of each run; those at matched target score leave out runs and methods without such scores."""
     views: _Views = {}
     for method in ordered(results.methods):
         for run in results.methods[method]:
-            scored = run if checkpoint == "best" else run.matched
-            if scored:
+            if scored := run.at(checkpoint):
                 views.setdefault(method, {})[run.seed] = scored
         if checkpoint == "best":
             views.setdefault(method, {})
     return views
 
 
-def _runs_and_shots(views: _Views) -> tuple[list[Run | Matched], list[str]]:
+def _runs_and_shots(views: _Views) -> tuple[list[Scored], list[str]]:
     runs = [run for members in views.values() for run in members.values()]
     return runs, sorted({shots for run in runs for shots in run.icl}, key=int)
 
 
-def _scored(run: Run | Matched, shots: str) -> set[str]:
+def _scored(run: Scored, shots: str) -> set[str]:
     """The ICL tasks that have a score."""
     tasks = run.icl[shots].tasks if shots in run.icl else {}
     return {name for name, task in tasks.items() if task.score is not None}
 
 
-def _values(run: Run | Matched, complete: Mapping[str, set[str]]) -> _Values:
+def _values(run: Scored, complete: Mapping[str, set[str]]) -> _Values:
     """All scores of a run; averages only where it has every task of `complete`, by shots."""
     found: _Values = {}
     if target := run.target:
@@ -270,7 +287,7 @@ def _accuracies(name: str, scored: Score) -> list[tuple[str, float]]:
 
 
 def _rows(
-    views: _Views, values: Callable[[Run | Matched], _Values]
+    views: _Views, values: Callable[[Scored], _Values]
 ) -> dict[tuple[int, str], dict[tuple[str, str | None], Cell]]:
     """The cells of each row, whose values come from every run; pretrained first, shots ascending."""
     by_row: dict[tuple[int, str], dict[str | None, dict[str, dict[int, _Value]]]] = {}
@@ -293,7 +310,7 @@ def _rows(
 
 def _cell(by_seed: Mapping[int, _Value], reference: Mapping[int, _Value] | None) -> Cell:
     value, low, high = _interval(by_seed)
-    change, clear = None, True
+    change, clear = None, False
     if reference:
         _, from_low, from_high = _interval(reference)
         if low is not None and high is not None and from_low is not None and from_high is not None:

@@ -1,8 +1,9 @@
 """The report as plain text for a terminal."""
 
+import json
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from promot_jax import methods
@@ -14,7 +15,7 @@ from promot_jax.results.schema import Comparison, Run
 
 
 def table(results: Run | Comparison, *, width: int = 120) -> str:
-    """The paper's table for a terminal, and under it the comparison at matched target score, settings and spreads.
+    """The paper's table for a terminal, and under it paired differences, matched target score, settings and spreads.
 
     Methods that do not fit into `width` characters side by side follow below.
     """
@@ -22,11 +23,15 @@ def table(results: Run | Comparison, *, width: int = 120) -> str:
     main = tables.scores(results)
     parts = [
         text_table(main, width=width),
-        "\n".join([*main.notes, *textwrap.wrap(f"{tables.TERMS} {tables.READING}", width)]),
+        "\n".join([*main.notes, *_wrapped((f"{term}: {text}" for term, text in tables.TERMS.items()), width)]),
     ]
-    for title, rows, reading in blocks.blocks(results):
+    for title, rows, reading in [*blocks.leading(results), *blocks.further(results)]:
         parts += [title, aligned(rows), "\n".join(textwrap.wrap(reading, width))]
     return "\n\n".join(parts) + "\n"
+
+
+def _wrapped(paragraphs: Iterable[str], width: int) -> list[str]:
+    return [line for text in paragraphs for line in textwrap.wrap(text, width, subsequent_indent="  ")]
 
 
 def text_table(scores: tables.Table, *, width: int = 120) -> str:
@@ -90,8 +95,12 @@ def next_steps(report: Path, run: Run, folder: Path) -> str:
     settings = {"INITIAL_CHECKPOINT_PATH": model, "PROMPT_PATH": str(prompts[0]) if prompts else ""}
     flags = " ".join(f"--gin.{name}={shlex.quote(value)}" for name, value in settings.items() if value)
     command = "python -m promot_jax.main --gin_file="
-    infer = f"  {command}infer.gin {flags} --gin.INPUTS=questions.txt"
-    return f"Report: {report.with_suffix('.html')} and {report.name}\nNext:\n{infer}\n  {command}export.gin {flags}"
+    commands = [f"infer.gin {flags} --gin.INPUTS=questions.txt", f"export.gin {flags}"]
+    if tuned:
+        models = {"pretrained": run.model, label(run.method): model} if run.model else {label(run.method): model}
+        commands.insert(1, f"chat.gin --gin.MODELS={shlex.quote(json.dumps(models, ensure_ascii=False))}")
+    where = f"Report: {report.with_suffix('.html')} and {report.name}"
+    return "\n".join([where, "Next:", *(f"  {command}{each}" for each in commands)])
 
 
 def printable(text: str) -> str:

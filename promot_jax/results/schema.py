@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from promot_jax.results import records
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.provenance import commit, versions
 from promot_jax.results.records import NULL, Document, Record
-from promot_jax.results.scores import Count, Icl, Interval, Percent, Sample, StepEvaluation, Target
+from promot_jax.results.scores import Count, Icl, Interval, Percent, Sample, StepEvaluation, Target, Tested
 
 
 class Matched(Record, frozen=True, kw_only=True):
@@ -38,6 +39,7 @@ class Run(Document, frozen=True, kw_only=True):
     target: Target | None  # score of the fine-tuned task, None where it was not evaluated
     icl: dict[str, Icl]  # ICL scores by number of shots
     curve: list[StepEvaluation]  # evaluations during training
+    example_scores: ByEvaluation = {}  # scores of single examples of the test split; absent from older results
     versions: dict[str, str | None] = {}  # of packages
     commit: str | None = NULL  # of the code
     model: str | None = None  # path of the base model
@@ -48,11 +50,19 @@ class Run(Document, frozen=True, kw_only=True):
     # what the run was done with, flat; `curve_shots` says at how many shots curves were evaluated
     settings: dict[str, Any] = {}
     matched: Matched | None = None  # scores at matched target score, in a comparison
+    # those of the same checkpoint on the test split, where they are known of every method
+    matched_test: Tested | None = None
     varied: dict[str, float] = {}  # settings of a run that a comparison did not choose
 
     def __post_init__(self) -> None:
         """Raises ValueError for ICL scores without a number of shots."""
         _check_shots(self.icl)
+
+    def at(self, checkpoint: "Checkpoint") -> "Scored | None":
+        """The scores of one of its checkpoints."""
+        if checkpoint == "best":
+            return self
+        return self.matched if checkpoint == "matched" else self.matched_test
 
     @classmethod
     def of(cls, **fields: Any) -> "Run":
@@ -62,6 +72,11 @@ class Run(Document, frozen=True, kw_only=True):
             UserError: a value does not fit its field.
         """
         return records.checked(cls(versions=versions(), commit=commit(), **fields))
+
+
+# The best checkpoint on the test split; that at matched target score on the validation and on the test split.
+Checkpoint = Literal["best", "matched", "matched_test"]
+Scored = Run | Matched | Tested  # what has a target score and ICL scores
 
 
 class CellState(Record, frozen=True, kw_only=True):
@@ -122,7 +137,7 @@ class Comparison(Document, frozen=True, kw_only=True):
 
     methods: dict[str, list[Run]]  # runs by method, one per seed
     cells: list[CellState] = []  # state of each cell of the sweep
-    spread: dict[str, dict[str, dict[str, Spread]]] = {}  # by checkpoint ("best", "matched"), method and score
+    spread: dict[str, dict[str, dict[str, Spread]]] = {}  # by `Checkpoint`, method and score
     selection: dict[str, Selection] = {}  # settings that were tried, by method
     margin: float = 0.0  # points of target score that were given up for ICL where settings were chosen
     others: list[Run] = []  # finished runs with settings that were not chosen

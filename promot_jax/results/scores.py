@@ -4,7 +4,7 @@ Scores are on [0, 100]; a number that does not exist (a NaN loss, the format sha
 file. Fields whose default is `NULL` are always written, other fields only where they differ from their default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -12,6 +12,7 @@ from msgspec import Meta
 from promot_jax import methods
 from promot_jax.errors import nearest
 from promot_jax.results.bootstrap import normalized_average
+from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.records import NULL, Record
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
@@ -94,6 +95,14 @@ class Icl(Record, frozen=True, kw_only=True):
         return Draw(norm_avg=self.norm_avg, format_share=self.format_share, tasks=scores)
 
 
+class Tested(Record, frozen=True, kw_only=True):
+    """Scores of one model on the test split."""
+
+    target: Target | None = NULL  # of the fine-tuned task, with its soft prompt
+    icl: dict[str, Icl] = {}  # by number of shots, stripped
+    example_scores: ByEvaluation = {}  # of single examples
+
+
 class StepEvaluation(Record, frozen=True, kw_only=True):
     """Evaluation at a step of training, on the validation split; an item of a curve."""
 
@@ -113,8 +122,11 @@ class StepEvaluation(Record, frozen=True, kw_only=True):
     target_n: Count | None = None  # examples of the fine-tuned task
     tasks: dict[str, Score] = {}  # score of each ICL task
     draws: list[Draw] = []  # as in `Icl`
+    test: Tested | None = None  # with `Evaluation.curve_test`
     # share of the fine-tuned model in a model between two (WiSE-FT), whose `step` is that in percent
     alpha: float | None = None
+    # scores of single examples, where the stage tunes the model; absent from older results
+    example_scores: ByEvaluation = {}
 
     def __post_init__(self) -> None:
         """Raises ValueError for a stage that no method has."""
@@ -146,11 +158,20 @@ class Output(Sample, frozen=True, kw_only=True):
     draw: Count | None = None  # which draw of exemplars, where there are several
     step: Count | None = None  # of training, where it was evaluated during training
     likelihoods: dict[str, float | None] = {}  # log-likelihood of each label, where it was evaluated
+    statistics: list[int | float] = []  # of a metric that is computed from their sums over examples (BLEU)
 
     def sample(self) -> Sample:
         """The output as the report shows it."""
         fields = {name: getattr(self, name) for name in Sample.__struct_fields__}
         return Sample(**fields | {name: _as_text(fields[name]) for name in ("target", "output")})
+
+
+def first_of_each_task(rows: Iterable[Output], count: int) -> list[Sample]:
+    """The first few outputs of each task."""
+    by_task: dict[str, list[Output]] = {}
+    for row in rows:
+        by_task.setdefault(row.task, []).append(row)
+    return [row.sample() for members in by_task.values() for row in members[:count]]
 
 
 def _mean(tasks: Mapping[str, Score], name: str) -> float | None:

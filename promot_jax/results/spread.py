@@ -1,17 +1,16 @@
 """How far scores move with the seed of a run, and in context how far with the draw of exemplars.
 
-A run may ask every example several times, each time behind other exemplars (`Evaluation.exemplar_draws` when it ends,
+A run may evaluate every example several times, each time with other exemplars (`Evaluation.exemplar_draws` at its end,
 `curve_draws` at every checkpoint). The two kinds of spread are told apart: the exemplars' within a seed, around its
 mean over draws, and the seeds' between those means. Prompts are known to matter as much as training runs.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from promot_jax.results.schema import Comparison, Matched, Run, Spread
+from promot_jax.results.schema import Checkpoint, Comparison, Spread
 
 
 def over_seeds_and_draws(values: Sequence[Sequence[float]]) -> Spread | None:
@@ -38,16 +37,14 @@ def over_seeds_and_draws(values: Sequence[Sequence[float]]) -> Spread | None:
     )
 
 
-def of_comparison(results: Comparison, checkpoint: Literal["best", "matched"] = "best") -> dict[str, dict[str, Spread]]:
+def of_comparison(results: Comparison, checkpoint: Checkpoint = "best") -> dict[str, dict[str, Spread]]:
     """Spreads by method and score: "target", and by numbers of shots the ICL normalised averages that there are.
 
-    `checkpoint` is the best one of each run, or that at matched target score.
+    `checkpoint` says of which scores.
     """
     spreads: dict[str, dict[str, Spread]] = {}
     for method, runs in results.methods.items():
-        scored: list[Run | Matched] = [*runs]
-        if checkpoint == "matched":
-            scored = [run.matched for run in runs if run.matched]
+        scored = [scores for run in runs if (scores := run.at(checkpoint))]
         values = {"target": [[one.target.score] for one in scored if one.target]}
         for one in scored:
             for shots, icl in one.icl.items():

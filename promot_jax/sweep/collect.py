@@ -7,13 +7,14 @@ cannot be.
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
 from promot_jax import files
 from promot_jax.distributed import hosts
 from promot_jax.results import schema, spread
 from promot_jax.results.comparison import comparison as join_runs
 from promot_jax.results.records import replace
-from promot_jax.results.schema import Candidate, Comparison, Run, Selection
+from promot_jax.results.schema import Candidate, Checkpoint, Comparison, Run, Selection
 from promot_jax.results.scores import StepEvaluation
 from promot_jax.sweep.grid import Cell, Grid
 from promot_jax.sweep.status import finished, state
@@ -64,13 +65,13 @@ def collect(grid: Grid, stale: float) -> dict[str, Comparison]:
                     kept += map(_as_labelled, done)
                 else:
                     others += [replace(_as_labelled(cell), varied=dict(cell.varied)) for cell in done]
-            if candidates[best].varied:
+            if candidates[best].varied and candidates[best].validation is not None:
                 selection[label] = Selection(chosen=candidates[best].varied, candidates=candidates)
         joined = join_runs(kept)
         comparisons[task] = replace(
             joined,
             cells=[state(grid, cell, stale) for cell in cells],
-            spread={"best": spread.of_comparison(joined), "matched": spread.of_comparison(joined, "matched")},
+            spread={checkpoint: spread.of_comparison(joined, checkpoint) for checkpoint in get_args(Checkpoint)},
             selection=selection,
             margin=grid.margin,
             others=others,
@@ -104,7 +105,7 @@ def _mean(scores: Sequence[float | None]) -> float | None:
 def _best(candidates: Sequence[Candidate], margin: float) -> int:
     """Which candidate is chosen, on the validation split.
 
-    Settings that fail on a seed are behind those that do not. Of the others the one with the highest ICL counts, of
+    Settings that fail on a seed come after those that do not. Of the others the one with the highest ICL counts, of
     those whose target score is at most `margin` points below the highest; of equals the smallest values.
     """
     whole = max(len(candidate.seeds) for candidate in candidates)

@@ -76,8 +76,8 @@ class Grid:
                 raise UserError(f"No setting {name!r} can be varied{nearest(name, known)}.")
             kind = int if known[name] is int else int | float
             if not all(isinstance(value, kind) and 0 < value < math.inf for value in tried):
-                wanted = "positive whole numbers" if kind is int else "positive numbers"
-                raise UserError(f"Values to try of {name!r} are {wanted}, not {list(tried)}.")
+                expected = "positive whole numbers" if kind is int else "positive numbers"
+                raise UserError(f"Values to try of {name!r} are {expected}, not {list(tried)}.")
         axes = {"method": self.methods, "seed": self.seeds, **{f"value of {k!r}": v for k, v in self.varied.items()}}
         for name, values in axes.items():
             if len(set(values)) < len(values) or not values:

@@ -24,6 +24,7 @@ from promot_jax.params import freezing
 from promot_jax.results import schema
 from promot_jax.results.schema import Comparison
 from promot_jax.sweep import status
+from promot_jax.sweep.archive import keep, restore
 from promot_jax.sweep.collect import latest, publish
 from promot_jax.sweep.grid import Cell, Grid
 from promot_jax.sweep.leases import hold, owner
@@ -35,7 +36,14 @@ OF_ALL_CELLS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO
 NOTICED = 5.0  # seconds after which a wait for other processes asks whether this one is preempted
 
 
-def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
+def run(
+    grid: Grid,
+    wait: bool,
+    stale: float,
+    serve: int | None = None,
+    archive: Path | None = None,
+    run_cells: bool = True,
+) -> None:
     """Runs the cells of a comparison that are not there yet, and reports what is there; arguments as of the job.
 
     Raises:
@@ -48,14 +56,13 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
     if serve is not None and not 0 <= serve < 2**16:
         raise UserError(f"SERVE is {serve}, which is no port: give one from 1 to 65535, or 0 for any.")
     cells = list(grid.cells())
-    experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
-    session = open_session(grid.experiment_of(cells[0]), experiments, check=partial(_check, grid, cells), trains=True)
-    _check_frozen(grid, cells, session)
-    with _served(grid, serve if hosts.is_writer() else None):
-        _Process(grid, session, stale).run(cells, wait)
-        publish(grid, stale)
-        if hosts.is_writer():
-            _report(grid, stale)
+    if archive:
+        restore(grid, archive, cells)
+    if run_cells:
+        _run_cells(grid, cells, wait, stale, serve, archive)
+    publish(grid, stale)
+    if hosts.is_writer():
+        _report(grid, stale)
     failed = hosts.decide(
         lambda: [f"{cell}: {failed.message}" for cell in cells if (failed := status.failure(grid, cell))], "failures"
     )
@@ -63,6 +70,17 @@ def run(grid: Grid, wait: bool, stale: float, serve: int | None = None) -> None:
         raise TrainingError(
             f"{len(failed)} of {len(cells)} cells failed, the report has the others. {' '.join(failed)}"
         )
+
+
+def _run_cells(
+    grid: Grid, cells: Sequence[Cell], wait: bool, stale: float, serve: int | None, archive: Path | None
+) -> None:
+    """Loads the model and runs the cells that are not there yet."""
+    experiments = [grid.experiment_of(one) for one in {cell.trained_task: cell for cell in cells}.values()]
+    session = open_session(grid.experiment_of(cells[0]), experiments, check=partial(_check, grid, cells), trains=True)
+    _check_frozen(grid, cells, session)
+    with _served(grid, serve if hosts.is_writer() else None):
+        _Process(grid, session, stale, archive).run(cells, wait)
 
 
 def _check(grid: Grid, cells: Sequence[Cell]) -> None:
@@ -107,53 +125,55 @@ def _analysed(grid: Grid) -> list[Path]:
 class _Process:
     """One process's part in a comparison."""
 
-    def __init__(self, grid: Grid, session: Session, stale: float):
-        self._grid, self._session, self._stale = grid, session, stale
+    def __init__(self, grid: Grid, session: Session, stale: float, archive: Path | None):
+        self._grid, self._session, self._stale, self._archive = grid, session, stale, archive
         self._sessions: dict[tuple[str, int, int], Session] = {}
-        self._donors: dict[tuple[Any, ...], Cell] = {}
+        self._donors: dict[tuple[Any, ...], list[Cell]] = {}
         for cell in grid.cells():
             if (stage := grid.first_stage(cell)) is not None:
-                self._donors.setdefault(stage, cell)
+                self._donors.setdefault(stage, []).append(cell)
 
     def run(self, cells: Sequence[Cell], wait: bool) -> None:
         """Runs cells until each is finished, has failed or, without `wait`, is another process's."""
         for cell in self._those(cells, status.finished):
             self._run(cell)  # looked at first: one of other settings is refused before anything is trained
         pending = self._those(cells, lambda cell: not self._settled(cell))
-        said = ""
+        last_line = ""
         while pending:
             left = [cell for cell in pending if not self._try(cell)]
             if len(left) == len(pending):
                 owners = hosts.decide(partial(self._owners, left), "the owners of the cells")
                 line = f"{'Waiting for' if wait else 'Left to'} other processes: {', '.join(owners)}."
-                if line != said:
+                if line != last_line:
                     print(line, flush=True)
-                    said = line
+                    last_line = line
                 if not wait:
                     return
                 _pause(min(60.0, self._stale / 10))
             pending = left
 
-    def _those(self, cells: Sequence[Cell], wanted: Callable[[Cell], bool]) -> list[Cell]:
+    def _those(self, cells: Sequence[Cell], condition: Callable[[Cell], bool]) -> list[Cell]:
         """The cells of which something holds, as host 0 sees it."""
-        found = hosts.decide(lambda: [i for i, cell in enumerate(cells) if wanted(cell)], "the state of the cells")
+        found = hosts.decide(lambda: [i for i, cell in enumerate(cells) if condition(cell)], "the state of the cells")
         return [cells[i] for i in found]
 
     def _try(self, cell: Cell) -> bool:
         """Settles a cell; returns False where that has to wait for another process."""
-        with contextlib.ExitStack() as held:
-            verdict = hosts.decide(lambda: self._take(cell, held), "who runs a cell")
+        with contextlib.ExitStack() as leases:
+            verdict = hosts.decide(lambda: self._take(cell, leases), "who runs a cell")
             if verdict == "run":
                 self._attempt(cell)
         if verdict == "run":
+            if self._archive:
+                keep(self._grid, self._archive, [cell])
             publish(self._grid, self._stale)
         return verdict != "wait"
 
-    def _take(self, cell: Cell, held: contextlib.ExitStack) -> str:
-        """Says what to do about a cell, "run", "wait" or nothing as it is "settled"; to run it, leases it in `held`."""
+    def _take(self, cell: Cell, leases: contextlib.ExitStack) -> str:
+        """What to do about a cell: "run", whose lease goes into `leases`, "wait", or nothing as it is "settled"."""
         if self._settled(cell):
             return "settled"
-        if self._awaits_stage(cell) or not held.enter_context(hold(cell.folder, self._stale)):
+        if self._awaits_stage(cell) or not leases.enter_context(hold(cell.folder, self._stale)):
             return "wait"
         if self._settled(cell):  # by the process that held it until now
             return "settled"
@@ -204,10 +224,17 @@ class _Process:
         return failure is not None and failure.lasting
 
     def _donor(self, cell: Cell) -> Cell | None:
-        """The first cell of the grid with the same first stage, if that is not this one."""
+        """The first cell of the grid that has, or will have, the same first stage, if that is not this one.
+
+        A cell from an archive is settled, and has no stage.
+        """
         stage = self._grid.first_stage(cell)
-        donor = None if stage is None else self._donors[stage]
-        return None if donor == cell else donor
+        names = self._first_folders(cell) if stage else []
+        for one in self._donors[stage] if stage else ():
+            there = [stage_folder.describe(one.folder / name) for name in names]
+            if one == cell or all(there) or not self._settled(one):
+                return None if one == cell else one
+        return None
 
     def _awaits_stage(self, cell: Cell) -> bool:
         """Whether another process is training the stage that this cell shares."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from promot_jax.errors import PreemptedError, TrainingError
 from promot_jax.methods.base import Stage
 from promot_jax.models import Model
 from promot_jax.params import freezing
+from promot_jax.progress import live_line
+from promot_jax.training.log import Log, Write, tokens_of
 from promot_jax.training.profile import Profile
 from promot_jax.training.settings import Training
 from promot_jax.training.stage_checkpoints import StageCheckpoints
@@ -24,7 +25,6 @@ from promot_jax.training.step import make_step
 
 Tree = trees.Tree
 Evaluate = Callable[[Tree, int], dict[str, Any]]
-Write = Callable[[int, dict[str, float]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,6 @@ def train(
     done = checkpoints.step
     update = make_step(model, transform, stage, training, shardings(state))
     key = jax.random.key(seed)
-    log = _Log(stage.name, training, write)
     profile = Profile(folder, stage.name, training.profile)
 
     # ---- evaluate, save ----------------------------------------------------------------------------------------------
@@ -104,27 +103,31 @@ def train(
         checkpoints.save(step, state, progress)
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
-    with preemption.saving():
+    with preemption.saving(), live_line.part() as line:
+        log = Log(stage.name, training, write, line)
+        log.starts(done, progress.curve[-1] if progress.curve else None)
         if done == 0:
             measure(0, None, params)
         elif progress.losses and due(done):  # preempted in this evaluation
             evaluate_and_save(done)
-        log.restart()
+        log.starts(done, progress.curve[-1])
         for step, batch in enumerate(hosts.timely(batches, "the next batch"), 1):
             if step <= done:
+                log.restart()
                 continue  # the stream is replayed, so that a resumed run sees the batches of an uninterrupted one
             if step > training.steps:
                 break
+            tokens = tokens_of(batch)
             with profile.step(step):
                 state, metrics = update(state, constants, partitioner.batch(batch), key)
                 scalars = {name: float(value) for name, value in metrics.items()}
             if not all(map(math.isfinite, scalars.values())):
                 raise _not_finite(stage.name, step, scalars, checkpoints)
             progress.losses.append(scalars["loss"])
-            log.update(step, scalars)
+            log.update(step, scalars, tokens)
             if due(step):
                 evaluate_and_save(step)
-                log.restart()
+                log.evaluated(step, progress.curve[-1])
             if preemption.stops():
                 checkpoints.preempt(step, state, progress)
 
@@ -135,41 +138,6 @@ def train(
     trained = trees.flatten(checkpoints.finish(best, state.params))
     flat |= {path: leaf.astype(flat[path].dtype) for path, leaf in trained.items()}
     return Trained(trees.unflatten(flat), best, progress.curve, progress.spent())
-
-
-class _Log:
-    """Writes the numbers of updates and evaluations, and prints a line of them now and then."""
-
-    def __init__(self, name: str, training: Training, write: Write):
-        self._name, self._training, self._write = name, training, write
-        self._rate = training.optimizer.rate(training.steps)
-        self.restart()
-
-    def restart(self) -> None:
-        self._started = time.monotonic()
-
-    def update(self, step: int, scalars: dict[str, float]) -> None:
-        rate, steps, period = float(self._rate(step - 1)), self._training.steps, self._training.log_period
-        self._write(step, {f"train/{name}": value for name, value in scalars.items()} | {"train/rate": rate})
-        if step % period and step != steps:
-            return
-        pace = (time.monotonic() - self._started) / period
-        print(
-            f"[{self._name}] {step}/{steps}  loss {scalars['loss']:.4f}  gradient {scalars['grad_norm']:.3g}  "
-            f"{pace:.2f} s/step  {pace * (steps - step):.0f} s left",
-            flush=True,
-        )
-        self.restart()
-
-    def evaluation(self, step: int, entry: dict[str, Any]) -> None:
-        names = {name: f"eval/{name}" for name in entry} | {"loss": "train/mean_loss"}  # since the evaluation before
-        scalars = {names[name]: value for name, value in entry.items() if isinstance(value, float)}
-        self._write(step, scalars)
-        shown = "  ".join(
-            f"{tag.removeprefix('eval/')} {value:.{1 if '/kl_' not in tag and 'loss' not in tag else 4}f}"
-            for tag, value in scalars.items()
-        )
-        print(f"[{self._name}] step {step}: {shown}", flush=True)
 
 
 def _announce(stage: Stage, training: Training, params: Tree, trained: Tree) -> None:

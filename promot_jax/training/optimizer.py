@@ -64,7 +64,7 @@ class Optimizer:
             core = optax.adamw(rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
         else:
             core = _adafactor(self, rate)
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), core) if self.clip_norm else core
+        return optax.chain(_clip(self.clip_norm), core) if self.clip_norm else core
 
 
 @functools.lru_cache(maxsize=16)  # the same object for the same settings: a step that it is part of is compiled once
@@ -116,15 +116,26 @@ def stochastic_round(values: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(values), rounded, values).astype(jnp.bfloat16)
 
 
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _clip(most: float) -> optax.GradientTransformationExtraArgs:
+    """Returns `optax.clip_by_global_norm`, whose `update` may be given the norm, to clip a part of the gradients."""
+
+    def update(grads: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> tuple[Any, Any]:
+        norm = optax.tree.norm(grads) if norm is None else norm
+        return jax.tree.map(lambda leaf: jnp.where(norm < most, leaf, leaf / norm * most), grads), state
+
+    return optax.GradientTransformationExtraArgs(optax.clip_by_global_norm(most).init, update)
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation with parameters and gradients cast to float32."""
+    inner = optax.with_extra_args_support(inner)
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
-    return optax.GradientTransformation(
+    return optax.GradientTransformationExtraArgs(
         lambda params: inner.init(cast(params)),
-        lambda grads, state, params=None: inner.update(cast(grads), state, cast(params)),
+        lambda grads, state, params=None, **extra: inner.update(cast(grads), state, cast(params), **extra),
     )
 
 

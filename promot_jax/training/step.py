@@ -12,6 +12,7 @@ from promot_jax import trees
 from promot_jax.methods.base import Stage
 from promot_jax.models import Model
 from promot_jax.params import freezing
+from promot_jax.training import blockwise
 from promot_jax.training.objective import START, batch_loss, penalty_gradient
 from promot_jax.training.optimizer import apply_updates
 from promot_jax.training.settings import Training
@@ -77,12 +78,17 @@ def _make_step(
             grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         masks = freezing.layer_masks(state.params, training.freeze)
         grads = freezing.apply(masks, grads)
-        updates, optimizer = transform.update(grads, state.optimizer, state.params)
-        updates = freezing.apply(masks, updates)  # weight decay knows of no mask
-        params = apply_updates(state.params, updates, jax.random.fold_in(key, _ROUNDING))
-        params = freezing.apply(masks, params, state.params)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(grads), "tokens": tokens}
-        metrics["update_norm"] = optax.tree.norm(updates)
+        if not masks and blockwise.applies(training, state.params, shardings):
+            params, optimizer, metrics["update_norm"] = blockwise.update(
+                transform, grads, state.optimizer, state.params, metrics["grad_norm"]
+            )
+        else:
+            updates, optimizer = transform.update(grads, state.optimizer, state.params)
+            updates = freezing.apply(masks, updates)  # weight decay knows of no mask
+            params = apply_updates(state.params, updates, jax.random.fold_in(key, _ROUNDING))
+            params = freezing.apply(masks, params, state.params)
+            metrics["update_norm"] = optax.tree.norm(updates)
         return TrainState(params, optimizer, state.step + 1), metrics
 
     return step

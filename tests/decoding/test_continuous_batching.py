@@ -68,6 +68,28 @@ def test_each_output_is_that_of_its_input_alone(engine: Engine, monkeypatch: pyt
     assert len({int((ids >= 0).sum()) for ids in found.values()}) > 4  # and rows ended at different steps
 
 
+def test_rows_that_are_left_move_to_smaller_batches_and_on_to_the_next_class(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step pays for few free places, and the outputs stay those of the inputs alone."""
+    moves: list[tuple[int, int, int]] = []  # places before and after, and the new width
+    moved: Callable[..., Any] = batching._moved
+
+    def record(model: Any, chosen: Any, rows: Any, state: Any, **size: int) -> Any:
+        moves.append((len(rows.done), len(chosen), size["width"]))
+        return moved(model, chosen, rows, state, **size)
+
+    monkeypatch.setattr(batching, "_moved", record)
+    monkeypatch.setattr(batching, "LEAST_PLACES", 2)
+    noise = np.random.default_rng(3)
+    lengths = [*noise.integers(1, 30, 16), *noise.integers(34, 60, 16)]
+    rows = [Input(noise.integers(0, VOCAB, n).tolist(), 1 + i % MOST, i) for i, n in enumerate(lengths)]
+    roomy = dataclasses.replace(engine, prefill_tokens=2048, cache_tokens=4096)
+    found = dict(generate_all(roomy, rows))
+    assert [found[index].tolist() for index in range(len(rows))] == [alone(engine, each) for each in rows]
+    assert {(16, 4, 32), (4, 32, 64), (32, 8, 64), (8, 2, 64)} >= {*moves} and len({*moves}) > 2
+
+
 def test_sizes_of_batches_do_not_matter(engine: Engine) -> None:
     rows = inputs(12)
     small = dataclasses.replace(engine, prefill_tokens=1, cache_tokens=1)

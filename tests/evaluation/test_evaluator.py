@@ -184,6 +184,8 @@ def test_each_row_says_what_its_output_scores(base: Pretrained, oracle: Any) -> 
         for name in set(seqio.TaskRegistry.names()) - known:
             seqio.TaskRegistry.remove(name)
     assert [row.score for row in rows] == [None, None]
+    for row in rows:  # what the score of all is computed from
+        assert row.statistics == metrics.bleu.statistics(row.target, row.output) and len(row.statistics) == 10
 
 
 def _fails_on_one_class(targets: list[str], predictions: list[str]) -> dict[str, float]:

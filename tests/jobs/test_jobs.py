@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import html
 import io
 import json
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,8 +93,20 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.util.tensor_util import make_ndarray
 
     events = EventAccumulator(str(folder)).Reload()
-    tags = events.Tags()["tensors"]
+    tags = [tag for tag in events.Tags()["tensors"] if not tag.startswith("generations/")]
     return {tag: [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors(tag)] for tag in tags}
+
+
+def texts(folder: Path) -> dict[str, dict[int, str]]:
+    """TensorBoard's texts in a folder, by task and step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("generations/")]
+    found = {}
+    for tag in tags:
+        found[tag.partition("/")[2]] = {e.step: e.tensor_proto.string_val[0].decode() for e in events.Tensors(tag)}
+    return found
 
 
 def trained(folder: Path) -> dict[str, np.ndarray]:
@@ -162,6 +176,13 @@ def test_a_stage_leaves_its_results(name: str, method: str, request: pytest.Fixt
     assert losses == [(point.step, pytest.approx(point.validation_loss)) for point in found.curve]
     assert losses[-1][1] < losses[0][1] and losses[-1][1] != curves["train/mean_loss"][-1][1]
     assert "eval/loss" not in curves  # it was that of training
+    shown = ["tiny_review"] if name == "stage1" else ["tiny_colour", "tiny_review", "tiny_size"]
+    pages = texts(workdir / "events")
+    assert sorted(pages) == shown
+    for task, page in pages.items():
+        outputs = [row for row in rows(workdir / "outputs" / "step_000006.jsonl") if row["task"] == task]
+        assert list(page) == [0, 2, 4, 6] and page[6].count("<strong>output") == 3
+        assert all(f"<pre>{html.escape(row['input'])}</pre>" in page[6] for row in outputs[:3])
 
 
 def test_stage1_trains_the_prompt_and_nothing_else(stage1: Run) -> None:
@@ -245,8 +266,13 @@ def test_loss_that_is_not_finite_ends_the_run(tiny_folder: Path, capsys: pytest.
     assert scalars(workdir / "events")["eval/target"][0][0] == 0  # the curve up to there is on disk
 
 
-def test_promot_end_to_end(tiny_folder: Path, stage1: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    workdir = run(tiny_folder, "promot.gin", tiny_folder / "promot").workdir
+def test_promot_end_to_end(
+    tiny_folder: Path, stage1: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "stand_ins")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    workdir = run(tiny_folder, "promot.gin", tiny_folder / "promot", TRACKER="wandb").workdir
+    reported = sys.modules.pop("wandb").runs
     found = schema.read_run(workdir)
     assert found.method == "promot" and found.steps == {"stage1": 6, "stage2": 6}
     before = schema.read_run(workdir / "pretrained")
@@ -254,7 +280,25 @@ def test_promot_end_to_end(tiny_folder: Path, stage1: Run, capsys: pytest.Captur
     report = (workdir / "report.md").read_text()
     figures = sorted(path.name for path in (workdir / "figures").glob("*.svg"))
     assert "ProMoT" in report and len(figures) >= 2 and all(f"figures/{name}" in report for name in figures)
-    assert "tiny_colour" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "tiny_colour" in out
+    assert out.index("Norm. Avg.") < out.index(f"\nReport: {workdir}/report.html and report.md\nNext:\n")
+    of = f"--gin.INITIAL_CHECKPOINT_PATH={workdir} --gin.PROMPT_PATH={workdir / 'stage1'}"
+    assert f"infer.gin {of}" in out and f"export.gin {of}" in out and "chat.gin --gin.MODELS=" in out
+    # Its tracker has the two runs.
+    assert [one.options["dir"] for one in reported] == [workdir / "pretrained", workdir]
+    for one, finished in zip(reported, (before, found), strict=True):
+        assert one.exit_code == 0 and one.logged[-1]["final/target"] == finished.target.score
+    config = reported[1].options["config"]
+    assert config["method"] == "promot" and config["tuning"]["stage2"]["optimizer"]["learning_rate"] == 1e-2
+    assert "tracker" not in config["experiment"] and config["experiment"]["seed"] == 0
+    for stage in ("stage1", "stage2"):
+        logged = [entry for entry in reported[1].logged if f"{stage}/step" in entry]
+        assert [entry[f"{stage}/step"] for entry in logged if f"{stage}/train/loss" in entry] == [1, 2, 3, 4, 5, 6]
+        shown = [entry for entry in logged if f"{stage}/generations" in entry]
+        assert [entry[f"{stage}/step"] for entry in shown] == [0, 2, 4, 6]
+        tasks = {"tiny_review"} if stage == "stage1" else {"tiny_review", "tiny_colour", "tiny_size"}
+        assert {row[0] for row in shown[-1][f"{stage}/generations"].data} == tasks
     # The same stages, one by one: stage 1 is bitwise the run of promot_stage1.gin.
     assert digests(workdir / "stage1" / "prompt", "*") == digests(stage1.workdir / "prompt", "*")
     np.testing.assert_equal(trained(workdir / "stage1"), trained(stage1.workdir))

@@ -86,8 +86,8 @@ def _finished(tiny_folder: Path, opened: session.Session) -> Any:
             seen: dict[str, Any] = {}
             run_stage = method_module.run_stage
 
-            def watched(at: Any, folder: Path, stage: Any, training: Any, params: Any) -> Any:
-                after = run_stage(at, folder, stage, training, params)
+            def watched(at: Any, folder: Path, stage: Any, training: Any, params: Any, run: Any) -> Any:
+                after = run_stage(at, folder, stage, training, params, run)
                 seen[folder.relative_to(tiny_folder / method).as_posix()] = (host(params), host(after))
                 return after
 

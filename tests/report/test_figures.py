@@ -143,3 +143,24 @@ def test_what_is_forgotten_against_what_explains_it():
         wanted = [(point.step / 100, curve[0].icl - point.icl) for curve in curves for point in curve[1:]]
         assert [(point.x, point.y) for point in line.points] == wanted
     assert "rank correlation" in chart.alt
+
+
+def test_format_against_ability_where_labels_were_scored_by_likelihood():
+    """A line each for generation and both likelihoods: means over the ICL tasks with a label set, and over seeds."""
+    data = random_results()
+    assert "ability" not in [one.name for one in figures.charts(data)]
+
+    def measured(point):
+        tasks = {name: replace(task, acc=task.score / 2, acc_norm=task.score / 4) for name, task in point.tasks.items()}
+        return replace(point, tasks={**tasks, "reading_qa": point.tasks["reading_qa"]} if tasks else {})
+
+    runs = {
+        method: [replace(run, curve=[*map(measured, run.curve)]) for run in of] for method, of in data.methods.items()
+    }
+    chart = drawn(Comparison(methods=runs), "ability")
+    assert [one.title for one in chart.panels] == ["fine-tuning", "ProMoT"]
+    lines = [values(line) for line in panel(chart, "ProMoT").values()]
+    names = ("capital", "past_tense", "negation")  # reading_qa has no label set
+    for line, part in zip(lines, (1, 2, 4), strict=True):
+        assert line == mean(data, "promot", lambda p, part=part: average(p.tasks[n].score for n in names) / part)
+    assert all(point.low is not None for line in panel(chart, "ProMoT").values() for point in line.points)

@@ -68,7 +68,8 @@ def test_tasks_of_a_mixture_have_rows_of_their_own():
 
 def test_targets_that_were_asked_behind_an_exemplar_are_named():
     table = scores(with_target("promot", 0, 80.0), with_target("promot_1shot", 0, 80.0, shots=1))
-    assert table.notes == ["Asked on the target as they were trained, behind exemplars: ProMoT + 1-shot (1-shot)."]
+    note = "Evaluated on the target with exemplars in the input, as trained: ProMoT + 1-shot (1-shot)."
+    assert table.notes == [note]
 
 
 def test_gradient_alignments_are_drawn(tmp_path):
@@ -102,23 +103,40 @@ def test_averages_over_different_tasks_are_not_shown_side_by_side():
 def test_terms_are_explained_where_they_are_read(tmp_path):
     """Terminal, Markdown and page say the same of each term; the head says what was run, where and when."""
     data = random_results()
-    markdown.write(data, tmp_path)
-    texts = [terminal.table(data, width=10_000), *(html.unescape((tmp_path / name).read_text()) for name in NAMES)]
-    for words in (
-        "ICL: in-context learning",
-        "Norm. Avg.: mean",
-        "Format share: ICL",
-        "n: number of",
-        "Step 0 is before",
-    ):
-        assert all(words in text for text in texts), words
-    for text in texts[1:]:
+    reports = [markdown.write(data, tmp_path), markdown.write_tasks({"a": data}, tmp_path / "b", {"a": tmp_path / "b"})]
+    texts = [terminal.table(data, width=10_000), *(path.read_text() for path in reports), page.render({"": data})]
+    for text in map(html.unescape, texts):
+        assert "Step 0 is before" in text and "Matched target score: " in text
+        for term, meaning in tables.TERMS.items():
+            assert re.search(f"{re.escape(term)}(: |</dt><dd>){re.escape(meaning)}", text), term
+    texts = [html.unescape((tmp_path / name).read_text()) for name in ("report.md", "report.html")]
+    texts = [re.sub("</?span[^>]*>", "", text) for text in texts]
+    for text in texts:
         assert str(tmp_path) in text and re.search(r"Date\W+(?:dt|dd|\W)*20\d\d-\d\d-\d\d", text)
         assert "stage2 60" in text and "0.0001" in text
         assert "two seeds: " in text  # no interval of two
 
 
-NAMES = ("report.md", "report.html")
+def test_icl_tasks_that_share_labels_with_the_target_are_named(tmp_path):
+    """They have a score, and no format share."""
+    data = random_document()
+    assert not tables.format_shares(made(data)).notes
+    for runs in data["methods"].values():
+        for run in runs:
+            for icl in run["icl"].values():
+                icl["tasks"]["capital"]["format_share"] = None
+    note = "No format share, as a label of theirs is one of the target's: capital."
+    assert tables.format_shares(made(data)).notes == tables.scores(made(data)).notes == [note]
+    shares = markdown.write(made(data), tmp_path).read_text().partition("## Format share per task")[2]
+    shown = shares.partition("## ")[0]
+    assert html.unescape(shown).count(note) == 1 and "| capital" not in shown
+    assert html.unescape(page.render({"": made(data)})).count(note) == 2
+    for runs in data["methods"].values():  # an open target: no task has a format share
+        for run in runs:
+            for icl in run["icl"].values():
+                for task in icl["tasks"].values():
+                    task["format_share"] = None
+    assert not tables.scores(made(data)).notes
 
 
 def test_every_method_has_a_label():
@@ -158,7 +176,7 @@ def test_terminal_table_has_every_row_and_fits():
     assert max(map(len, text.splitlines())) <= 120
     many = random_results(methods=("pretrained", *(f"method_{index}" for index in range(7))))
     wide = terminal.table(many, width=100)
-    assert max(map(len, wide.split("With a sign")[0].splitlines())) <= 100
+    assert max(map(len, wide.split("At matched target score")[0].splitlines())) <= 100
     assert all(f"method {index}" in wide for index in range(7))
 
 
@@ -177,10 +195,19 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
         assert words in text
     assert "learning_rate" in text
     names = re.findall(r"!\[(.*)\]\(figures/(.*?\.svg)\)", text)
-    wanted = ("tradeoff", "tradeoff_metrics", "forgetting", "icl", "format_share", "format_share_tasks", "target")
+    wanted = (
+        "frontier",
+        "tradeoff",
+        "tradeoff_metrics",
+        "forgetting",
+        "icl",
+        "format_share",
+        "format_share_tasks",
+        "target",
+    )
     assert [name for _, name in names] == [f"{name}.svg" for name in wanted]
     for alt, name in names:
-        assert re.search("ProMoT(: target|: capital)? from", alt)
+        assert re.search("ProMoT((: target|: capital)? from|: area)", alt)
         drawing = (tmp_path / "a" / "figures" / name).read_bytes()
         assert drawing == (tmp_path / "b" / "figures" / name).read_bytes()
         ElementTree.fromstring(drawing)
@@ -189,20 +216,23 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
 
 def test_report_shows_all_tasks_at_the_matched_checkpoint_where_runs_have_them(tmp_path):
     data = random_document(seeds=1)
-    assert "at those checkpoints" not in markdown.write(made(data), tmp_path).read_text()
+    assert "Every task at matched target score" not in markdown.write(made(data), tmp_path).read_text()
     for method in data["methods"]:
         run = data["methods"][method][0]
         other = random_run(method, 99)
         run["matched"] = files.plain({"step": 20, "target": other.target, "icl": other.icl})
     text = markdown.write(made(data), tmp_path).read_text()
-    shown = text.split("at those checkpoints")[1].split("## Format share")[0]
+    shown = text.split("Every task at matched target score, validation split")[1].split("## Format share")[0]
     for method in data["methods"]:
         assert f"{data['methods'][method][0]['matched']['target']['score']:.1f}" in shown
     del data["methods"]["pretrained"][0]["matched"]
     shown = (
-        markdown.write(made(data), tmp_path).read_text().split("at those checkpoints")[1].split("## Format share")[0]
+        markdown.write(made(data), tmp_path)
+        .read_text()
+        .split("Every task at matched target score, validation split")[1]
+        .split("## Format share")[0]
     )
-    assert "pretrained" not in shown.split("With a sign")[0]
+    assert "pretrained" not in shown
 
 
 def test_seeds_of_different_length_give_a_mean_only_where_all_have_a_value():

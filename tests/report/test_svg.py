@@ -55,7 +55,10 @@ def test_two_axes_have_their_own_scales():
     assert ">100<" in svg and ">10<" in svg and ">other<" in svg
 
 
-@given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=6), st.sampled_from(["line", "thin", "dots", "ruled"]))
+@given(
+    st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), max_size=6),
+    st.sampled_from(["line", "stairs", "marks", "thin", "dots", "ruled"]),
+)
 def test_any_values_give_a_plot_within_its_frame(values, kind):
     points = tuple(Point(x, y, "p", min(y, z), max(y, z)) for x, y, z in values)
     svg = plot(chart(Line("a", 3, points, kind)))
@@ -98,3 +101,31 @@ def test_legend_has_each_line_once():
     ]
     twice = Chart("n", "t", "alt", tuple(Panel("x", "y", tuple(lines)) for _ in range(2)))
     assert [line.label for line in charts.legend(twice)] == ["a", "b"]
+
+
+def test_stairs_go_down_before_they_go_right():
+    """What is reached at a target score is the ICL of the next point to the right."""
+    line = Line("a", 0, (Point(0, 100, "p"), Point(10, 50, "q"), Point(20, 0, "r")), "stairs")
+    svg = plot(chart(line))
+    (x0, y0), (x1, y1), (x2, y2) = places(svg, "mark")
+    assert f'class="stairs" d="M{x0} {y0}V{y1}H{x1}V{y2}H{x2}"' in svg
+
+
+@pytest.mark.parametrize("kind", ["stairs", "marks"])
+def test_bars_reach_from_end_to_end(kind):
+    line = Line("a", 0, (Point(50, 50, "p", 40, 60, 45, 70), Point(100, 100, "q"), Point(0, 0, "r")), kind)
+    svg = plot(chart(line))
+    (x, y), (right, top), (left, bottom) = places(svg, "mark")
+    (bars,) = re.findall(r'class="bar" d="M([-\d.]+) ([-\d.]+)V([-\d.]+)M([-\d.]+) ([-\d.]+)H([-\d.]+)"', svg)
+    low, high = (bottom + (top - bottom) * share for share in (0.4, 0.6))
+    ends = [left + (right - left) * share for share in (0.45, 0.7)]
+    assert [*map(float, bars)] == pytest.approx([x, low, high, ends[0], y, ends[1]], abs=0.2)
+    assert (kind == "stairs") == ('class="stairs"' in svg)
+    assert 'class="bar"' not in plot(chart(Line("a", 0, (Point(0, 0, "p"),), kind)))
+
+
+def test_axes_have_room_for_bars():
+    svg = plot(chart(Line("a", 0, (Point(50, 50, "p", 40, 160, 10, 90), Point(60, 50, "q")), "marks")))
+    (x, _), _ = places(svg, "mark")
+    left, right = map(float, re.search(r"M([-\d.]+) [-\d.]+H([-\d.]+)\"/>", svg[svg.index('class="bar"') :]).groups())
+    assert charts.LEFT <= left < x < right <= charts.WIDTH - charts.RIGHT and ">200<" in svg

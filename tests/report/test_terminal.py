@@ -26,7 +26,10 @@ def test_a_run_ends_with_its_report_and_the_next_commands(tmp_path: Path) -> Non
     (folder / "stage1" / "prompt" / "prompt.npy").touch()
     text = terminal.next_steps(folder / "report.md", random_run("promot", 0), folder)
     assert text.startswith(f"Report: {folder}/report.html and report.md\nNext:\n")
-    infer, export = commands(text)
+    infer, chat, export = commands(text)
+    values, overrides = main.parse_flags(chat)
+    models = binding.bind(main.CONFIGURABLES, [gin_files.folder() / values.gin_file[0]], overrides).keywords["models"]
+    assert models == {"pretrained": "random_weights", "ProMoT": str(folder)}
     for argv, job in ((infer, "infer"), (export, "export")):
         values, overrides = main.parse_flags(argv)
         assert values.gin_file == [f"{job}.gin"]

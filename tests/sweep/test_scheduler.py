@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gzip
 import json
 import os
 import re
@@ -31,8 +32,9 @@ from promot_jax.experiments import stage as runs
 from promot_jax.experiments.settings import Experiment
 from promot_jax.jobs import compare as jobs
 from promot_jax.results import schema as results
+from promot_jax.results.example_scores import ExampleScores
 from promot_jax.results.records import replace
-from promot_jax.results.scores import Draw, Icl, Score, StepEvaluation, Target
+from promot_jax.results.scores import Draw, Icl, Sample, Score, StepEvaluation, Target
 from promot_jax.sweep import collect as outcomes
 from promot_jax.sweep import scheduler as compare
 from promot_jax.sweep.grid import Grid
@@ -91,7 +93,9 @@ class Fake:
             curve=curve,
             best_step=dict.fromkeys(steps, 2),
         )
-        files.write(run, folder / "results.json")
+        files.write({"rate": 0.1}, folder / "settings.json")
+        samples = [Sample(task="a", input="i", target="t", output="o")]
+        files.write(replace(run, samples=samples), folder / "results.json")
 
     def open_session(
         self, experiment: Experiment, others: list[Experiment], *, check: Callable[[], None], trains: bool
@@ -101,10 +105,10 @@ class Fake:
         self.opened = [other.task for other in others]
         return experiment
 
-    def run(self, one: Grid, wait: bool = True, stale: float = 60.0) -> None:
+    def run(self, one: Grid, wait: bool = True, stale: float = 60.0, **given: Any) -> None:
         self.workdir = one.workdir
         self.trained.clear()
-        compare.run(one, wait, stale)
+        compare.run(one, wait, stale, **given)
 
 
 @pytest.fixture(name="fake")
@@ -138,6 +142,51 @@ def test_equal_stages_are_trained_once(fake: Fake, tmp_path: Path, capsys: pytes
     assert lines[2] == "==== 3 of 6: promot, review, learning_rate 0.01, seed 0; about 4 min left ===="
     fake.run(one)
     assert fake.trained == []
+
+
+def test_archived_cells_are_not_run_again(fake: Fake, tmp_path: Path) -> None:
+    """A new machine has the archive alone: it runs the cells that are new, and reports all."""
+    archive, rates = tmp_path / "archive", {"learning_rate": (1e-3, 1e-2)}
+    fake.run(grid(tmp_path / "old", ("prompt_tuning", "finetune"), varied=rates), archive=archive)
+    kept = sorted(path.relative_to(archive).as_posix() for path in archive.rglob("*") if path.is_file())
+    cells = ("finetune/learning_rate_0.001", "finetune/learning_rate_0.01", "prompt_tuning")
+    assert kept == [f"{cell}/seed_0.json.gz" for cell in cells]
+    written = (archive / kept[2]).read_bytes()
+    cell = json.loads(gzip.decompress(written))
+    assert (
+        cell["run"]["method"] == "prompt_tuning" and "samples" not in cell["run"] and cell["settings"] == {"rate": 0.1}
+    )
+    new = grid(tmp_path / "new", ("prompt_tuning", "finetune", "promot"), varied=rates)
+    fake.run(new, archive=archive)
+    assert fake.trained == [
+        "promot/learning_rate_0.001/seed_0/stage1",  # the archived run of prompt tuning left none
+        "promot/learning_rate_0.001/seed_0/stage2",
+        "promot/learning_rate_0.01/seed_0/stage2",  # behind that of the cell before
+    ]
+    assert set(read_comparison(new.workdir).methods) == {"prompt_tuning", "finetune", "promot"}
+    assert (archive / "promot/learning_rate_0.01/seed_0.json.gz").is_file()
+    assert (archive / kept[2]).read_bytes() == written
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}"])
+def test_a_damaged_archive_is_one_sentence(fake: Fake, tmp_path: Path, content: bytes | None) -> None:
+    archive = tmp_path / "archive"
+    (archive / "finetune").mkdir(parents=True)
+    damaged = b"{}" if content is None else gzip.compress(content)
+    (archive / "finetune/seed_0.json.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"seed_0.json.gz' .*restore it from the repository, or delete it"):
+        fake.run(grid(tmp_path / "new", ("finetune",)), archive=archive)
+    assert not fake.trained
+
+
+def test_a_report_alone_needs_no_model(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.run(grid(tmp_path / "old", ("finetune",)), archive=tmp_path / "archive")
+    fake.opened.clear()
+    fake.run(grid(tmp_path / "new", ("finetune", "promot")), archive=tmp_path / "archive", run_cells=False)
+    assert not fake.opened and not fake.trained
+    states = {cell.method: cell.state for cell in read_comparison(tmp_path / "new").cells}
+    assert states == {"finetune": "finished", "promot": "missing"}
+    assert (tmp_path / "new/report.html").is_file() and "report.html" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -512,6 +561,9 @@ def test_tasks_and_rates_on_a_model(
 
     whole = (workdir / "report.md").read_text("utf-8")
     assert "## tiny" in whole and "](tiny_size/report.md)" in whole and "### At matched target score" in whole
+    report = (workdir / "tiny_size/report.md").read_text("utf-8")
+    assert report.index("## Frontier") < report.index("## Paired differences") < report.index("## Scores")
+    assert "| ProMoT - prompt tuning |" in report and "| 1: examples only |" in report
     found = read_comparison(workdir / "tiny_size")
     prompt, promot = (found.methods[name][0] for name in ("prompt_tuning", "promot"))
     assert [point for point in promot.curve if point.stage == "stage1"] == prompt.curve
@@ -524,6 +576,24 @@ def test_tasks_and_rates_on_a_model(
     assert [row["id"] for row in first] == [row["id"] for row in second]
     assert all(a["input"] != b["input"] for a, b in zip(first, second, strict=True))  # other exemplars
     assert other.tasks.keys() == one.tasks.keys() == {"tiny_colour", "tiny_size"}
+    assert list(promot.example_scores) == ["target", "icl_1shot", "icl_1shot/draw_1"]
+    assert promot.target and _mean(promot.example_scores["target"]["tiny_size"]) == pytest.approx(promot.target.score)
+    for name, draw in (("icl_1shot", one), ("icl_1shot/draw_1", other)):
+        means = {task: pytest.approx(_mean(scores)) for task, scores in promot.example_scores[name].items()}
+        assert draw.tasks == means
+        for task, scores in promot.example_scores[name].items():
+            same = prompt.example_scores[name][task]
+            assert (scores.examples, scores.prompts) == (same.examples, same.prompts)
+    last = promot.curve[-1]
+    assert list(last.example_scores) == list(promot.example_scores)
+    assert _mean(last.example_scores["target"]["tiny_size"]) == pytest.approx(last.target)
+    assert not prompt.curve[-1].example_scores  # its stage leaves the model as it was
+
+
+def _mean(scores: ExampleScores) -> float:
+    values = scores.values()
+    assert values is not None
+    return float(values.mean())
 
 
 def test_layers_that_are_not_there_are_said_before_anything_is_trained(
@@ -542,7 +612,7 @@ def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path
     rates, strengths = {"model": (0.1,)}, {"l2sp": (0.1, 1.0)}
     chosen: dict[str, Any] = {"learning_rates": rates, "strengths": strengths, "margin": 1.0, "report": "all"}
     jobs.compare(tmp_path, EXPERIMENT, TUNING, ("finetune",), seeds=3, wait=False, stale=5.0, **chosen)
-    ((one, wait, stale, serve),) = got
+    ((one, wait, stale, serve, archive, run_cells),) = got
     wanted = grid(
         tmp_path,
         ("finetune",),
@@ -552,7 +622,7 @@ def test_the_job_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch, tmp_path
         report="all",
     )
     assert one == dataclasses.replace(wanted, methods=["finetune"])
-    assert (wait, stale, serve) == (False, 5.0, None)
+    assert (wait, stale, serve, archive, run_cells) == (False, 5.0, None, None, True)
     with pytest.raises(UserError, match="name learning_rate twice"):
         jobs.compare(
             tmp_path, EXPERIMENT, TUNING, ("finetune",), learning_rates=rates, varied={"learning_rate": (1.0,)}

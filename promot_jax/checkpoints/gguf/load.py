@@ -80,28 +80,28 @@ def _short(value: Any) -> str:
 
 def _config(file: File) -> dict[str, Any]:
     name, metadata, tensors = file.name, file.metadata, file.tensors
-    said = metadata.get("general.architecture")
-    if not isinstance(said, str) or said not in architectures.ARCHITECTURES:
+    family = metadata.get("general.architecture")
+    if not isinstance(family, str) or family not in architectures.ARCHITECTURES:
         read = ", ".join(architectures.ARCHITECTURES)
-        raise UserError(f"{name} holds a model of architecture {_short(said)}; {read} are read from GGUF.")
-    arch = architectures.ARCHITECTURES[said]
+        raise UserError(f"{name} holds a model of architecture {_short(family)}; {read} are read from GGUF.")
+    arch = architectures.ARCHITECTURES[family]
     if str(metadata.get("split.count", 1)) not in ("0", "1"):
         raise UserError(f"{name} is one part of several; merge the parts into one GGUF file first.")
-    linear = str(metadata.get(f"{said}.rope.scaling.type")) == "linear"
+    linear = str(metadata.get(f"{family}.rope.scaling.type")) == "linear"
     known = architectures.KNOWN_KEYS | (architectures.WINDOW_KEYS if arch.windowed else set())
     known |= {"rope.scaling.type", "rope.scaling.factor"} if linear else set()
     for key, value in metadata.items():
-        short = key.removeprefix(f"{said}.")
+        short = key.removeprefix(f"{family}.")
         neutral = (0, 1) if short in architectures.SCALES else (0, "none")
         if key != short and short not in known and not (np.ndim(value) == 0 and value in neutral):
             raise UserError(f"{name} sets {key[:80]} = {_short(value)}, which the decoder does not compute.")
 
     def number(key: str, default: Any = None, kind: type[int] | type[float] = int) -> Any:
-        value: Any = metadata.get(f"{said}.{key}", default)
+        value: Any = metadata.get(f"{family}.{key}", default)
         if value is None:
-            raise UserError(f"{name} lacks the metadata '{said}.{key}'; convert the model again.")
+            raise UserError(f"{name} lacks the metadata '{family}.{key}'; convert the model again.")
         if isinstance(value, bool) or not isinstance(value, kind) or not (0 < value < 2**40):
-            raise UserError(f"{name} has {said}.{key} = {_short(value)}; a positive {kind.__name__} is needed.")
+            raise UserError(f"{name} has {family}.{key} = {_short(value)}; a positive {kind.__name__} is needed.")
         # GGUF keeps float32; the shortest decimal that gives the same float32 is the number that was meant (1e-05).
         return float(str(np.float32(value))) if kind is float else value
 
@@ -109,12 +109,12 @@ def _config(file: File) -> dict[str, Any]:
     if num_layers > len(tensors):  # also bounds the list of tensors that are expected
         raise UserError(f"{name} declares {num_layers} layers but holds {len(tensors)} tensors; convert it again.")
     emb, heads = number("embedding_length"), number("attention.head_count")
-    if f"{said}.attention.key_length" not in metadata and emb % heads:
+    if f"{family}.attention.key_length" not in metadata and emb % heads:
         raise UserError(f"{name} has width {emb}, which does not divide into {heads} heads.")
     head_dim = number("attention.key_length", emb // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
-        if number(key, head_dim) != head_dim:
-            raise UserError(f"{name} has {said}.{key} = {number(key)}, unlike its head size {head_dim}: not supported.")
+        if (size := number(key, head_dim)) != head_dim:
+            raise UserError(f"{name} has {family}.{key} = {size}, unlike its head size {head_dim}: not supported.")
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise UserError(f"{name} lacks the embedding table 'token_embd.weight'; convert the model again.")
@@ -142,8 +142,8 @@ def _config(file: File) -> dict[str, Any]:
         config["window"] = number("attention.sliding_window")
         config["local_rope_theta"] = number("rope.freq_base_swa", 1e4, float)
         if number("attention.sliding_window_pattern", config["global_every"]) != config["global_every"]:
-            raise UserError(f"{name} has another pattern of sliding windows than {said} models; convert it again.")
-    if said == "gemma3" and num_layers == architectures.GEMMA3_27B_LAYERS:
+            raise UserError(f"{name} has another pattern of sliding windows than {family} models; convert it again.")
+    if family == "gemma3" and num_layers == architectures.GEMMA3_27B_LAYERS:
         config["query_scale"] = (emb / heads) ** -0.5
     if ROPE_FACTORS in tensors:
         config |= _rope(file, config)

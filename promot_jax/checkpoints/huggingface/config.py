@@ -101,8 +101,8 @@ class _Reader:
     def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any], origin: str) -> None:
         self.values, self.origin = {**defaults, **values}, origin
 
-    def fail(self, key: str, wanted: str) -> UserError:
-        return UserError(f"{self.origin} has {key} = {repr(self.values.get(key))[:80]}; {wanted}.")
+    def fail(self, key: str, need: str) -> UserError:
+        return UserError(f"{self.origin} has {key} = {repr(self.values.get(key))[:80]}; {need}.")
 
     def whole(self, key: str) -> int:
         value = self.values.get(key)

@@ -86,7 +86,7 @@ def entries(
 
 
 def _decoder(config: Config) -> Iterator[Name]:
-    """Llama, Qwen 2 and 3 (norms before each half of a layer), Gemma 2 and 3 (before and behind)."""
+    """Llama, Qwen 2 and 3 (norms before each half of a layer), Gemma 2 and 3 (before and after)."""
     emb, mlp, head = config["emb_dim"], config["mlp_dim"], config["head_dim"]
     query, key = config["num_heads"] * head, config["num_kv_heads"] * head
     tied = ("lm_head.weight",) if config["tied_embeddings"] else ()

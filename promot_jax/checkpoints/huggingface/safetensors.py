@@ -130,12 +130,12 @@ def write(path: Path, sources: Mapping[str, Source], dtype: str = "float32") -> 
 def shards(sources: Mapping[str, Source], dtype: str, limit: int) -> Iterable[dict[str, Source]]:
     """Splits tensors, in order, into files of at most `limit` bytes of data (a larger tensor gets one of its own)."""
     group: dict[str, Source] = {}
-    held = 0
+    bytes_of_group = 0
     for name, source in sources.items():
         size = math.prod(source.shape) * size_of(dtype)
-        if group and held + size > limit:
+        if group and bytes_of_group + size > limit:
             yield group
-            group, held = {}, 0
+            group, bytes_of_group = {}, 0
         group[name] = source
-        held += size
+        bytes_of_group += size
     yield group

@@ -98,7 +98,7 @@ def _scores(run: Run) -> Rows:
 
 
 def _curve(run: Run) -> Rows:
-    rows = [["stage", "step", "training loss", "validation loss", "target", "icl", "format_share"]]
+    rows = [["stage", "step", "training loss", "validation loss", "target score", "ICL", "format share (%)"]]
     for point in run.curve:
         place = tables.place(point.step, point.alpha).removeprefix("step ")
         numbers = (point.loss, point.validation_loss, point.target, point.icl, point.format_share)

@@ -23,6 +23,7 @@ from promot_jax.results.comparison import as_comparison
 from promot_jax.results.schema import Comparison, GradientAlignment, Run
 
 TITLE = "ProMoT report"
+COLOUR = "better (green) or worse (red) than pretrained, where both brackets are known and do not overlap."
 
 
 def write(comparisons: Mapping[str, Run | Comparison], folder: Path, analysed: Sequence[Path] = ()) -> Path:
@@ -77,8 +78,7 @@ def render(
         alignment_reading=tables.aligned_reading(aligned) if aligned else "",
         samples=browser.samples(tasks),
         runs=browser.runs(tasks),
-        reading=tables.READING,
-        terms=tables.TERMS,
+        terms=tables.TERMS | {"In colour": COLOUR},
     )
 
 

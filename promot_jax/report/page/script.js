@@ -52,6 +52,15 @@
     });
   }
 
+  // ---- tables: the hint stands where there is something to scroll to
+  const measure = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      target.classList.toggle("wide", target.scrollWidth > target.clientWidth);
+      target.classList.toggle("fits", target.scrollWidth <= target.clientWidth);
+    }
+  });
+  for (const box of document.querySelectorAll(".scroll")) measure.observe(box);
+
   // ---- browsers: a search over items that are all in the page
   document.querySelectorAll(".browser").forEach((browser, index) => {
     const form = browser.querySelector("form");

@@ -20,9 +20,11 @@ def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[s
         "title": f"Fine-tuned on {name}" if several and name else "Scores",
         "cells": _cells(comparison.cells),
         "overview": {"methods": scores.methods, "columns": columns},
-        "blocks": blocks.blocks(comparison),
+        "first": figures.first(comparison),
+        "leading": blocks.leading(comparison),
+        "blocks": blocks.further(comparison),
         "scores": scores,
-        "matched_scores": tables.scores(comparison, "matched"),  # no rows where no run has them
+        "matched_scores": tables.at_matched_score(comparison),
         "format_shares": tables.format_shares(comparison),
         "charts": figures.charts(comparison),
     }
@@ -43,5 +45,5 @@ def _cells(cells: Sequence[CellState]) -> dict[str, Any]:
 def values(chart: Chart) -> Rows:
     """What a chart shows, as a table."""
     lines = [(panel.title or chart.title, line) for panel in chart.panels for line in panel.lines]
-    rows = [[title, line.label or "single seed", point.tip] for title, line in lines for point in line.points]
+    rows = [[title, line.label or "single points", point.tip] for title, line in lines for point in line.points]
     return [["plot", "line", "value"], *rows]

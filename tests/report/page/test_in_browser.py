@@ -90,7 +90,16 @@ def test_page_at_every_width_and_theme(opened, width, theme):
     folder.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=folder / f"report_{width}_{theme}.png", full_page=True)
     assert tab.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]
-    names = ["tradeoff", "tradeoff_metrics", "forgetting", "icl", "format_share", "format_share_tasks", "target"]
+    names = [
+        "frontier",
+        "tradeoff",
+        "tradeoff_metrics",
+        "forgetting",
+        "icl",
+        "format_share",
+        "format_share_tasks",
+        "target",
+    ]
     assert tab.eval_on_selector_all("#task-0 figure", "all => all.map(one => one.dataset.chart)") == names
     for box in tab.eval_on_selector_all(
         "main > section > div figure svg.chart[role=img]",
@@ -111,6 +120,30 @@ def test_page_at_every_width_and_theme(opened, width, theme):
         "th",
     ):
         assert contrast(tab, selector) >= 4.5, selector
+
+
+@pytest.mark.parametrize("width", WIDTHS.values())
+def test_tables_that_scroll_say_so_and_keep_their_captions_in_view(opened, width):
+    tab = opened(width)
+    tab.wait_for_function("document.querySelectorAll('.scroll.wide, .scroll.fits').length > 0")
+    state = "[box.scrollWidth > box.clientWidth, getComputedStyle(box.nextElementSibling).display !== 'none']"
+    shown = "all.filter(box => box.checkVisibility())"
+    boxes = tab.eval_on_selector_all("main .scroll", f"all => {shown}.map(box => {state})")
+    assert all(wide == hint for wide, hint in boxes) and any(wide for wide, _ in boxes)
+    caption = tab.locator(".scroll.wide caption span").first
+    before = caption.bounding_box()
+    tab.locator(".scroll.wide").first.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    after = caption.bounding_box()
+    assert after["x"] >= 0 and after["x"] + after["width"] <= width and after["height"] == before["height"]
+
+
+def test_no_word_of_a_table_is_broken(opened):
+    """Numbers of shots and names of methods stand whole on their lines."""
+    tab = opened(WIDTHS["phone"])
+    lines = "all => all.map(one => one.getClientRects().length)"
+    assert set(tab.eval_on_selector_all("thead .whole, .facts .whole", lines)) == {1}
+    heights = "all => all.map(one => one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight))"
+    assert max(tab.eval_on_selector_all("thead .whole", heights)) < 1.5
 
 
 def contrast(tab, selector):
