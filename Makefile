@@ -17,6 +17,9 @@ BENCH ?=
 # Two workers suit two cores; a file's tests stay together, since they share fixtures. tests/conftest.py orders the files.
 PYTEST_FLAGS ?= -q -n 2 --dist loadfile --no-loadscope-reorder
 
+# Images of containers often set it: then every process that a test starts would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check --no-input
@@ -36,7 +39,7 @@ test: $(STAMPS)/test assets
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow and not browser and not libtpu"
 
 test-slow: $(STAMPS)/test assets
-	$(RUN) -m pytest -q -m slow $(SLOW)
+	$(RUN) -m pytest $(PYTEST_FLAGS) -m slow $(SLOW)
 
 # libtpu reads XLA_FLAGS too, and ends the process for the one that makes the other tests compile fast.
 test-libtpu: $(STAMPS)/libtpu

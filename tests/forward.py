@@ -1,10 +1,13 @@
 """Whole forward passes, for models small enough to hold all logits at once."""
 
+import functools
+
 import jax
 
 from promot_jax.models import Model, Params
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def target_logits(
     model: Model, params: Params, prompt: jax.Array | None, batch: Params, dropout_key: jax.Array | None = None
 ) -> jax.Array:

@@ -7,6 +7,7 @@ target.
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -48,25 +49,27 @@ def changed(rows: Sequence[Sequence[Tokens]], permuted: Sequence[Sequence[Tokens
 
 
 def measure(model: Model, label_smoothing: float) -> Callable[[Tree, Array | None, Tree, Tree], Cosines]:
-    """Builds `(params, table, batch, shuffled batch) -> {scope: {group: cosine}}`, jitted, for a model without dropout.
+    """Returns `(params, table, batch, shuffled batch) -> {scope: {group: cosine}}` of a model without dropout.
 
     `params` is `params["model"]`, `table` the soft prompts (`soft_prompts.table`) or None. The gradients are of the
     training loss, and stay on the devices. A cosine is NaN where a gradient is zero.
     """
+    return partial(_cosines, model, label_smoothing)
 
-    def loss(layers: Tree, rest: Tree, table: Array | None, batch: Tree) -> Array:
-        params = trees.merge(layers, rest)
-        hidden = model.hidden(params, table, batch)
-        return chunked_cross_entropy(model, params, hidden, batch["targets"], batch["weights"], label_smoothing)
 
-    @jax.jit
-    def cosines(params: Tree, table: Array | None, batch: Tree, other: Tree) -> Cosines:
-        layers, rest = trees.partition(params, lambda path: "/layers/" in path)
-        first, second = (trees.flatten(jax.grad(loss)(layers, rest, table, rows)) for rows in (batch, other))
-        products = {path: _products(first[path], second[path]) for path in first}
-        return {scope: {name: _cosine(products, scope, part) for name, part in GROUPS.items()} for scope in SCOPES}
+@partial(jax.jit, static_argnums=(0, 1))
+def _cosines(
+    model: Model, label_smoothing: float, params: Tree, table: Array | None, batch: Tree, other: Tree
+) -> Cosines:
+    def loss(layers: Tree, rest: Tree, rows: Tree) -> Array:
+        merged = trees.merge(layers, rest)
+        hidden = model.hidden(merged, table, rows)
+        return chunked_cross_entropy(model, merged, hidden, rows["targets"], rows["weights"], label_smoothing)
 
-    return cosines
+    layers, rest = trees.partition(params, lambda path: "/layers/" in path)
+    first, second = (trees.flatten(jax.grad(loss)(layers, rest, rows)) for rows in (batch, other))
+    products = {path: _products(first[path], second[path]) for path in first}
+    return {scope: {name: _cosine(products, scope, part) for name, part in GROUPS.items()} for scope in SCOPES}
 
 
 def _products(a: Array, b: Array) -> Array:

@@ -73,7 +73,7 @@ def test_prompts_start_from_what_the_first_layer_reads() -> None:
     """Gemma scales its embeddings, and a soft prompt's rows are taken as they are."""
     config = DecoderConfig(61, 48, 4, 2, 2, 16, 40, embedding_scale=True)
     model = build(config)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     experiment = Experiment(
         "", "tiny_review", (), {"inputs": 1, "targets": 1}, "", prompt_init=PromptInit("vocabulary"), prompt_length=9
     )

@@ -139,7 +139,7 @@ def test_a_higher_penalty_favours_longer_outputs(searched):
 def score(rows, outputs):
     """Log-probability of each output after its input."""
     batch = decoder_rows([[Tokens(row, out)] for row, out in zip(rows, outputs, strict=True)], WIDTH + STEPS, STEPS)
-    log_probs = jax.nn.log_softmax(jax.jit(functools.partial(target_logits, MODEL))(PARAMS, None, batch))
+    log_probs = jax.nn.log_softmax(functools.partial(target_logits, MODEL)(PARAMS, None, batch))
     picked = jnp.take_along_axis(log_probs, batch["targets"][..., None], axis=-1)[..., 0]
     return np.asarray((picked * batch["weights"]).sum(axis=1))
 

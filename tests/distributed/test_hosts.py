@@ -364,6 +364,7 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.workspace(tmp_path_factory.mktemp("hosts"))
 
 
+@pytest.mark.slow
 def test_two_hosts_answer_as_one(folder: Path, tmp_path: Path) -> None:
     """Of three inputs, with a batch of eight rows: padding on both hosts."""
     asked = ["--gin.infer.inputs=('Review: it was', 'Thing: snow', 'Animal: elk, and more of it')"]
@@ -433,10 +434,15 @@ def test_a_run_moves_between_meshes(folder: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("moment", [r"\[stage2\] 3/9", r"\[stage2\] step 4:"], ids=["a step", "after an evaluation"])
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [
+        pytest.param(0, r"\[stage2\] 3/9", id="host 0, a step"),
+        pytest.param(1, r"\[stage2\] step 4:", id="host 1, after an evaluation"),
+    ],
+)
 def test_sigterm_saves_on_all_hosts(folder: Path, two: Path, victim: int, moment: str) -> None:
-    workdir = before_stage2(two, folder / f"preempted_{victim}_{len(moment)}")
+    workdir = before_stage2(two, folder / f"preempted_{victim}")
     run = Run(folder, workdir, TWO)
     begin = interrupt(run, moment, victim, signal.SIGTERM)
     assert run.end() == [main.PREEMPTED] * 2, run.complaints()

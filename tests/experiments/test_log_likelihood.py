@@ -26,7 +26,7 @@ T5 = T5Config(
 @pytest.mark.parametrize("config", [DECODER, T5])
 def test_against_each_pair_alone(config: Any) -> None:
     model = build(config)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     table = jax.random.normal(jax.random.key(1), (3, 16))
     noise = np.random.default_rng(0)
 
@@ -35,11 +35,10 @@ def test_against_each_pair_alone(config: Any) -> None:
 
     inputs = [[*range(VOCAB, VOCAB + 3), *ids(n)] if n % 2 else ids(n) for n in (1, 4, 5, 7, 2, 3)]
     pairs = [Tokens(row, ids(n)) for row, n in zip(inputs, (1, 2, 9, 4, 1, 8), strict=True)]
-    logits = jax.jit(target_logits, static_argnums=0)
     alone = []
     for pair in pairs:
         batch = model.layout([[pair]], 16, 16)
-        logs = jax.nn.log_softmax(logits(model, params, table, batch)[0, : len(pair.targets)])
+        logs = jax.nn.log_softmax(target_logits(model, params, table, batch)[0, : len(pair.targets)])
         alone.append((float(logs[np.arange(len(pair.targets)), pair.targets].sum()), logs.argmax(axis=-1).tolist()))
     pairs.append(Tokens(pairs[1].inputs, alone[1][1][:1]))  # the likeliest token
     found = log_likelihoods(model, params, table, pairs, Partitioner(), tokens_per_batch=64)

@@ -64,7 +64,14 @@ def test_the_gin_file_compiles_what_the_paper_trains(files):
     assert arguments["experiment"].dtype == "bfloat16" and arguments["tuning"].model.optimizer.name == "adafactor"
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+# Steps whose arguments are those of another one: losses, patterns and texts are methods' own tests.
+LIKE_OTHERS = {"attention_only", "dft", "eaft", "flow", "gate_up_only", "hard_prompt", "hard_prompt_long", "lora_all"}
+LIKE_OTHERS |= {"replay", "stm", "talr"}
+
+
+@pytest.mark.parametrize(
+    "program", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_OTHERS)) for name in PROGRAMS]
+)
 def test_programs_are_lowered_from_shapes(small, program):
     before = len(jax.live_arrays())
     lowered, arguments = small.lower(program)

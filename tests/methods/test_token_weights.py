@@ -19,6 +19,7 @@ from promot_jax.training.settings import Training
 
 VOCAB, PROMPT, PERPLEXITY = 61, 3, 150.0
 MODEL = build(DecoderConfig(VOCAB, 16, 2, 1, 1, 8, 24))
+INIT = jax.jit(MODEL.init)
 PLAIN = Training(1, 4, 1, Optimizer())
 
 
@@ -76,7 +77,7 @@ def test_loss_is_the_papers(name: str, attached: bool) -> None:
     assert stage.trains == ("model",) and stage.prompt == attached and first == [STAGE1] * attached
 
     noise = np.random.default_rng(0)
-    base = MODEL.init(jax.random.key(0))
+    base = INIT(jax.random.key(0))
     base = jax.tree.map(lambda x: x + noise.normal(0, 0.3, x.shape).astype(np.float32), base)
     tuned = jax.tree.map(lambda x: x + noise.normal(0, 0.1, x.shape).astype(np.float32), base)
     prompt = noise.normal(0, 0.3, (PROMPT, 16)).astype(np.float32) if attached else None
@@ -91,7 +92,7 @@ def test_loss_is_the_papers(name: str, attached: bool) -> None:
         losses = cross_entropy(np.asarray(target_logits(MODEL, base, prompt, batch)), batch["targets"])
         means = [row[weights > 0].mean() for row, weights in zip(losses, batch["weights"], strict=True)]
         stage = dataclasses.replace(stage, objective=stage.objective.calibrated(means))
-    got = batch_loss(MODEL, stage, PLAIN)({"model": tuned}, constants, batch, jax.random.key(0))
+    got = jax.jit(batch_loss(MODEL, stage, PLAIN))({"model": tuned}, constants, batch, jax.random.key(0))
     logits, before = (np.asarray(target_logits(MODEL, params, prompt, batch), np.float64) for params in (tuned, base))
     wanted = REFERENCES[name](logits, before, np.asarray(batch["targets"]), np.asarray(batch["weights"]) > 0)
     assert float(got) == pytest.approx(wanted, rel=1e-4)

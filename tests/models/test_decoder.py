@@ -27,7 +27,7 @@ def _case(request):
     """A model with random parameters, norms included."""
     config = CONFIGS[request.param]
     model = build(config)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     noise = np.random.default_rng(0)
     flat = {
         path: np.asarray(leaf) + noise.normal(size=leaf.shape).astype(np.float32) * 0.1

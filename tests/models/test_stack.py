@@ -44,3 +44,17 @@ def test_rows_join_a_cache_stacked_or_apart() -> None:
     layers = tuple(jax.tree.map(lambda leaf, index=index: leaf[index], cache) for index in range(2))
     for index, own in enumerate(stack.join_cache(layers, new, rows, cursor)):
         assert all(np.array_equal(own[name], joined[name][index]) for name in own)
+
+
+def test_rows_move_to_a_larger_ring() -> None:
+    noise = np.random.default_rng(0)
+    cache = {name: jnp.asarray(noise.normal(size=(2, 4, 1, 5, 3))) for name in ("key", "value")}
+    rows, cursor = jnp.array([3, 1, -1]), 2
+    moved = stack.move_cache(cache, rows, 7, cursor)
+    for name, leaf in moved.items():
+        assert leaf.shape == (2, 3, 1, 7, 3) and not leaf[:, :, :, :2].any()
+        for row, source in ((0, 3), (1, 1)):  # the last token stays right before the cursor, which is 0
+            np.testing.assert_array_equal(leaf[:, row, :, 2:], cache[name][:, source][:, :, jnp.array([2, 3, 4, 0, 1])])
+    layers = tuple(jax.tree.map(lambda leaf, index=index: leaf[index], cache) for index in range(2))
+    for index, own in enumerate(stack.move_cache(layers, rows, 7, cursor)):
+        assert all(np.array_equal(own[name], moved[name][index]) for name in own)

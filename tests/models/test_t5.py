@@ -73,18 +73,13 @@ def logits_of(model, params, prompt, rows, inputs=INPUTS, targets=TARGETS):
     """Logits of every sequence, at its targets only; `rows` are sequences, or lists of them to pack."""
     rows = [row if isinstance(row, list) else [row] for row in rows]
     empty = [[]] * (ROWS - len(rows))  # one shape, compiled once
-    logits = np.asarray(_logits(model, params, prompt, model.layout(rows + empty, inputs, targets)))
+    logits = np.asarray(target_logits(model, params, prompt, model.layout(rows + empty, inputs, targets)))
     ends = [np.cumsum([len(sequence.targets) for sequence in row]) for row in rows]
     return [
         logits[i, end - len(sequence.targets) : end]
         for i, row in enumerate(rows)
         for sequence, end in zip(row, ends[i], strict=True)
     ]
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(model, params, prompt, batch):
-    return target_logits(model, params, prompt, batch)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -80,7 +80,7 @@ def test_logits_and_gradients_are_pefts(pair: tuple[Any, Any, Any]) -> None:
 
     grads, logits = jax.jit(jax.grad(total, has_aux=True))(updates)
     np.testing.assert_allclose(logits, want.detach().numpy(), atol=2e-4)
-    plain = jax.jit(functools.partial(target_logits, ours.model))(ours.params, None, batch)
+    plain = functools.partial(target_logits, ours.model)(ours.params, None, batch)
     assert np.abs(logits - plain).max() > 0.1  # it does something
     for name, parameter in theirs.named_parameters():
         if "lora_" in name:
@@ -99,7 +99,7 @@ def test_merged_is_attached_and_removed_is_plain(pair: tuple[Any, Any, Any]) -> 
 
     assert merged.keys() == {"model", "prompt"}
     assert trees.flatten(merged["model"]).keys() == trees.flatten(ours.params).keys()
-    logits = jax.jit(functools.partial(target_logits, ours.model))
+    logits = functools.partial(target_logits, ours.model)
     attached = logits(lora.attach(ours.params, updates, SHAPE), None, batch)
     np.testing.assert_allclose(logits(merged["model"], None, batch), attached, atol=1e-4)
     assert fingerprint(ours.params) == before
@@ -119,7 +119,7 @@ def test_it_starts_as_no_change_at_all(pair: tuple[Any, Any, Any]) -> None:
         rows = leaf.shape[-2]
         assert not leaf.any() if path.endswith("lora_b") else leaf.std() == pytest.approx(rows**-0.5, rel=0.3)
     batch = decoder_rows([[Tokens([5, 6, 7], [8, 9])]], 8, 2)
-    logits = jax.jit(functools.partial(target_logits, ours.model))
+    logits = functools.partial(target_logits, ours.model)
     attached = logits(lora.attach(ours.params, fresh, SHAPE), None, batch)
     np.testing.assert_allclose(attached, logits(ours.params, None, batch), rtol=0, atol=1e-6)
     merged = lora.merge({"model": ours.params, "lora": fresh}, SHAPE)["model"]
@@ -142,7 +142,7 @@ def test_encoder_and_decoder_of_a_t5() -> None:
     assert stacks == {"encoder": 2, "decoder": 3}
     Partitioner().place({"model": params, "lora": drawn})  # every leaf has its row
     batch = model.layout([[Tokens([5, 6, 7], [8, 9])]], 8, 2)
-    logits = jax.jit(functools.partial(target_logits, model))
+    logits = functools.partial(target_logits, model)
     attached = logits(lora.attach(params, drawn, shape), None, batch)
     merged = logits(lora.merge({"model": params, "lora": drawn}, shape)["model"], None, batch)
     np.testing.assert_allclose(merged, attached, rtol=1e-3, atol=1e-3)

@@ -29,7 +29,7 @@ def _case():
     """A model, its parameters, hidden states, targets, and weights with padding and with other values than 0 and 1."""
     noise = np.random.default_rng(0)
     model = build(DecoderConfig(VOCAB, EMBED, 2, 1, 1, 8, 24, tied_embeddings=False))
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     hidden = jnp.asarray(noise.normal(size=(BATCH, TARGETS, EMBED)), jnp.float32)
     targets = jnp.asarray(noise.integers(0, VOCAB, (BATCH, TARGETS)), jnp.int32)
     weights = jnp.asarray(noise.choice([0.0, 1.0, 0.5], (BATCH, TARGETS)), jnp.float32)

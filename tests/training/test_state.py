@@ -28,7 +28,7 @@ TRAINING = Training(2, 2, 2, Optimizer("adamw", clip_norm=1.0))
 
 @pytest.fixture(name="params", scope="module")
 def _params():
-    params = {"model": MODEL.init(jax.random.key(0)), "prompt": {"task": jnp.ones((4, 16))}}
+    params = {"model": jax.jit(MODEL.init)(jax.random.key(0)), "prompt": {"task": jnp.ones((4, 16))}}
     params["lora"] = Lora(rank=2).init(jax.random.key(1), params["model"])
     return Partitioner().place(params)
 
