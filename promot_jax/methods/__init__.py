@@ -21,6 +21,8 @@ def _discovered() -> dict[str, type[Method]]:
 METHODS = _discovered()
 # The method without a stage: the pretrained model, which tables compare the others with.
 REFERENCE = next(name for name, method in METHODS.items() if not method().stages)
+# Paired differences: of every method to the baseline, and of ProMoT to every other method.
+BASELINE, PROMOT = "finetune", "promot"
 
 
 def find(name: str) -> type[Method]:

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from promot_jax.methods import REFERENCE, is_plain
+from promot_jax.methods import BASELINE, REFERENCE, is_plain
 from promot_jax.results import resample
 from promot_jax.results.example_scores import ByEvaluation
 from promot_jax.results.matched_target import model_tuning
-from promot_jax.results.paired import BASELINE
 from promot_jax.results.schema import Comparison, Run
 from promot_jax.results.scores import Interval, StepEvaluation, Tested
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from promot_jax.methods import REFERENCE
+from promot_jax.methods import BASELINE, PROMOT, REFERENCE
 from promot_jax.results import example_scores, resample
 from promot_jax.results.example_scores import ExampleScores
 from promot_jax.results.schema import Comparison, Run
@@ -18,7 +18,6 @@ from promot_jax.results.scores import Interval, Tested
 
 AVERAGE = "Norm. Avg."
 TARGET = "target"
-BASELINE, PROMOT = "finetune", "promot"
 Score = tuple[str, str | None]  # TARGET, an ICL task or AVERAGE, and the number of shots
 
 
