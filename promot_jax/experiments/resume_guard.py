@@ -102,22 +102,24 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
         if before.get(key) != now.get(key) and not key.endswith(_IMMATERIAL):
             raise UserError(
                 f"{folder} was started with {key} = {before.get(key)}, now it is {now.get(key)}: "
-                f"{_advice(folder, key)}."
+                f"{_advice(folder / finished, key)}."
             )
     return hashlib.sha256(json.dumps(recorded, sort_keys=True).encode()).hexdigest()
 
 
-def _advice(folder: Path, key: str) -> str:
-    """What to do in the place of going on with another value: of some settings the work that is done can be kept."""
+def _advice(finished: Path, key: str) -> str:
+    """What to do in the place of going on with another value: of some settings the work that is done can be kept.
+
+    `finished` is the file that finished work leaves.
+    """
     head, _, name = key.rpartition("/")
-    if head == "experiment/evaluation" and name in FINAL:
-        results = folder / "results.json"
-        return f"delete {results} to evaluate it anew, what it trained is kept; or give another --workdir"
+    if head == "experiment/evaluation" and name in FINAL and finished.name == "results.json":  # not of a stage's curve
+        return f"delete {finished} to evaluate it anew, what it trained is kept; or give another --workdir"
     advice = "give another --workdir, or delete the folder to start again"
     if name == "steps":
         advice += (
-            f"; to train a finished model further, give --gin.INITIAL_CHECKPOINT_PATH={folder} and another --workdir "
-            "(the learning-rate schedule starts anew)"
+            f"; to train a finished model further, give --gin.INITIAL_CHECKPOINT_PATH={finished.parent} and another "
+            "--workdir (the learning-rate schedule starts anew)"
         )
     return advice
 

@@ -95,8 +95,10 @@ def run_stage(
 def _settings(session: Session, stage: Stage, training: Training, params: trees.Tree) -> Json:
     """What a stage's result depends on: a folder that holds another's is refused."""
     shared = shared_settings(session.experiment)
+    tested = session.experiment.evaluation.curve_test and stage.tunes_model  # its curve has scores of the test split
     for key in settings_of(session.experiment):  # a trained stage stays; only its final evaluation is another
-        del shared["experiment"]["evaluation"][key]
+        if key == "samples" or not tested:
+            del shared["experiment"]["evaluation"][key]
     start = fingerprint(params)  # a prompt or model that was replaced in place is another start
     return {"stage": stage.name, "training": recorded(stage, training), "start": start, **shared}
 

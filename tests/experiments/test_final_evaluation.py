@@ -37,3 +37,9 @@ def test_every_checkpoint_is_scored_on_the_test_split(tiny_folder: Path, capsys:
         before, after = ([json.loads(line) for line in path.read_text("utf-8").splitlines()] for path in files)
         assert after == before
     assert capsys.readouterr().out.count("Traceback") == 0
+    # Those scores are of this final evaluation: with another one, they would not be the run's.
+    (tiny_folder / "tested_True/results.json").unlink()
+    changed = {**macros, "Evaluation.examples": 1}
+    assert main.main(tiny.command(tiny_folder, "method.gin", tiny_folder / "tested_True", **changed)) == 2
+    error = capsys.readouterr().err
+    assert "stage2 was started with experiment/evaluation/examples" in error and "results.json" not in error
