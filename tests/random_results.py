@@ -11,6 +11,17 @@ from promot_jax.results.schema import Alignment, Comparison, GradientAlignment, 
 from promot_jax.results.scores import Icl, Score, StepEvaluation, Target
 
 TASKS = {"capital": "exact_match", "past_tense": "exact_match", "negation": "rouge2", "reading_qa": "token_f1"}
+# The figures of a report of these results, in order; what analyses add comes after them.
+FIGURES = [
+    "frontier",
+    "tradeoff",
+    "tradeoff_metrics",
+    "forgetting",
+    "icl",
+    "format_share",
+    "format_share_tasks",
+    "target",
+]
 STEPS = {"pretrained": {}, "finetune": {"finetune": 60}, "promot": {"stage1": 60, "stage2": 60}}
 
 

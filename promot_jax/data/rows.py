@@ -17,8 +17,6 @@ from promot_jax.errors import UserError, half_character, users_code
 
 Row = Mapping[str, str | bytes | float]
 BOM = "\ufeff"  # byte order mark; editors and spreadsheets write it at the start of a file
-
-
 HELD_OUT = 10  # parts of the training rows, of which one is held out for each split that is not given
 R = TypeVar("R")
 

@@ -197,11 +197,14 @@ class _Running:
             waiting: batches of similar width, wider than those of the classes before.
             is_last: whether to finish all outputs; otherwise up to a quarter of the rows are left for the next class.
         """
+
+        def longest(each: Waiting) -> int:
+            return max(self._inputs[member].limit for member in each.members)
+
         # Short outputs come last: then few rows are left that the others wait for.
-        limits = {id(each): max(self._inputs[member].limit for member in each.members) for each in waiting}
-        self._waiting.extend(sorted(waiting, key=lambda each: -limits[id(each)]))
+        self._waiting.extend(sorted(waiting, key=longest, reverse=True))
         self._width = max(each.width for each in waiting)
-        self._steps = max(self._steps, LEAST_STEPS, 1 << (max(limits.values()) - 1).bit_length())
+        self._steps = max(self._steps, LEAST_STEPS, 1 << (max(map(longest, waiting)) - 1).bit_length())
         self._move(self._places(waiting))
         left = 0 if is_last else self._quarter()
         finished: list[Output] = []

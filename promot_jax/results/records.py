@@ -4,9 +4,11 @@ A record is a frozen `msgspec.Struct`. Keys that a type does not know are allowe
 writes records.
 """
 
+import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,7 +78,7 @@ def read(path: str | os.PathLike[str], kind: type[T], advice: str = _ADVICE) -> 
 
 
 def load(path: str | os.PathLike[str], advice: str = _ADVICE) -> Any:
-    """Reads a JSON file, in which NaN and Infinity are refused.
+    """Reads a JSON file, compressed by gzip where its name ends in `.gz`; NaN and Infinity are refused.
 
     Raises:
         MissingError: there is no such file.
@@ -84,10 +86,13 @@ def load(path: str | os.PathLike[str], advice: str = _ADVICE) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text("utf-8"), parse_constant=_refuse_constant)
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        return json.loads(text, parse_constant=_refuse_constant)
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"There is no results file {str(path)!r}: run the job that writes it first.") from None
-    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    # UnicodeDecodeError and JSONDecodeError are ValueErrors; the last two are of damaged gzip.
+    except (OSError, ValueError, RecursionError, EOFError, zlib.error) as error:
         raise UserError(
             f"{str(path)!r} cannot be read as JSON: {' '.join(str(error).split())[:200]}; {advice}."
         ) from None

@@ -6,14 +6,12 @@ and its results (`run`), less the outputs that reports show. Models and prompts 
 
 import gzip
 import json
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from promot_jax import files
 from promot_jax.distributed import hosts
-from promot_jax.errors import UserError
 from promot_jax.results import records, schema
 from promot_jax.results.records import replace
 from promot_jax.results.schema import Run
@@ -42,7 +40,7 @@ def restore(grid: Grid, archive: Path, cells: Iterable[Cell]) -> None:
     for cell in cells if hosts.is_writer() else ():
         path = _place(grid, archive, cell)
         if not finished(cell) and path.is_file():
-            kept = _read(path)
+            kept = records.read(path, Archived, _ADVICE)
             files.write(kept.settings, cell.folder / SETTINGS)
             files.write(kept.run, cell.folder / "results.json")
 
@@ -56,14 +54,6 @@ def keep(grid: Grid, archive: Path, cells: Iterable[Cell]) -> None:
             archived = Archived(settings=records.load(cell.folder / SETTINGS), run=run)
             with files.replacing(path) as made:
                 made.write_bytes(gzip.compress(json.dumps(files.plain(archived)).encode(), mtime=0))
-
-
-def _read(path: Path) -> Archived:
-    try:
-        document = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{str(path)!r} cannot be read as compressed JSON ({error}); {_ADVICE}.") from None
-    return records.parse(document, Archived, repr(str(path)), _ADVICE)
 
 
 def _place(grid: Grid, archive: Path, cell: Cell) -> Path:

@@ -37,7 +37,7 @@ def _engine(request: pytest.FixtureRequest) -> Engine:
 
 
 def inputs(count: int = 40) -> list[Input]:
-    """Of two size classes, with limits of their own; every other one behind the prompt."""
+    """Of two size classes, with limits of their own; every other one with the prompt."""
     noise = np.random.default_rng(1)
     rows = []
     for i in range(count):

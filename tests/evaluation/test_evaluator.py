@@ -285,7 +285,7 @@ def test_only_the_base_model_is_remembered(base: Pretrained, oracle: Any) -> Non
 
 
 def questions() -> list[Request]:
-    """Inputs of several lengths, most of them behind a prompt."""
+    """Inputs of several lengths, most of them with a prompt."""
     names = ("", "a", "b")
     texts = [
         example.inputs for task in ("tiny_colour", "tiny_review") for example in examples.read(task, "test", limit=8)

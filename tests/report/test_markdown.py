@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_results import NASTY, TASKS, alignment, made, prune, random_document, random_results, random_run
+from random_results import FIGURES, NASTY, TASKS, alignment, made, prune, random_document, random_results, random_run
 
 from promot_jax import files
 from promot_jax.methods import METHODS, label
@@ -195,17 +195,7 @@ def test_report_is_complete_and_the_same_every_time(tmp_path):
         assert words in text
     assert "learning_rate" in text
     names = re.findall(r"!\[(.*)\]\(figures/(.*?\.svg)\)", text)
-    wanted = (
-        "frontier",
-        "tradeoff",
-        "tradeoff_metrics",
-        "forgetting",
-        "icl",
-        "format_share",
-        "format_share_tasks",
-        "target",
-    )
-    assert [name for _, name in names] == [f"{name}.svg" for name in wanted]
+    assert [name for _, name in names] == [f"{name}.svg" for name in FIGURES]
     for alt, name in names:
         assert re.search("ProMoT((: target|: capital)? from|: area)", alt)
         drawing = (tmp_path / "a" / "figures" / name).read_bytes()

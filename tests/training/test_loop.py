@@ -53,7 +53,7 @@ PATHS = tuple(trees.flatten(PARAMS))
 
 
 def examples(seed, count, attached=True):
-    """Sequences with 1 to 3 target tokens, behind the prompt."""
+    """Sequences with 1 to 3 target tokens, the prompt prepended."""
     noise = np.random.default_rng(seed)
     virtual = list(range(VOCAB, VOCAB + PROMPT)) if attached else []
     return [

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from random_results import made, random_document, random_results
+from random_results import FIGURES, made, random_document, random_results
 from test_page import alignment, sampled
 
 from promot_jax.report.page import page, serve
@@ -90,17 +90,7 @@ def test_page_at_every_width_and_theme(opened, width, theme):
     folder.mkdir(parents=True, exist_ok=True)
     tab.screenshot(path=folder / f"report_{width}_{theme}.png", full_page=True)
     assert tab.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]
-    names = [
-        "frontier",
-        "tradeoff",
-        "tradeoff_metrics",
-        "forgetting",
-        "icl",
-        "format_share",
-        "format_share_tasks",
-        "target",
-    ]
-    assert tab.eval_on_selector_all("#task-0 figure", "all => all.map(one => one.dataset.chart)") == names
+    assert tab.eval_on_selector_all("#task-0 figure", "all => all.map(one => one.dataset.chart)") == FIGURES
     for box in tab.eval_on_selector_all(
         "main > section > div figure svg.chart[role=img]",
         "all => all.map(one => [one.getBoundingClientRect().width, one.querySelectorAll('.point').length])",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from random_results import NASTY, TASKS, alignment, made, prune, random_document, random_results
+from random_results import FIGURES, NASTY, TASKS, alignment, made, prune, random_document, random_results
 
 from promot_jax import files as results
 from promot_jax.errors import UserError
@@ -80,16 +80,7 @@ def test_everything_is_in_the_page(tmp_path):
     ):
         assert words in text
     charts = re.findall(r'data-chart="(\w+)"', text)
-    assert charts[:8] == [
-        "frontier",
-        "tradeoff",
-        "tradeoff_metrics",
-        "forgetting",
-        "icl",
-        "format_share",
-        "format_share_tasks",
-        "target",
-    ]
+    assert charts[:8] == FIGURES
     assert {"gradient_alignment", "gradient_alignment_stripped", "curves"} <= set(charts)
     structure = Structure(text)
     for method in ("pretrained", "finetune", "promot"):
