@@ -39,7 +39,7 @@ test: $(STAMPS)/test assets
 	$(RUN) -m pytest $(PYTEST_FLAGS) -m "not slow and not browser and not libtpu"
 
 test-slow: $(STAMPS)/test assets
-	$(RUN) -m pytest $(PYTEST_FLAGS) -m slow $(SLOW)
+	$(RUN) -m pytest $(PYTEST_FLAGS) -o faulthandler_timeout=3600 -m slow $(SLOW)
 
 # libtpu reads XLA_FLAGS too, and ends the process for the one that makes the other tests compile fast.
 test-libtpu: $(STAMPS)/libtpu

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import select
 import sys
 import termios
 import threading
@@ -67,12 +68,13 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     mode[1] &= ~termios.ONLCR
     termios.tcsetattr(writer, termios.TCSANOW, mode)
     termios.tcsetwinsize(writer, (40, WIDTH))
-    terminal, pieces = Terminal(), list[bytes]()
+    terminal, pieces, closed = Terminal(), list[bytes](), threading.Event()
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # once the other side is closed
-            while piece := os.read(reader, 1 << 16):
-                pieces.append(piece)
+        with contextlib.suppress(OSError):  # once the other side is closed, which a process of the test may outlive
+            while (ready := select.select([reader], [], [], 0.2)[0]) or not closed.is_set():
+                if ready:
+                    pieces.append(os.read(reader, 1 << 16))
 
     thread = threading.Thread(target=read)
     thread.start()
@@ -88,6 +90,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
         finally:
             os.dup2(before, 2)
             os.close(before)
+    closed.set()
     thread.join()
     os.close(reader)
     # Without ONLCR, so that a line feed that a program wrote is told from one that starts a line.

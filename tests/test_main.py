@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -355,26 +356,43 @@ def test_gin_file_needs_no_suffix() -> None:
 
 
 GIN = ROOT / "gin"
+GIN_FILES = sorted(path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin"))
 
 
-@pytest.mark.parametrize("name", sorted(path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin")))
-def test_gin_file_of_the_package(name: str) -> None:
+@pytest.fixture(name="refused", scope="module")
+def _refused() -> dict[str, str]:
+    """Files of the package that the code does not accept, and why; of one process, since each imports all jobs."""
+    code = (
+        "import json, sys\n"
+        "import gin\n"
+        "from promot_jax import main\n"
+        "from promot_jax.config import binding, checks, gin_files\n"
+        "refused = {}\n"
+        "for name in sys.argv[1:]:\n"
+        "    gin.clear_config()\n"
+        "    try:\n"
+        "        path = gin_files.folder() / name\n"
+        "        settings = gin_files.settings([path])\n"
+        "        required = [key for key, setting in settings.items() if repr(setting.value) == '%gin.REQUIRED']\n"
+        "        if ('', 'run', 'job') in settings:\n"
+        "            given = [(checks.written(key), 'some/path') for key in required]\n"
+        "            binding.bind(main.CONFIGURABLES, [path], given)\n"
+        "    except Exception as error:\n"
+        "        refused[name] = repr(error)\n"
+        "print(json.dumps(refused))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, *GIN_FILES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", GIN_FILES)
+def test_gin_file_of_the_package(name: str, refused: dict[str, str]) -> None:
     """Every file that comes with the package is short, has a header, and describes something the code accepts."""
     text = (GIN / name).read_text("utf-8")
     assert text.startswith("# ") and len(text.splitlines()) <= 40
-    code = (
-        "import sys\n"
-        "from promot_jax import main\n"
-        "from promot_jax.config import binding, checks, gin_files\n"
-        "path = gin_files.folder() / sys.argv[1]\n"
-        "settings = gin_files.settings([path])\n"
-        "required = [key for key, setting in settings.items() if repr(setting.value) == '%gin.REQUIRED']\n"
-        "if ('', 'run', 'job') in settings:\n"
-        "    binding.bind(main.CONFIGURABLES, [path], [(checks.written(key), 'some/path') for key in required])\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, name], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert refused.get(name) is None
 
 
 def start(*argv: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from promot_jax.data.replay import Replay
 
 # Widths that evaluation batches are padded to: each compiles once.
-WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 MIN_ROWS = 8
 
 
@@ -181,8 +181,9 @@ def buckets(
         members = np.flatnonzero(bucket == index)
         members = members[np.lexsort((lengths[members], ranks[members]))]
         while len(members):
-            # Few sizes, so that few programs are compiled; small ones, so that little of a batch is padding.
-            rows = min(max_rows, max(MIN_ROWS, 1 << (len(members) - 1).bit_length()))
+            # Few sizes, so that few programs are compiled; where a quarter of a batch would be padding, half of it.
+            rows = 1 << (len(members) - 1).bit_length()
+            rows = min(max_rows, max(MIN_ROWS, rows if len(members) > rows * 3 // 4 else rows // 2))
             rows = -(-rows // multiple) * multiple
             chosen, members = members[:rows], members[rows:]
             yield chosen, _filled([inputs[example] for example in chosen], rows, length)

@@ -122,11 +122,13 @@ def test_other_numbers_of_hosts() -> None:
 
 def connect(port: int, message: bytes) -> socket.socket:
     """Something that says one thing to host 0, as soon as that listens."""
+    deadline = time.monotonic() + 20
     while True:
         try:
-            peer = socket.create_connection(("127.0.0.1", port))
+            peer = socket.create_connection(("127.0.0.1", port), timeout=20)
             break
         except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "host 0 does not listen"
             time.sleep(0.01)
     peer.sendall(message)
     return peer
@@ -144,7 +146,7 @@ def test_a_host_that_was_started_again_and_strangers() -> None:
             for message in (b"GET / HTTP/1.1\r\n\r\n", b"\x80\x00\n", hello(1, "dead"), hello(1, "dead again")):
                 connect(port, message).close()
         again = start((1, 3), port=port)[0]
-        assert first.result().names == again.result().names == [NAME, NAME, "alive"]
+        assert first.result(30).names == again.result(30).names == [NAME, NAME, "alive"]
 
 
 @pytest.mark.parametrize(

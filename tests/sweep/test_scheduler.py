@@ -325,7 +325,7 @@ def test_the_report_is_served_while_cells_run(
 
     def run_method(*arguments: Any) -> None:
         addresses.extend(re.findall(r"The report, as it grows: (\S+)", capsys.readouterr().out))
-        with urllib.request.urlopen(addresses[0]) as answer:
+        with urllib.request.urlopen(addresses[0], timeout=20) as answer:
             pages.append(answer.read().decode())
         fake.run_method(*arguments)
 
@@ -334,7 +334,7 @@ def test_the_report_is_served_while_cells_run(
     compare.run(grid(tmp_path, ("finetune", "promot")), True, 60.0, serve=0)
     assert "No run is finished yet" in pages[0] and "1 of 2 cells are finished" in pages[1]
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(addresses[0])
+        urllib.request.urlopen(addresses[0], timeout=20)
 
 
 def test_other_comparisons_of_the_same_cells(fake: Fake, tmp_path: Path) -> None:
