@@ -36,7 +36,7 @@ def write(folder: str, examples: int, exemplars: str, out: str) -> dict[str, flo
     """Lets the evaluation compose its prompts for a sampler that only writes them down."""
     from promot_jax.decoding.settings import Decoding
     from promot_jax.evaluation.evaluator import Evaluator
-    from promot_jax.evaluation.sampler import Request, Sampler
+    from promot_jax.evaluation.sampler import Reply, Request, Sampler
     from promot_jax.evaluation.settings import Evaluation
     from promot_jax.experiments.session import open_session
     from promot_jax.experiments.settings import Experiment
@@ -44,9 +44,9 @@ def write(folder: str, examples: int, exemplars: str, out: str) -> dict[str, flo
     recorded: list[Request] = []
 
     class Recorder(Sampler):
-        def stream(self, params: Any, requests: Any) -> Iterator[tuple[int, str]]:
+        def stream(self, params: Any, requests: Any) -> Iterator[Reply]:
             recorded.extend(requests)
-            return ((index, "") for index in range(len(requests)))
+            return (Reply(index, "", {}) for index in range(len(requests)))
 
     settings = Evaluation(examples=examples, shots=(SHOTS,), decoding=Decoding(max_tokens=48), exemplars=exemplars)
     experiment = Experiment(

@@ -182,8 +182,8 @@ def buckets(
         members = members[np.lexsort((lengths[members], ranks[members]))]
         while len(members):
             # Few sizes, so that few programs are compiled; where a quarter of a batch would be padding, half of it.
-            rows = 1 << (len(members) - 1).bit_length()
-            rows = min(max_rows, max(MIN_ROWS, rows if len(members) > rows * 3 // 4 else rows // 2))
+            rows = max(MIN_ROWS, 1 << (len(members) - 1).bit_length())
+            rows = min(max_rows, rows // 2 if len(members) <= rows * 3 // 4 and rows > 2 * MIN_ROWS else rows)
             rows = -(-rows // multiple) * multiple
             chosen, members = members[:rows], members[rows:]
             yield chosen, _filled([inputs[example] for example in chosen], rows, length)

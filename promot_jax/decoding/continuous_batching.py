@@ -9,97 +9,53 @@ of the places are free, the rows that are left move to a batch of a quarter of t
 from short to long, and what is left of one class moves to the batch of the next. Few programs are compiled: a prefill
 per shape of a waiting batch, a decode loop per size class, and one for each quarter in the last class.
 
-Inputs of a group that start alike (k-shot prompts of a task with the same exemplars) share one prefill of that prefix,
-which is cut where all their ids agree: the ids of every input stay the same.
+Where likelihoods of continuations are asked for, the prefill computes them too: each input is processed once.
 
 All hosts of a run take the same decisions: they look at the same gathered rows.
 """
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_jax.data import batches
 from promot_jax.decoding.generate import Rows, begin, generate, put
+from promot_jax.decoding.inputs import Engine, Input, Waiting, prefix_state, waiting_batches
+from promot_jax.decoding.likelihood import log_likelihoods, of_continuations
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed import hosts, preemption
-from promot_jax.distributed.partitioning import Partitioner, activations, constrain
+from promot_jax.distributed.partitioning import activations, constrain
 from promot_jax.models import Model
-from promot_jax.models.batch_layout import Batch
 from promot_jax.models.stack import CACHE, KEYS, apart
 
 Array = jax.Array
-Output = tuple[int, np.ndarray]  # index of an input, and its ids: -1 after the last
+
+
+class Output(NamedTuple):
+    """What is generated for an input."""
+
+    member: int  # index of the input
+    ids: np.ndarray  # int32 `[max_tokens]`, -1 after the last
+    likelihoods: np.ndarray | None  # of its continuations, float32 `[continuations]`; None without any
+
 
 STEPS = 32  # longest stretch of decoding between two looks of the host
-LEAST_PREFIX = 32  # shorter shared beginnings are processed with each row: a prefix takes programs of its own
 LEAST_STEPS = 8  # room for outputs in a cache is a power of two, this or more: few programs
 LEAST_PLACES = 8  # a running batch gets no smaller: on a CPU, a step of fewer rows takes hardly less time
 
 
-@dataclasses.dataclass(frozen=True)
-class Input:
-    """Token ids that an output is generated for."""
-
-    ids: list[int]  # virtual ids of a soft prompt included
-    limit: int  # longest output in tokens, at most `Decoding.max_tokens`
-    seed: int = 0  # of sampling, 32 bits: outputs depend on it, not on the place in a batch
-    group: str = ""  # inputs of one group start alike: what they share is processed once; "" shares nothing
-
-
-@dataclasses.dataclass(frozen=True)
-class Engine:
-    """What generates.
-
-    Attributes:
-        model: of any family.
-        settings: how outputs are chosen.
-        params: of the model, in the dtype that it computes in.
-        table: prompt table `[prompt rows, embed]`, or None.
-        stops: bool `[vocab]`, True for tokens that end an output.
-        key: random key for sampling.
-        partitioner: places batches.
-        prefill_tokens: of inputs that are processed together.
-        cache_tokens: of inputs and outputs whose keys and values are held together.
-    """
-
-    model: Model
-    settings: Decoding
-    params: Any
-    table: Array | None
-    stops: np.ndarray
-    key: Array
-    partitioner: Partitioner
-    prefill_tokens: int
-    cache_tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Waiting:
-    """Inputs that are processed together."""
-
-    members: np.ndarray  # indices of the inputs
-    batch: Batch  # as `batches.buckets` pads them, without the prefix
-    prefix: tuple[int, ...]  # ids that all of them start with, which are processed once
-
-    @property
-    def width(self) -> int:
-        """Slots of a row in a cache."""
-        return int(self.batch["tokens"].shape[1]) + (batches.width(len(self.prefix)) if self.prefix else 0)
-
-
 def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
-    """Generates for all inputs; greedy outputs are those of each input alone, up to rounding.
+    """Generates for all inputs, and scores their continuations.
+
+    Greedy outputs and likelihoods are those of each input alone, up to rounding.
 
     Yields:
-        The index of each input with its output, int32 `[max_tokens]`, as they are finished, while the device goes on.
+        The output of each input, as they are finished, while the device goes on.
 
     Raises:
         UserError: an input is empty or too long.
@@ -119,52 +75,22 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
 
 def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
     """Beam search, batch by batch: a beam takes the memory of a row."""
+    scored = [index for index, each in enumerate(inputs) if each.continuations]
+    likelihoods = {scored[at]: scores for at, scores in log_likelihoods(engine, [inputs[index] for index in scored])}
     finished: list[Output] = []
     budget = engine.prefill_tokens // engine.settings.beams
-    for waiting in waiting_batches([dataclasses.replace(each, group="") for each in inputs], budget, engine):
+    alone = [dataclasses.replace(each, group="", continuations=()) for each in inputs]
+    for waiting in waiting_batches(alone, budget, engine):
         limits, _ = _by_row(inputs, waiting)
         placed = engine.partitioner.batch(waiting.batch)
         ids = generate(
             engine.model, engine.settings, engine.params, engine.table, placed, engine.stops, limits, engine.key
         )
         yield from finished
-        finished = list(zip(waiting.members.tolist(), hosts.whole(ids), strict=False))
+        rows = zip(waiting.members.tolist(), hosts.whole(ids), strict=False)
+        finished = [Output(member, row, likelihoods.get(member)) for member, row in rows]
         preemption.check("during an evaluation")
     yield from finished
-
-
-def waiting_batches(inputs: Sequence[Input], budget: int, engine: Engine, extra: int = 0) -> list[Waiting]:
-    """Returns the inputs in batches, of each prefix and width those with the longest outputs first.
-
-    Args:
-        inputs: to be processed.
-        budget: tokens of a batch.
-        engine: its model and partitioner count.
-        extra: tokens of each row beside its input.
-
-    Raises:
-        UserError: an input is empty or too long.
-    """
-    batches.check_lengths(np.array([len(each.ids) for each in inputs], np.int32))
-    groups: dict[str, list[int]] = {}
-    for index, each in enumerate(inputs):
-        groups.setdefault(each.group if engine.model.continues else "", []).append(index)
-    found = []
-    for group, indices in groups.items():
-        prefix = shared_prefix([inputs[index].ids for index in indices]) if group else ()
-        order = -np.array([inputs[index].limit for index in indices], np.int32)
-        rests = [inputs[index].ids[len(prefix) :] for index in indices]
-        for members, batch in batches.buckets(rests, budget, engine.partitioner.rows(), order, extra):
-            found.append(Waiting(np.array(indices)[members], batch, prefix))
-    return found
-
-
-def shared_prefix(rows: Sequence[list[int]]) -> tuple[int, ...]:
-    """Returns the ids that all rows start with, less than a whole row; none if they are too few to be worth it."""
-    first, last = min(rows), max(rows)  # in the order of lists, all others start with what these two share
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    prefix = tuple(token for token, _ in alike)[: min(map(len, rows)) - 1]
-    return prefix if len(rows) > 1 and len(prefix) >= LEAST_PREFIX else ()
 
 
 def _by_row(inputs: Sequence[Input], waiting: Waiting) -> tuple[np.ndarray, np.ndarray]:
@@ -189,6 +115,8 @@ class _Running:
         self._state: Any = None
         self._member = np.full(0, -1)  # the input of each place, -1 for a free one
         self._prefixes: dict[tuple[int, ...], Any] = {}
+        self._scored: list[tuple[np.ndarray, Array]] = []  # inputs, and their likelihoods that are still on the device
+        self._likelihoods: dict[int, np.ndarray] = {}  # of inputs whose outputs are not finished
 
     def run(self, waiting: Sequence[Waiting], *, is_last: bool) -> Iterator[Output]:
         """Yields outputs of a size class and of rows that are left of those before, as they are finished.
@@ -260,10 +188,12 @@ class _Running:
         places = np.full(len(limits), len(self._member), np.int32)  # padding rows get none
         places[: len(waiting.members)] = np.flatnonzero(self._member < 0)[: len(waiting.members)]
         self._member[places[: len(waiting.members)]] = waiting.members
-        self._rows, self._state = _start(
+        self._rows, self._state, scores = _start(
             engine.model, engine.settings, engine.params, engine.table, engine.stops, engine.key, batch, places,
             prefix_state(engine, waiting.prefix, self._prefixes), self._rows, self._state,
         )  # fmt: skip
+        if scores is not None:
+            self._scored.append((waiting.members, scores))
 
     def _advance(self, wanted: int) -> None:
         engine = self._engine
@@ -276,19 +206,14 @@ class _Running:
         places = np.flatnonzero(hosts.whole(self._rows.done) & (self._member >= 0))
         outputs = hosts.whole(self._rows.outputs)[places]
         members, self._member[places] = self._member[places].tolist(), -1
-        return list(zip(members, outputs, strict=True))
-
-
-def prefix_state(engine: Engine, prefix: tuple[int, ...], known: dict[tuple[int, ...], Any]) -> Any:
-    """Returns the decoding state of one row that holds a prefix, kept in `known`; None without a prefix."""
-    if prefix and prefix not in known:
-        known[prefix] = _prefix_state(engine.model, engine.params, engine.table, batches.padded([prefix]))
-    return known.get(prefix)
-
-
-@partial(jax.jit, static_argnames="model")
-def _prefix_state(model: Model, params: Any, table: Array | None, batch: Any) -> Any:
-    return model.prefill(params, table, batch, 0)[1]
+        for scored, scores in self._scored:
+            for member, row in zip(scored.tolist(), hosts.whole(scores), strict=False):
+                self._likelihoods[member] = row[: len(self._inputs[member].continuations)]
+        self._scored.clear()
+        return [
+            Output(member, ids, self._likelihoods.pop(member, None))
+            for member, ids in zip(members, outputs, strict=True)
+        ]
 
 
 @partial(jax.jit, static_argnames=("model", "settings", "count", "width", "steps"))
@@ -319,12 +244,20 @@ def _start(
     prefix: Any,
     rows: Rows,
     state: Any,
-) -> tuple[Rows, Any]:
-    """Processes a batch, chooses the first token of each row, and puts the rows in their places."""
-    logits, new = model.prefill(params, table, batch, 0, prefix)
+) -> tuple[Rows, Any, Array | None]:
+    """Processes a batch, chooses the first token of each row, and puts the rows in their places.
+
+    Returns:
+        The running batch, and the likelihoods of the batch's continuations, None where it has none.
+    """
+    scores = None
+    if "continuations" in batch:
+        scores, logits, new = of_continuations(model, params, table, batch, prefix)
+    else:
+        logits, new = model.prefill(params, table, batch, 0, prefix)
     fresh = put(begin(settings, batch["limits"], batch["seeds"], batch["lengths"] == 0), logits, settings, stops, key)
     rows = jax.tree.map(lambda leaf, added: leaf.at[places].set(added, mode="drop"), rows, fresh)
-    return _pinned(model, (rows, model.join(state, new, places)))
+    return *_pinned(model, (rows, model.join(state, new, places))), scores
 
 
 @partial(jax.jit, static_argnames=("model", "settings"), donate_argnames="state")

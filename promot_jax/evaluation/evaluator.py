@@ -202,29 +202,20 @@ class Evaluator:
             task_prompt = prompt if isinstance(prompt, str) else prompt.get(name, "")
             with_sentinel = sentinel is None or (sentinel and not task_prompt)
             questions += self._questions(name, split, limit, task_prompt, draw, with_sentinel)
-        likelihoods = self._likelihoods(params, questions) if self._settings.likelihood else {}
         waiting = collections.Counter(question.task for question in questions)
         answers: dict[int, _Answer] = {}
         scored: dict[str, Scored[Score]] = {}
         requests = [question.request for question in questions]
         stream = self._sampler.stream(params, requests)
         with contextlib.closing(shown(stream, len(questions), _listed(names))) as outputs:
-            for index, raw in outputs:
+            for index, raw, likelihoods in outputs:
                 question = questions[index]
-                answers[index] = self._judged(question, raw, likelihoods.get(index, {}))
+                answers[index] = self._judged(question, raw, likelihoods)
                 waiting[question.task] -= 1
                 if not waiting[question.task]:  # all of its outputs are there; the device goes on with other tasks
                     of_task = [answers[i] for i, other in enumerate(questions) if other.task == question.task]
                     scored[question.task] = self._score(question.task, of_task, intervals)
         return {name: scored[name] for name in names}
-
-    def _likelihoods(self, params: Params, questions: Sequence[Question]) -> dict[int, dict[str, float]]:
-        """Log-likelihoods of the labels of each question that has a label set, by its index."""
-        chosen = [index for index, question in enumerate(questions) if question.example.labels]
-        requests = [questions[index].request for index in chosen]
-        labels = [[label.strip() for label in questions[index].example.labels] for index in chosen]
-        found = shown(self._sampler.likelihoods(params, requests, labels), len(chosen), "Likelihoods of labels")
-        return {chosen[number]: scores for number, scores in found}
 
     def _questions(self, name: str, split: str, limit: int, prompt: str, draw: int, sentinel: bool) -> list[Question]:
         settings = self._settings
@@ -244,7 +235,9 @@ class Evaluator:
                 chosen = _exemplars(name, seed, example.id, example.inputs, example.shots)
             composed, dropped = compose(example, chosen, self._count, settings.max_input_length)
             group = f"{name} {dropped}" if once else ""  # what starts with another exemplar shares nothing
-            questions.append(Question(name, example, Request(composed, prompt, steps, group, sentinel), dropped))
+            labels = tuple(label.strip() for label in example.labels) if settings.likelihood else ()
+            request = Request(composed, prompt, steps, group, sentinel, labels)
+            questions.append(Question(name, example, request, dropped))
         return questions
 
     def _judged(self, question: Question, raw: str, likelihoods: dict[str, float]) -> _Answer:

@@ -5,15 +5,15 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.data.encoding import Encoder
-from promot_jax.decoding.continuous_batching import Engine, Input, generate_all
-from promot_jax.decoding.likelihood import log_likelihoods
+from promot_jax.decoding.continuous_batching import generate_all
+from promot_jax.decoding.inputs import Engine, Input
 from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
@@ -34,6 +34,15 @@ class Request:
     limit: int = 0  # longest output in tokens, at most `Decoding.max_tokens`; 0 for that
     group: str = ""  # requests of one group start alike, which saves time: what they share is processed once
     sentinel: bool = True  # whether the input ends with a sentinel where `Evaluation.sentinel` asks for them
+    labels: tuple[str, ...] = ()  # whose likelihood is asked for, too
+
+
+class Reply(NamedTuple):
+    """What a model says to a request."""
+
+    request: int  # its index
+    text: str  # the raw output
+    likelihoods: dict[str, float]  # log-likelihood by label
 
 
 class Sampler:
@@ -69,15 +78,18 @@ class Sampler:
 
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
         """Returns the model's raw output for every request, in order, and shows progress meanwhile; see `stream`."""
-        outputs = dict(shown(self.stream(params, requests), len(requests), "Outputs"))
-        return [outputs[index] for index in range(len(requests))]
+        replies = sorted(shown(self.stream(params, requests), len(requests), "Outputs"))
+        return [reply.text for reply in replies]
 
-    def stream(self, params: Params, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
-        """Yields the index of each request with the model's raw output, as they are finished.
+    def stream(self, params: Params, requests: Sequence[Request]) -> Iterator[Reply]:
+        """Yields the model's reply to each request, as they are finished.
 
         All hosts call this with the same requests; each answers the rows of its devices, and all get all outputs.
         Sampled outputs are a function of `Evaluation.exemplar_seed`, the request, and how often it came before: not of
         the other requests, and not of the place in a batch.
+
+        A label has the ids that it has as a target, one space after the request's text, without the end of the
+        sequence. Where the request has a sentinel, the label follows it and the sentinel itself is not scored.
 
         Args:
             params: `{"model": ..., "prompt": {name: rows}}`; without "prompt", or with requests that name none, the
@@ -90,38 +102,17 @@ class Sampler:
         """
         settings, prompt = self.settings.decoding, _prompts_in_use(params, requests)
         limits = [min(request.limit or settings.max_tokens, settings.max_tokens) for request in requests]
-        encoded = self._encode(prompt, requests)
-        self._check_lengths(encoded, limits)
-        groups = [request.group for request in requests]
-        inputs = [Input(*fields) for fields in zip(encoded, limits, _seeds(requests), groups, strict=True)]
-        for index, ids in generate_all(self._engine(params, prompt), inputs):
-            yield index, self._text(ids)
+        inputs = list(map(self._input, self._encode(prompt, requests), limits, requests, _seeds(requests)))
+        self._check_lengths(inputs)
+        for index, ids, scores in generate_all(self._engine(params, prompt), inputs):
+            labels = requests[index].labels
+            likelihoods = {} if scores is None else dict(zip(labels, map(float, scores), strict=True))
+            yield Reply(index, self._text(ids), likelihoods)
 
-    def likelihoods(
-        self, params: Params, requests: Sequence[Request], labels: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[int, dict[str, float]]]:
-        """Yields the index of each request with the log-likelihood of each of its labels, as they are finished.
-
-        A label has the ids that it has as a target, one space after the request's text, without the end of the
-        sequence. Where the request has a sentinel, the label follows it and the sentinel itself is not scored.
-
-        Args:
-            params: as in `stream`, like the errors.
-            requests: inputs; their limits do not matter.
-            labels: of each request, at least one.
-        """
-        prompt = _prompts_in_use(params, requests)
-        encoded = self._encode(prompt, requests)
-        encoders = list(map(self._encoder, requests))
-        continuations = [
-            encoder.continuations(request.text, own)
-            for encoder, request, own in zip(encoders, requests, labels, strict=True)
-        ]
-        self._check_lengths(encoded, [max(map(len, each)) for each in continuations])
-        inputs = [Input(ids, 0, group=request.group) for ids, request in zip(encoded, requests, strict=True)]
-        given = [int(encoder.sentinel_id is not None) for encoder in encoders]
-        for index, scores in log_likelihoods(self._engine(params, prompt), inputs, continuations, given):
-            yield index, dict(zip(labels[index], map(float, scores), strict=True))
+    def _input(self, ids: list[int], limit: int, request: Request, seed: int) -> Input:
+        encoder = self._encoder(request)
+        labels = encoder.continuations(request.text, request.labels) if request.labels else []
+        return Input(ids, limit, seed, request.group, tuple(map(tuple, labels)), int(encoder.sentinel_id is not None))
 
     def _engine(self, params: Params, prompt: Params) -> Engine:
         model, settings = self.base.model, self.settings
@@ -152,16 +143,17 @@ class Sampler:
         sentinel_id = self._sentinels.get(SENTINELS[0]) if request.sentinel else None
         return dataclasses.replace(self.encoder, sentinel_id=sentinel_id)
 
-    def _check_lengths(self, inputs: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+    def _check_lengths(self, inputs: Sequence[Input]) -> None:
         """Raises UserError for an input that leaves its output no room in the model's context."""
         model = self.base.model
         context = model.config.max_length
-        for ids, limit in zip(inputs, limits, strict=True):
-            after = limit if model.continues else 0
-            if context and len(ids) + after > context:
+        for each in inputs:
+            room = max([each.limit, *map(len, each.continuations)])
+            after = room if model.continues else 0
+            if context and len(each.ids) + after > context:
                 raise UserError(
-                    f"An input of {len(ids)} tokens, its prompt included, and an output of up to {limit} do not fit "
-                    f"the model's context of {context}; lower Evaluation.max_input_length or Decoding.max_tokens."
+                    f"An input of {len(each.ids)} tokens, its prompt included, and an output of up to {room} do not "
+                    f"fit the model's context of {context}; lower Evaluation.max_input_length or Decoding.max_tokens."
                 )
 
     def _text(self, ids: np.ndarray) -> str:

@@ -92,10 +92,10 @@ class Family(abc.ABC, Generic[Config_co]):
     @abc.abstractmethod
     def branches(
         self, params: Params, prompt: Array | None, inputs: Params, tokens: Array, prefix: Params | None = None
-    ) -> Array:
-        """Returns the states that predict the tokens of several continuations of each input.
+    ) -> tuple[Array, Array, Params]:
+        """Returns the states that predict the tokens of several continuations of each input, and its own prefill.
 
-        The inputs are processed once for all their continuations.
+        The inputs are processed once for all their continuations, and for what is generated after them.
 
         Args:
             params: model parameters.
@@ -105,7 +105,7 @@ class Family(abc.ABC, Generic[Config_co]):
             prefix: what all inputs continue, or None.
 
         Returns:
-            `[batch, count, length, embed]`.
+            States `[batch, count, length, embed]`, and the logits and the decoding state of `prefill` with no steps.
         """
 
     @abc.abstractmethod

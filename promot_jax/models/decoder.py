@@ -276,7 +276,7 @@ class DecoderModel(Family[DecoderConfig]):
 
     def branches(
         self, params: Params, prompt: Array | None, inputs: Params, tokens: Array, prefix: Params | None = None
-    ) -> Array:
+    ) -> tuple[Array, Array, Params]:
         """Returns the states that predict the tokens of several continuations of each input; see `Family.branches`.
 
         A row is the input, then its continuations; each attends to the input and to itself.
@@ -294,9 +294,18 @@ class DecoderModel(Family[DecoderConfig]):
         mask = key_positions[:, None, :] <= positions[:, :, None]
         mask &= (keys == 0) | (keys == queries[:, None])
         row = jnp.concatenate([inputs["tokens"], tokens.reshape(batch, -1)], axis=1)
-        x, _ = self._apply(params, "hidden", row, prompt, positions, key_positions, mask, cache, before.shape[1])
-        last = jnp.broadcast_to(_last(x, inputs["lengths"])[:, None, None], (batch, count, 1, x.shape[-1]))
-        return jnp.concatenate([last, x[:, width:].reshape(batch, count, length, -1)[:, :, :-1]], axis=2)
+        x, cache = self._apply(params, "hidden", row, prompt, positions, key_positions, mask, cache, before.shape[1])
+        last = _last(x, inputs["lengths"])
+        first_states = jnp.broadcast_to(last[:, None, None], (batch, count, 1, x.shape[-1]))
+        states = jnp.concatenate([first_states, x[:, width:].reshape(batch, count, length, -1)[:, :, :-1]], axis=2)
+        slots = before.shape[1] + width
+        state = {
+            "cache": jax.tree.map(lambda leaf: leaf[:, :, :, :slots], cache),
+            "key_positions": key_positions[:, :slots],
+            "position": first + inputs["lengths"],
+            "cursor": jnp.int32(slots),
+        }
+        return states, self.head(params, last), state
 
     def _after(self, prefix: Params | None, batch: int, slots: int) -> tuple[Any, Array, Params]:
         """Where sequences of `slots` tokens begin that follow a prefix, or nothing.

@@ -310,14 +310,17 @@ class T5Model(Family[T5Config]):
         of each row's cache, which are in the slots before `cursor`.
         """
         assert prefix is None
-        cfg = self.config
-        tokens, lengths = inputs["tokens"], inputs["lengths"]
         valid = _valid(inputs)
-        encoded = self._apply(params, "encode", tokens, prompt, valid[:, None, :])
-        shape = (len(tokens), cfg.num_heads, 1 + steps, cfg.head_dim)
+        encoded = self._apply(params, "encode", inputs["tokens"], prompt, valid[:, None, :])
+        return self._begin(params, encoded, valid, steps)
+
+    def _begin(self, params: Params, encoded: Array, valid: Array, steps: int) -> tuple[Array, Params]:
+        cfg = self.config
+        shape = (len(valid), cfg.num_heads, 1 + steps, cfg.head_dim)
         cache = stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype)
-        state = {"cache": cache, "cross": None, "valid": valid, "position": jnp.zeros_like(lengths)}
-        return self._extend(params, {**state, "cursor": jnp.int32(0)}, jnp.zeros_like(lengths), encoded)
+        zeros = jnp.zeros(len(valid), jnp.int32)
+        state = {"cache": cache, "cross": None, "valid": valid, "position": zeros, "cursor": jnp.int32(0)}
+        return self._extend(params, state, zeros, encoded)
 
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
         """Appends one real token per row; see `Family.step`."""
@@ -335,7 +338,7 @@ class T5Model(Family[T5Config]):
 
     def branches(
         self, params: Params, prompt: Array | None, inputs: Params, tokens: Array, prefix: Params | None = None
-    ) -> Array:
+    ) -> tuple[Array, Array, Params]:
         """Returns the states that predict the tokens of several continuations of each input; see `Family.branches`.
 
         The decoder's row is all continuations, each of which attends to the encoded input and to itself.
@@ -348,7 +351,7 @@ class T5Model(Family[T5Config]):
         branch, slots = jnp.repeat(jnp.arange(count), length), jnp.arange(count * length)
         mask = ((branch[:, None] == branch) & (slots[:, None] >= slots))[None]
         x = self._apply(params, "decode", row, encoded, mask, valid[:, None, :], slots, slots)[0]
-        return x.reshape(batch, count, length, -1)
+        return x.reshape(batch, count, length, -1), *self._begin(params, encoded, valid, 0)
 
     def empty(self, params: Params, rows: int, width: int, steps: int) -> Params:
         """Returns the state of rows that nothing has been put into; see `Family.empty`."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from promot_jax.decoding import continuous_batching as batching
-from promot_jax.decoding.continuous_batching import Engine, Input, generate_all
+from promot_jax.decoding import inputs as waiting
+from promot_jax.decoding.continuous_batching import Output, generate_all
 from promot_jax.decoding.generate import generate
+from promot_jax.decoding.inputs import Engine, Input
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.models import DecoderConfig, T5Config, build
@@ -47,6 +49,10 @@ def inputs(count: int = 40) -> list[Input]:
     return rows
 
 
+def outputs(generated: Iterable[Output]) -> dict[int, np.ndarray]:
+    return {output.member: output.ids for output in generated}
+
+
 def alone(engine: Engine, each: Input) -> list[int]:
     tokens = np.zeros((1, 64), np.int32)
     tokens[0, : len(each.ids)] = each.ids
@@ -61,7 +67,7 @@ def test_each_output_is_that_of_its_input_alone(engine: Engine, monkeypatch: pyt
     start: Callable[..., Any] = batching._start
     monkeypatch.setattr(batching, "_start", lambda *given: (admitted.append(len(given[7])), start(*given))[1])
     rows = inputs()
-    found = dict(generate_all(engine, rows))
+    found = outputs(generate_all(engine, rows))
     assert sorted(found) == list(range(len(rows)))
     assert [found[index].tolist() for index in range(len(rows))] == [alone(engine, each) for each in rows]
     assert len({tuple(ids) for ids in map(tuple, found.values())}) > 20 and len(admitted) > 4  # places were refilled
@@ -85,7 +91,7 @@ def test_rows_that_are_left_move_to_smaller_batches_and_on_to_the_next_class(
     lengths = [*noise.integers(1, 30, 16), *noise.integers(34, 60, 16)]
     rows = [Input(noise.integers(0, VOCAB, n).tolist(), 1 + i % MOST, i) for i, n in enumerate(lengths)]
     roomy = dataclasses.replace(engine, prefill_tokens=2048, cache_tokens=4096)
-    found = dict(generate_all(roomy, rows))
+    found = outputs(generate_all(roomy, rows))
     assert [found[index].tolist() for index in range(len(rows))] == [alone(engine, each) for each in rows]
     assert {(16, 4, 32), (4, 32, 64), (32, 8, 64), (8, 2, 64)} >= {*moves} and len({*moves}) > 2
 
@@ -93,9 +99,9 @@ def test_rows_that_are_left_move_to_smaller_batches_and_on_to_the_next_class(
 def test_sizes_of_batches_do_not_matter(engine: Engine) -> None:
     rows = inputs(12)
     small = dataclasses.replace(engine, prefill_tokens=1, cache_tokens=1)
-    found, again = dict(generate_all(small, rows)), dict(generate_all(engine, rows))
+    found, again = outputs(generate_all(small, rows)), outputs(generate_all(engine, rows))
     assert all(np.array_equal(found[index], again[index]) for index in range(len(rows)))
-    assert not dict(generate_all(engine, []))
+    assert not outputs(generate_all(engine, []))
 
 
 def test_inputs_that_start_alike_share_a_prefill(engine: Engine) -> None:
@@ -103,18 +109,18 @@ def test_inputs_that_start_alike_share_a_prefill(engine: Engine) -> None:
     start = [*range(VOCAB, VOCAB + PROMPT), *noise.integers(0, VOCAB, 40).tolist()]
     rows = [Input([*start, i, *noise.integers(0, VOCAB, i).tolist()], 6, i) for i in range(9)]
     grouped = [dataclasses.replace(each, group="a") for each in rows] + inputs(3)
-    (first, *_) = batching.waiting_batches(grouped, 256, engine)
+    (first, *_) = waiting.waiting_batches(grouped, 256, engine)
     assert first.prefix == (tuple(start) if engine.model.continues else ())
-    found, again = dict(generate_all(engine, grouped)), dict(generate_all(engine, [*rows, *inputs(3)]))
+    found, again = outputs(generate_all(engine, grouped)), outputs(generate_all(engine, [*rows, *inputs(3)]))
     assert all(np.array_equal(found[index], again[index]) for index in range(len(grouped)))
     assert len({tuple(ids) for ids in found.values()}) > 6
 
 
 def test_a_prefix_leaves_something_of_every_row() -> None:
     long = [*range(50)]
-    assert batching.shared_prefix([long, [*long[:40], 9], [*long, 1]]) == tuple(range(40))
-    assert batching.shared_prefix([long, long]) == tuple(range(49))
-    assert not batching.shared_prefix([long]) and not batching.shared_prefix([long, long[:20]])
+    assert waiting.shared_prefix([long, [*long[:40], 9], [*long, 1]]) == tuple(range(40))
+    assert waiting.shared_prefix([long, long]) == tuple(range(49))
+    assert not waiting.shared_prefix([long]) and not waiting.shared_prefix([long, long[:20]])
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------

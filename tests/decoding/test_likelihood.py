@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from promot_jax.checkpoints.huggingface import load
-from promot_jax.decoding.continuous_batching import Engine, Input
+from promot_jax.decoding.continuous_batching import generate_all
+from promot_jax.decoding.inputs import Engine, Input
 from promot_jax.decoding.likelihood import log_likelihoods
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
@@ -40,27 +41,52 @@ def by_torch(model: Any, ids: list[int], continuation: list[int], continues: boo
     return float(torch.log_softmax(logits, -1)[range(len(continuation)), continuation].sum())
 
 
-def test_sums_of_log_probabilities(pair: tuple[Engine, Any]) -> None:
+@pytest.fixture(name="scored", scope="module")
+def _scored(pair: tuple[Engine, Any]) -> tuple[list[Input], list[list[float]]]:
+    """Inputs with continuations, and what PyTorch says of these."""
     engine, theirs = pair
     noise = np.random.default_rng(0)
     start = noise.integers(2, 250, 34).tolist()
-    inputs = [Input([*start, *noise.integers(2, 250, size).tolist()], 0) for size in (1, 4, 9, 20, 2)]
-    continuations = [
-        [noise.integers(2, 250, length).tolist() for length in lengths]
-        for lengths in ((1, 1), (2, 3, 1), (1, 4), (1, 2, 3), (3, 3))
-    ]
+    inputs = []
+    for size, lengths in zip((1, 4, 9, 20, 2), ((1, 1), (2, 3, 1), (1, 4), (1, 2, 3), (3, 3)), strict=True):
+        ids = [*start, *noise.integers(2, 250, size).tolist()]
+        continuations = tuple(tuple(noise.integers(2, 250, length).tolist()) for length in lengths)
+        inputs.append(Input(ids, 5, continuations=continuations))
     with torch.no_grad():
         want = [
-            [by_torch(theirs, each.ids, ids, engine.model.continues) for ids in own]
-            for each, own in zip(inputs, continuations, strict=True)
+            [by_torch(theirs, each.ids, list(ids), engine.model.continues) for ids in each.continuations]
+            for each in inputs
         ]
-    for group in ("", "a"):  # with the prefix that they share processed once, too
-        grouped = [dataclasses.replace(each, group=group) for each in inputs]
-        found = dict(log_likelihoods(engine, grouped, continuations))
-        assert len(found) == len(inputs)
-        for index, scores in found.items():
-            np.testing.assert_allclose(scores, want[index], rtol=1e-4, atol=1e-4)
-    with torch.no_grad():  # what is given, such as a sentinel, is not scored
-        first = [by_torch(theirs, inputs[2].ids, ids[:1], engine.model.continues) for ids in continuations[2]]
-    (rest,) = [scores for _, scores in log_likelihoods(engine, inputs[2:3], continuations[2:3], [1])]
+    return inputs, want
+
+
+@pytest.mark.parametrize("group", ["", "a"])  # with the prefix that they share processed once, too
+def test_sums_of_log_probabilities(pair: tuple[Engine, Any], scored: Any, group: str) -> None:
+    engine, (inputs, want) = pair[0], scored
+    found = dict(log_likelihoods(engine, [dataclasses.replace(each, group=group) for each in inputs]))
+    assert len(found) == len(inputs)
+    for index, scores in found.items():
+        np.testing.assert_allclose(scores, want[index], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_given_is_not_scored(pair: tuple[Engine, Any], scored: Any) -> None:
+    """As a sentinel is."""
+    (engine, theirs), (inputs, want) = pair, scored
+    with torch.no_grad():
+        first = [by_torch(theirs, inputs[2].ids, [*ids[:1]], engine.model.continues) for ids in inputs[2].continuations]
+    ((_, rest),) = log_likelihoods(engine, [dataclasses.replace(inputs[2], given=1)])
     np.testing.assert_allclose(rest, np.subtract(want[2], first), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generation_scores_them_on_the_way(pair: tuple[Engine, Any], scored: Any, beams: int) -> None:
+    """The outputs are those of the inputs without continuations, beside which they may stand."""
+    engine = dataclasses.replace(pair[0], settings=Decoding(max_tokens=5, beams=beams))
+    inputs, want = scored
+    bare = [dataclasses.replace(each, continuations=()) for each in inputs]
+    mixed = [*(dataclasses.replace(each, group="a") for each in inputs), *bare]
+    found = sorted(generate_all(engine, mixed), key=lambda output: output.member)
+    for output, again, scores in zip(found[: len(inputs)], found[len(inputs) :], want, strict=True):
+        np.testing.assert_allclose(output.likelihoods, scores, rtol=1e-4, atol=1e-4)
+        assert again.likelihoods is None and np.array_equal(output.ids, again.ids)
+    assert len({tuple(output.ids) for output in found}) > 2

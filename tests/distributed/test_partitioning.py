@@ -21,8 +21,9 @@ from test_gin_files import bound
 from promot_jax import trees
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.data import batches
-from promot_jax.decoding.continuous_batching import Engine, Input, generate_all
+from promot_jax.decoding.continuous_batching import generate_all
 from promot_jax.decoding.generate import generate
+from promot_jax.decoding.inputs import Engine, Input
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner, activations, constrain
 from promot_jax.errors import UserError
@@ -138,10 +139,12 @@ def both_stages(folder, partitioner, family, left_out=()):
         if name not in left_out:
             out = generate(model, decoding, params["model"], table, placed, stops, limits, key)
             arrays[name] = np.asarray(out)[: len(inputs)]
-    rows = [Input([*ids, *range(30 * (i % 2))], 2 + i % 5, i, "all") for i, ids in enumerate(inputs)]
+    labels = ((3, 4), (5,))
+    rows = [Input([*ids, *range(30 * (i % 2))], 2 + i % 5, i, "all", labels) for i, ids in enumerate(inputs)]
     engine = Engine(model, settings, params["model"], table, stops, key, partitioner, 256, 512)
-    found = dict(generate_all(engine, rows))
-    arrays["continuous outputs"] = np.stack([found[index] for index in range(len(rows))])
+    found = sorted(generate_all(engine, rows), key=lambda output: output.member)
+    arrays["continuous outputs"] = np.stack([output.ids for output in found])
+    arrays["likelihoods"] = np.stack([output.likelihoods for output in found])
     if family == "decoder":  # chunks know no family
         arrays |= chunked_loss(partitioner.place(make_params(config)), model)
     arrays_on = {path: str(leaf.sharding.spec) for path, leaf in trees.flatten(params).items()}

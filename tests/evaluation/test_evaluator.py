@@ -14,7 +14,8 @@ import promot_jax.data  # noqa: F401, silences TensorFlow
 from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.data import batches, examples
-from promot_jax.decoding.continuous_batching import Engine, Input
+from promot_jax.decoding.continuous_batching import Output
+from promot_jax.decoding.inputs import Engine, Input
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
@@ -51,11 +52,11 @@ class Oracle:
         self.vocabulary, self.answer = base.vocabulary, answer
         self.asked: list[str] = []
 
-    def __call__(self, engine: Engine, inputs: Sequence[Input]) -> Iterator[tuple[int, np.ndarray]]:
+    def __call__(self, engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
         for index, each in reversed([*enumerate(inputs)]):  # outputs come in any order
             self.asked.append(self.vocabulary.decode(each.ids))
             said = self.vocabulary.encode(self.answer(self.asked[-1]))[: engine.settings.max_tokens]
-            yield index, np.array([*said, *[-1] * (engine.settings.max_tokens - len(said))])
+            yield Output(index, np.array([*said, *[-1] * (engine.settings.max_tokens - len(said))]), None)
 
 
 @pytest.fixture(name="oracle")
@@ -373,10 +374,10 @@ def test_input_and_output_must_fit_the_context(base: Pretrained, params: dict[st
 def test_prompt_in_front_of_the_target_only(base: Pretrained, params: dict[str, Any], monkeypatch: Any) -> None:
     seen: list[list[int]] = []
 
-    def keep(engine: Engine, inputs: Sequence[Input]) -> Iterator[tuple[int, np.ndarray]]:
+    def keep(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
         seen.extend(each.ids for each in inputs)
         assert (engine.table is None) == (max(map(max, seen)) < engine.model.config.vocab_size)
-        return ((index, np.full(engine.settings.max_tokens, -1)) for index in range(len(inputs)))
+        return (Output(index, np.full(engine.settings.max_tokens, -1), None) for index in range(len(inputs)))
 
     monkeypatch.setattr(sampler_module, "generate_all", keep)
     one = evaluator(base)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ import tiny_tasks  # noqa: F401, registers
 
 from promot_jax.checkpoints import pretrained
 from promot_jax.data import examples
+from promot_jax.decoding.continuous_batching import Output
+from promot_jax.decoding.inputs import Engine, Input
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.evaluation import sampler as sampler_module
@@ -38,17 +39,16 @@ def _sampler(tiny_folder: Path) -> Sampler:
 
 
 def test_an_evaluation_scores_tasks_with_a_label_set(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
+    seen: list[Input] = []
 
-    def score(engine: Any, inputs: Sequence[Any], continuations: Any, given: Any) -> Iterator[tuple[int, np.ndarray]]:
+    def score(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
         """The longer a label is, the less likely it is."""
-        seen.extend(zip(inputs, continuations, strict=True))
-        return ((i, np.array([-len(ids) for ids in own], np.float32)) for i, own in enumerate(continuations))
+        seen.extend(inputs)
+        for index, each in enumerate(inputs):
+            scores = np.array([-len(ids) for ids in each.continuations], np.float32)
+            yield Output(index, np.full(4, -1), scores if each.continuations else None)
 
-    monkeypatch.setattr(sampler_module, "log_likelihoods", score)
-    monkeypatch.setattr(
-        sampler_module, "generate_all", lambda engine, inputs: ((i, np.full(4, -1)) for i in range(len(inputs)))
-    )
+    monkeypatch.setattr(sampler_module, "generate_all", score)
     judge, params = Evaluator(sampler, task="tiny_review", icl="tiny_icl"), {"model": sampler.base.params}
     icl, rows = judge.icl(params, 1, "test", 8)
     sizes = [example.targets.strip() for example in examples.read("tiny_size", "test", limit=8)]
@@ -57,18 +57,20 @@ def test_an_evaluation_scores_tasks_with_a_label_set(sampler: Sampler, monkeypat
     by_task = {name: [row.likelihoods for row in rows if row.task == name] for name in icl.tasks}
     assert all(each.keys() == {"big", "small"} for each in by_task["tiny_size"]) and not any(by_task["tiny_colour"])
     vocabulary = sampler.base.vocabulary
-    assert {vocabulary.decode(ids) for _, own in seen for ids in own} == {" big", " small"}
+    assert {vocabulary.decode(ids) for each in seen for ids in each.continuations} == {" big", " small"}
     assert judge.target(params, "test", 4).entry.acc is not None
 
 
 def test_labels_given_the_prompt(sampler: Sampler) -> None:
     """Of the model itself: the likelihoods of one-token labels are probabilities of the next token."""
-    requests = [Request("Review: film 1 was good\nLabel:"), Request("Review: cast 2 was bad\nLabel:")]
-    params, labels = {"model": sampler.base.params}, ["good", "bad"]
-    found = dict(sampler.likelihoods(params, requests, [labels] * 2))
-    assert len(found) == 2 and all(each.keys() == {*labels} and max(each.values()) < 0 for each in found.values())
-    assert max(np.exp([*each.values()]).sum() for each in found.values()) < 1
-    limits = dataclasses.replace(SETTINGS, tokens_per_batch=1)
-    alone = dict(Sampler(sampler.base, limits, Partitioner()).likelihoods(params, requests, [labels] * 2))
-    for index in found:
-        assert alone[index] == pytest.approx(found[index], rel=1e-4)
+    labels = ("good", "bad")
+    requests = [Request(f"Review: {text}\nLabel:", labels=labels) for text in ("film 1 was good", "cast 2 was bad")]
+    params = {"model": sampler.base.params}
+    found = sorted(sampler.stream(params, requests))
+    assert [each.likelihoods.keys() == {*labels} and max(each.likelihoods.values()) < 0 for each in found] == [True] * 2
+    assert max(np.exp([*each.likelihoods.values()]).sum() for each in found) < 1
+    small = dataclasses.replace(SETTINGS, tokens_per_batch=1)
+    for each, alone in zip(
+        found, sorted(Sampler(sampler.base, small, Partitioner()).stream(params, requests)), strict=True
+    ):
+        assert alone.likelihoods == pytest.approx(each.likelihoods, rel=1e-4) and alone.text == each.text

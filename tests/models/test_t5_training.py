@@ -123,7 +123,7 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
     def answer(engine, inputs):
         ids = [258, *vocabulary.encode("good"), 257, *vocabulary.encode("film"), -1]
         asked.extend(each.ids for each in inputs)
-        return ((index, np.array(ids)) for index in range(len(inputs)))
+        return ((index, np.array(ids), None) for index in range(len(inputs)))
 
     monkeypatch.setattr(sampler_module, "generate_all", answer)
     asking = sampler(base, sentinel=True, decoding=Decoding(max_tokens=20))
@@ -143,7 +143,7 @@ def test_a_task_that_was_trained_is_asked_as_it_was_trained(base, monkeypatch):
 
     def answer(engine, inputs):
         ends.extend(each.ids[-2] for each in inputs)
-        return ((index, np.array([-1])) for index in range(len(inputs)))
+        return ((index, np.array([-1]), None) for index in range(len(inputs)))
 
     def asked(ask, *arguments):
         ends.clear()
