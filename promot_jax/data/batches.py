@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from promot_jax.data.replay import Replay
 
 # Widths that evaluation batches are padded to: each compiles once.
-WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+WIDTHS = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 MIN_ROWS = 8
 
 

@@ -348,9 +348,9 @@ def test_buckets_hold_every_input_once_and_in_order(inputs, budget, multiple, ra
 
 def test_buckets_at_the_edges():
     widths = {
-        length: next(iter(batches.buckets([[5] * length], 1)))[1]["tokens"].shape[1] for length in (1, 32, 33, 49, 8192)
+        length: next(iter(batches.buckets([[5] * length], 1)))[1]["tokens"].shape[1] for length in (1, 25, 33, 49, 8192)
     }
-    assert widths == {1: 32, 32: 32, 33: 48, 49: 64, 8192: 8192}
+    assert widths == {1: 24, 25: 32, 33: 48, 49: 64, 8192: 8192}
     assert list(batches.buckets([], 100)) == []
     with pytest.raises(UserError, match="An input is empty"):
         list(batches.buckets([[1], []], 100))
