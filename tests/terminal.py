@@ -76,22 +76,24 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
                 if ready:
                     pieces.append(os.read(reader, 1 << 16))
 
-    thread = threading.Thread(target=read)
+    thread = threading.Thread(target=read, daemon=True)
     thread.start()
     before = os.dup(2)
-    with monkeypatch.context() as patch, os.fdopen(writer, "w") as file:
-        os.dup2(writer, 2)
-        patch.setattr(sys, "stdout", file)
-        patch.setattr(sys, "stderr", file)
-        patch.setenv("TERM", "xterm")
-        patch.delenv("COLUMNS", raising=False)
-        try:
-            yield terminal
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
-    closed.set()
-    thread.join()
-    os.close(reader)
+    try:
+        with monkeypatch.context() as patch, os.fdopen(writer, "w") as file:
+            os.dup2(writer, 2)
+            patch.setattr(sys, "stdout", file)
+            patch.setattr(sys, "stderr", file)
+            patch.setenv("TERM", "xterm")
+            patch.delenv("COLUMNS", raising=False)
+            try:
+                yield terminal
+            finally:
+                os.dup2(before, 2)
+                os.close(before)
+    finally:
+        closed.set()
+        thread.join()
+        os.close(reader)
     # Without ONLCR, so that a line feed that a program wrote is told from one that starts a line.
     terminal.written = b"".join(pieces).decode().replace("\n", "\r\n")

@@ -181,9 +181,9 @@ def buckets(
         members = np.flatnonzero(bucket == index)
         members = members[np.lexsort((lengths[members], ranks[members]))]
         while len(members):
-            # Few sizes, so that few programs are compiled; where a quarter of a batch would be padding, half of it.
+            # Few sizes, so that few programs are compiled; where a quarter of a large one would be padding, half of it.
             rows = max(MIN_ROWS, 1 << (len(members) - 1).bit_length())
-            rows = min(max_rows, rows // 2 if len(members) <= rows * 3 // 4 and rows > 2 * MIN_ROWS else rows)
+            rows = min(max_rows, rows // 2 if len(members) <= rows * 3 // 4 and rows > 4 * MIN_ROWS else rows)
             rows = -(-rows // multiple) * multiple
             chosen, members = members[:rows], members[rows:]
             yield chosen, _filled([inputs[example] for example in chosen], rows, length)

@@ -9,7 +9,8 @@ of the places are free, the rows that are left move to a batch of a quarter of t
 from short to long, and what is left of one class moves to the batch of the next. Few programs are compiled: a prefill
 per shape of a waiting batch, a decode loop per size class, and one for each quarter in the last class.
 
-Where likelihoods of continuations are asked for, the prefill computes them too: each input is processed once.
+Where likelihoods of continuations are asked for, the prefill computes them too: each input is processed once, except
+for a beam search.
 
 All hosts of a run take the same decisions: they look at the same gathered rows.
 """
@@ -74,13 +75,14 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
 
 
 def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
-    """Beam search, batch by batch: a beam takes the memory of a row."""
-    scored = [index for index, each in enumerate(inputs) if each.continuations]
-    likelihoods = {scored[at]: scores for at, scores in log_likelihoods(engine, [inputs[index] for index in scored])}
+    """Beam search, batch by batch: a beam takes the memory of a row. Continuations are scored before all of it."""
+    with_labels = [index for index, each in enumerate(inputs) if each.continuations]
+    scored = log_likelihoods(engine, [inputs[index] for index in with_labels])
+    likelihoods = {with_labels[number]: scores for number, scores in scored}
     finished: list[Output] = []
     budget = engine.prefill_tokens // engine.settings.beams
-    alone = [dataclasses.replace(each, group="", continuations=()) for each in inputs]
-    for waiting in waiting_batches(alone, budget, engine):
+    bare = [dataclasses.replace(each, group="", continuations=()) for each in inputs]
+    for waiting in waiting_batches(bare, budget, engine):
         limits, _ = _by_row(inputs, waiting)
         placed = engine.partitioner.batch(waiting.batch)
         ids = generate(

@@ -33,7 +33,7 @@ class Input:
     seed: int = 0  # of sampling, 32 bits: outputs depend on it, not on the place in a batch
     group: str = ""  # inputs of one group start alike: what they share is processed once; "" shares nothing
     continuations: tuple[tuple[int, ...], ...] = ()  # token ids whose likelihood after the input is asked for
-    given: int = 0  # of each continuation, so many of its first tokens are given, not scored
+    unscored: int = 0  # of each continuation, so many of its first tokens are given, not scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Waiting:
 
     members: np.ndarray  # indices of the inputs
     # As `batches.buckets` pads them, without the prefix. With `continuations` `[rows, count, length]`, padded with -1,
-    # and `given` `[rows]` where the inputs have continuations.
+    # and `unscored` `[rows]` where the inputs have continuations.
     batch: Batch
     prefix: tuple[int, ...]  # ids that all of them start with, which are processed once
 
@@ -95,9 +95,10 @@ def waiting_batches(inputs: Sequence[Input], budget: int, engine: Engine) -> lis
     batches.check_lengths(np.array([len(each.ids) for each in inputs], np.int32))
     groups: dict[tuple[str, int, int], list[int]] = {}
     for index, each in enumerate(inputs):
-        count, length = _power(len(each.continuations)), _power(max(map(len, each.continuations), default=0))
+        longest = max([1, *map(len, each.continuations)]) if each.continuations else 0
+        count, length = _power(len(each.continuations)), _power(longest)
         groups.setdefault((each.group if engine.model.continues else "", count, length), []).append(index)
-    found = []
+    waiting = []
     for (group, count, length), indices in groups.items():
         prefix = shared_prefix([inputs[index].ids for index in indices]) if group else ()
         order = -np.array([inputs[index].limit for index in indices], np.int32)
@@ -106,17 +107,17 @@ def waiting_batches(inputs: Sequence[Input], budget: int, engine: Engine) -> lis
             members = np.array(indices)[chosen]
             if count:
                 batch = {**batch, **_continuations([inputs[each] for each in members], batch["lengths"], count, length)}
-            found.append(Waiting(members, batch, prefix))
-    return found
+            waiting.append(Waiting(members, batch, prefix))
+    return waiting
 
 
 def _continuations(inputs: Sequence[Input], lengths: np.ndarray, count: int, length: int) -> Batch:
-    tokens, given = np.full((len(lengths), count, length), -1, np.int32), np.zeros(len(lengths), np.int32)
+    tokens, unscored = np.full((len(lengths), count, length), -1, np.int32), np.zeros(len(lengths), np.int32)
     for row, each in enumerate(inputs):
-        given[row] = each.given
+        unscored[row] = each.unscored
         for number, ids in enumerate(each.continuations):
             tokens[row, number, : len(ids)] = ids
-    return {"continuations": tokens, "given": given}
+    return {"continuations": tokens, "unscored": unscored}
 
 
 def _power(count: int) -> int:

@@ -50,7 +50,7 @@ def _scores(model: Model, params: Any, table: Array | None, batch: Any, prefix: 
 def of_continuations(
     model: Model, params: Any, table: Array | None, batch: Any, prefix: Any
 ) -> tuple[Array, Array, Any]:
-    """Processes a batch with continuations (`Waiting.batch`), in which each row's first `given` tokens do not count.
+    """Processes a batch with continuations (`Waiting.batch`), of which the first `unscored` tokens do not count.
 
     Returns:
         Log-likelihoods of the continuations `[batch, count]`, and what `Model.prefill` returns of the inputs.
@@ -63,7 +63,7 @@ def of_continuations(
         states, ids, place = part
         logits = model.head(params, states)
         chosen = jnp.take_along_axis(logits, jnp.maximum(ids, 0)[..., None], axis=-1)[..., 0]
-        counts = (ids >= 0) & (place >= batch["given"][:, None])
+        counts = (ids >= 0) & (place >= batch["unscored"][:, None])
         return jnp.where(counts, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
 
     places = jnp.arange(tokens.shape[2])

@@ -34,11 +34,11 @@ class Request:
     limit: int = 0  # longest output in tokens, at most `Decoding.max_tokens`; 0 for that
     group: str = ""  # requests of one group start alike, which saves time: what they share is processed once
     sentinel: bool = True  # whether the input ends with a sentinel where `Evaluation.sentinel` asks for them
-    labels: tuple[str, ...] = ()  # whose likelihood is asked for, too
+    labels: tuple[str, ...] = ()  # scored by likelihood, beside the output
 
 
 class Reply(NamedTuple):
-    """What a model says to a request."""
+    """A model's output for a request."""
 
     request: int  # its index
     text: str  # the raw output

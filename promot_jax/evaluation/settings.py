@@ -37,7 +37,7 @@ class Evaluation:
     # targets of the fine-tuning task and of the ICL tasks. It takes two forward passes over the curve's examples.
     divergence: bool = False
     samples: int = 5  # outputs per task and number of shots that the results hold, for the report
-    tokens_per_batch: int = 4096  # of prompts processed together; of a beam search, each as often as it has beams
+    tokens_per_batch: int = 4096  # of prompts and labels processed together; in a beam search, times its beams
     # Prompts and outputs, padding included, whose keys and values are held at once: those of rows decoded together.
     cache_tokens: int = 16384
     max_input_length: int = 1024  # tokens of a prompt; whole exemplars are dropped until it fits

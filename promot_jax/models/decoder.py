@@ -245,6 +245,13 @@ class DecoderModel(Family[DecoderConfig]):
         The state's `key_positions` `[batch, slots]` is the position of the token in each cache slot, `position`
         `[batch]` that of the next token.
         """
+        last, state = self._process(params, prompt, inputs, steps, prefix)
+        return self.head(params, last), state
+
+    def _process(
+        self, params: Params, prompt: Array | None, inputs: Params, steps: int, prefix: Params | None
+    ) -> tuple[Array, Params]:
+        """Returns the states of the inputs' last tokens, `[batch, embed]`, and the decoding state."""
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         batch, length = tokens.shape
         first, before, cache = self._after(prefix, batch, length + steps)
@@ -258,7 +265,7 @@ class DecoderModel(Family[DecoderConfig]):
         arguments = tokens, prompt, positions, key_positions, mask, cache, past
         x, cache = self._apply(params, "hidden", *arguments, segments=segments)
         state = {"cache": cache, "key_positions": key_positions, "position": first + lengths}
-        return self.head(params, _last(x, lengths)), {**state, "cursor": jnp.int32(past + length)}
+        return _last(x, lengths), {**state, "cursor": jnp.int32(past + length)}
 
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
         """Appends one real token per row; see `Family.step`.
@@ -277,35 +284,31 @@ class DecoderModel(Family[DecoderConfig]):
     def branches(
         self, params: Params, prompt: Array | None, inputs: Params, tokens: Array, prefix: Params | None = None
     ) -> tuple[Array, Array, Params]:
-        """Returns the states that predict the tokens of several continuations of each input; see `Family.branches`.
-
-        A row is the input, then its continuations; each attends to the input and to itself.
-        """
-        lengths = inputs["lengths"][:, None]
-        (batch, width), (_, count, length) = inputs["tokens"].shape, tokens.shape
-        own = jnp.arange(width)
-        first, before, cache = self._after(prefix, batch, width + count * length)
-        after = first + lengths + jnp.tile(jnp.arange(length), count)  # [batch, count * length]
-        positions = jnp.concatenate([jnp.broadcast_to(first + own, (batch, width)), after], axis=1)
-        key_positions = jnp.concatenate([before, jnp.where(own < lengths, first + own, _EMPTY), after], axis=1)
-        branch = jnp.repeat(jnp.arange(1, count + 1), length)
-        queries = jnp.concatenate([jnp.zeros(width, jnp.int32), branch])
-        keys = jnp.concatenate([jnp.zeros(before.shape[1], jnp.int32), queries])
-        mask = key_positions[:, None, :] <= positions[:, :, None]
-        mask &= (keys == 0) | (keys == queries[:, None])
-        row = jnp.concatenate([inputs["tokens"], tokens.reshape(batch, -1)], axis=1)
-        x, cache = self._apply(params, "hidden", row, prompt, positions, key_positions, mask, cache, before.shape[1])
-        last = _last(x, inputs["lengths"])
-        first_states = jnp.broadcast_to(last[:, None, None], (batch, count, 1, x.shape[-1]))
-        states = jnp.concatenate([first_states, x[:, width:].reshape(batch, count, length, -1)[:, :, :-1]], axis=2)
-        slots = before.shape[1] + width
-        state = {
-            "cache": jax.tree.map(lambda leaf: leaf[:, :, :, :slots], cache),
-            "key_positions": key_positions[:, :slots],
-            "position": first + inputs["lengths"],
-            "cursor": jnp.int32(slots),
-        }
+        """Returns the states that predict the tokens of several continuations of each input; see `Family.branches`."""
+        batch, count, length = tokens.shape
+        # The last token of a continuation predicts nothing.
+        last, state = self._process(params, prompt, inputs, count * (length - 1), prefix)
+        states = jnp.broadcast_to(last[:, None, None], (batch, count, 1, last.shape[-1]))
+        if length > 1:
+            after = self._continued(params, state, tokens[:, :, :-1])
+            states = jnp.concatenate([states, after.reshape(batch, count, length - 1, -1)], axis=2)
+        slots = state["key_positions"].shape[1] - count * (length - 1)
+        cache = jax.tree.map(lambda leaf: leaf[:, :, :, :slots], state["cache"])
+        state = {**state, "cache": cache, "key_positions": state["key_positions"][:, :slots]}
         return states, self.head(params, last), state
+
+    def _continued(self, params: Params, state: Params, tokens: Array) -> Array:
+        """Returns the states of continuations `[batch, count, length]`, each after its row's input."""
+        batch, count, length = tokens.shape
+        first = state["key_positions"].shape[1] - count * length  # the slot of the first continuation
+        positions = state["position"][:, None] + jnp.tile(jnp.arange(length), count)
+        key_positions = state["key_positions"].at[:, first:].set(positions)
+        queries = jnp.repeat(jnp.arange(1, count + 1), length)
+        keys = jnp.concatenate([jnp.zeros(first, jnp.int32), queries])
+        mask = (key_positions[:, None, :] <= positions[:, :, None]) & ((keys == 0) | (keys == queries[:, None]))
+        row = tokens.reshape(batch, -1)
+        x: Array = self._apply(params, "hidden", row, None, positions, key_positions, mask, state["cache"], first)[0]
+        return x
 
     def _after(self, prefix: Params | None, batch: int, slots: int) -> tuple[Any, Array, Params]:
         """Where sequences of `slots` tokens begin that follow a prefix, or nothing.

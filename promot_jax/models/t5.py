@@ -347,11 +347,13 @@ class T5Model(Family[T5Config]):
         batch, count, length = tokens.shape
         valid = _valid(inputs)
         encoded = self._apply(params, "encode", inputs["tokens"], prompt, valid[:, None, :])
+        logits, state = self._begin(params, encoded, valid, 0)
         row = jnp.pad(tokens[:, :, :-1], ((0, 0), (0, 0), (1, 0))).reshape(batch, -1)  # each starts with id 0
         branch, slots = jnp.repeat(jnp.arange(count), length), jnp.arange(count * length)
         mask = ((branch[:, None] == branch) & (slots[:, None] >= slots))[None]
-        x = self._apply(params, "decode", row, encoded, mask, valid[:, None, :], slots, slots)[0]
-        return x.reshape(batch, count, length, -1), *self._begin(params, encoded, valid, 0)
+        arguments = row, None, mask, valid[:, None, :], slots, slots
+        x = self._apply(params, "decode", *arguments, None, state["cross"])[0]
+        return x.reshape(batch, count, length, -1), logits, state
 
     def empty(self, params: Params, rows: int, width: int, steps: int) -> Params:
         """Returns the state of rows that nothing has been put into; see `Family.empty`."""

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from promot_jax.decoding import continuous_batching as batching
-from promot_jax.decoding import inputs as waiting
 from promot_jax.decoding.continuous_batching import Output, generate_all
 from promot_jax.decoding.generate import generate
-from promot_jax.decoding.inputs import Engine, Input
+from promot_jax.decoding.inputs import Engine, Input, shared_prefix, waiting_batches
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.models import DecoderConfig, T5Config, build
@@ -109,7 +108,7 @@ def test_inputs_that_start_alike_share_a_prefill(engine: Engine) -> None:
     start = [*range(VOCAB, VOCAB + PROMPT), *noise.integers(0, VOCAB, 40).tolist()]
     rows = [Input([*start, i, *noise.integers(0, VOCAB, i).tolist()], 6, i) for i in range(9)]
     grouped = [dataclasses.replace(each, group="a") for each in rows] + inputs(3)
-    (first, *_) = waiting.waiting_batches(grouped, 256, engine)
+    (first, *_) = waiting_batches(grouped, 256, engine)
     assert first.prefix == (tuple(start) if engine.model.continues else ())
     found, again = outputs(generate_all(engine, grouped)), outputs(generate_all(engine, [*rows, *inputs(3)]))
     assert all(np.array_equal(found[index], again[index]) for index in range(len(grouped)))
@@ -118,9 +117,9 @@ def test_inputs_that_start_alike_share_a_prefill(engine: Engine) -> None:
 
 def test_a_prefix_leaves_something_of_every_row() -> None:
     long = [*range(50)]
-    assert waiting.shared_prefix([long, [*long[:40], 9], [*long, 1]]) == tuple(range(40))
-    assert waiting.shared_prefix([long, long]) == tuple(range(49))
-    assert not waiting.shared_prefix([long]) and not waiting.shared_prefix([long, long[:20]])
+    assert shared_prefix([long, [*long[:40], 9], [*long, 1]]) == tuple(range(40))
+    assert shared_prefix([long, long]) == tuple(range(49))
+    assert not shared_prefix([long]) and not shared_prefix([long, long[:20]])
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------

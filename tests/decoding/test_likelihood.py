@@ -69,12 +69,12 @@ def test_sums_of_log_probabilities(pair: tuple[Engine, Any], scored: Any, group:
         np.testing.assert_allclose(scores, want[index], rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_given_is_not_scored(pair: tuple[Engine, Any], scored: Any) -> None:
+def test_first_tokens_may_be_unscored(pair: tuple[Engine, Any], scored: Any) -> None:
     """As a sentinel is."""
     (engine, theirs), (inputs, want) = pair, scored
     with torch.no_grad():
         first = [by_torch(theirs, inputs[2].ids, [*ids[:1]], engine.model.continues) for ids in inputs[2].continuations]
-    ((_, rest),) = log_likelihoods(engine, [dataclasses.replace(inputs[2], given=1)])
+    ((_, rest),) = log_likelihoods(engine, [dataclasses.replace(inputs[2], unscored=1)])
     np.testing.assert_allclose(rest, np.subtract(want[2], first), rtol=1e-4, atol=1e-4)
 
 

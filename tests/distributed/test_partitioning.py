@@ -139,12 +139,12 @@ def both_stages(folder, partitioner, family, left_out=()):
         if name not in left_out:
             out = generate(model, decoding, params["model"], table, placed, stops, limits, key)
             arrays[name] = np.asarray(out)[: len(inputs)]
-    labels = ((3, 4), (5,))
-    rows = [Input([*ids, *range(30 * (i % 2))], 2 + i % 5, i, "all", labels) for i, ids in enumerate(inputs)]
+    rows = [Input([*ids, *range(30 * (i % 2))], 2 + i % 5, i, "all") for i, ids in enumerate(inputs)]
+    rows[::3] = [dataclasses.replace(each, continuations=((3, 4), (5,))) for each in rows[::3]]
     engine = Engine(model, settings, params["model"], table, stops, key, partitioner, 256, 512)
     found = sorted(generate_all(engine, rows), key=lambda output: output.member)
     arrays["continuous outputs"] = np.stack([output.ids for output in found])
-    arrays["likelihoods"] = np.stack([output.likelihoods for output in found])
+    arrays["likelihoods"] = np.stack([output.likelihoods for output in found if output.likelihoods is not None])
     if family == "decoder":  # chunks know no family
         arrays |= chunked_loss(partitioner.place(make_params(config)), model)
     arrays_on = {path: str(leaf.sharding.spec) for path, leaf in trees.flatten(params).items()}

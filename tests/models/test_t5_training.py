@@ -122,7 +122,7 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
 
     def answer(engine, inputs):
         ids = [258, *vocabulary.encode("good"), 257, *vocabulary.encode("film"), -1]
-        asked.extend(each.ids for each in inputs)
+        asked.extend(inputs)
         return ((index, np.array(ids), None) for index in range(len(inputs)))
 
     monkeypatch.setattr(sampler_module, "generate_all", answer)
@@ -130,7 +130,9 @@ def test_sentinels_are_asked_for_and_answers_extracted(base, monkeypatch):
     judge = Evaluator(asking, task="tiny_review", icl="tiny_icl")
     params = {"model": base.params}
     assert asking.ask(params, [Request("a b")]) == [said]
-    assert asked[0] == [*vocabulary.encode("a b"), 258, 1]
+    assert asked[0].ids == [*vocabulary.encode("a b"), 258, 1]
+    asking.ask(params, [Request("a b", labels=("good",))])  # the sentinel in front of a label is not scored
+    assert asked[-1].continuations == ((258, *vocabulary.encode("good")),) and asked[-1].unscored == 1
     scored = judge.target(params, "test", 10)
     assert {(row.raw, row.output) for row in scored.rows} == {(said, "good")}
     assert 0 < scored.entry.score < 100
