@@ -23,7 +23,7 @@ from promot_jax.decoding.output_text import first_span
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.evaluation import evaluator
-from promot_jax.evaluation.sampler import Request, Sampler
+from promot_jax.evaluation.sampler import Reply, Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
 from promot_jax.models import T5Config, build
 from promot_jax.results.bootstrap import normalized_average
@@ -200,9 +200,9 @@ def test_shuffling_and_sharding_change_no_exemplar(name: str) -> None:
 def scored(shuffle: bool) -> tuple[list[Any], list[Any]]:
     """Scores two tasks of the data at hand, by a model whose answer is a function of the whole prompt."""
 
-    def answer(self: Sampler, params: Any, requests: list[Request]) -> list[tuple[int, str]]:
+    def answer(self: Sampler, params: Any, requests: list[Request]) -> list[Reply]:
         codes = [int(text.stable_hash(request.text), 16) for request in requests]
-        return [(index, ["Who", "Paris", "True", "False"][code % 4]) for index, code in enumerate(codes)]
+        return [Reply(index, ["Who", "Paris", "True", "False"][code % 4], {}) for index, code in enumerate(codes)]
 
     def get_dataset(task: seqio.Task, *args: Any, **options: Any) -> Any:
         return read(task, *args, **options | {"shuffle": shuffle, "seed": 3})
