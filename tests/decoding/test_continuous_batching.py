@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from promot_jax.data import batches
 from promot_jax.decoding import continuous_batching as batching
 from promot_jax.decoding.continuous_batching import Output, generate_all
 from promot_jax.decoding.generate import generate
@@ -24,6 +25,11 @@ MODELS = {
     "T5": T5Config(VOCAB, 16, 2, 2, 2, 8, 24, relative_buckets=8, relative_max_distance=12),
 }
 STOPS = np.isin(np.arange(VOCAB), [3, 17, 29])
+
+
+@pytest.fixture(autouse=True)
+def _few_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "WIDTHS", (32, 64, 128))  # each is compiled
 
 
 @pytest.fixture(params=MODELS, name="engine", scope="module")

@@ -78,15 +78,23 @@ def test_first_tokens_may_be_unscored(pair: tuple[Engine, Any], scored: Any) -> 
     np.testing.assert_allclose(rest, np.subtract(want[2], first), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_generation_scores_them_on_the_way(pair: tuple[Engine, Any], scored: Any, beams: int) -> None:
+def check_generation(engine: Engine, inputs: list[Input], want: list[list[float]]) -> None:
     """The outputs are those of the inputs without continuations, beside which they may stand."""
-    engine = dataclasses.replace(pair[0], settings=Decoding(max_tokens=5, beams=beams))
-    inputs, want = scored
     bare = [dataclasses.replace(each, continuations=()) for each in inputs]
     mixed = [*(dataclasses.replace(each, group="a") for each in inputs), *bare]
     found = sorted(generate_all(engine, mixed), key=lambda output: output.member)
     for output, again, scores in zip(found[: len(inputs)], found[len(inputs) :], want, strict=True):
         np.testing.assert_allclose(output.likelihoods, scores, rtol=1e-4, atol=1e-4)
         assert again.likelihoods is None and np.array_equal(output.ids, again.ids)
-    assert len({tuple(output.ids) for output in found}) > 2
+    assert len({tuple(output.ids) for output in found}) == len(inputs)
+
+
+def test_generation_scores_them_on_the_way(pair: tuple[Engine, Any], scored: Any) -> None:
+    engine = dataclasses.replace(pair[0], settings=Decoding(max_tokens=5))
+    check_generation(engine, scored[0][1:3], scored[1][1:3])
+
+
+@pytest.mark.parametrize("pair", ["T5 1.0"], indirect=True)
+def test_a_beam_search_scores_them_first(pair: tuple[Engine, Any], scored: Any) -> None:
+    engine = dataclasses.replace(pair[0], settings=Decoding(max_tokens=5, beams=2))
+    check_generation(engine, scored[0][1:3], scored[1][1:3])
