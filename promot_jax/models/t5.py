@@ -310,17 +310,14 @@ class T5Model(Family[T5Config]):
         of each row's cache, which are in the slots before `cursor`.
         """
         assert prefix is None
-        valid = _valid(inputs)
-        encoded = self._apply(params, "encode", inputs["tokens"], prompt, valid[:, None, :])
-        return self._begin(params, encoded, valid, steps)
-
-    def _begin(self, params: Params, encoded: Array, valid: Array, steps: int) -> tuple[Array, Params]:
         cfg = self.config
-        shape = (len(valid), cfg.num_heads, 1 + steps, cfg.head_dim)
+        tokens, lengths = inputs["tokens"], inputs["lengths"]
+        valid = _valid(inputs)
+        encoded = self._apply(params, "encode", tokens, prompt, valid[:, None, :])
+        shape = (len(tokens), cfg.num_heads, 1 + steps, cfg.head_dim)
         cache = stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype)
-        zeros = jnp.zeros(len(valid), jnp.int32)
-        state = {"cache": cache, "cross": None, "valid": valid, "position": zeros, "cursor": jnp.int32(0)}
-        return self._extend(params, state, zeros, encoded)
+        state = {"cache": cache, "cross": None, "valid": valid, "position": jnp.zeros_like(lengths)}
+        return self._extend(params, {**state, "cursor": jnp.int32(0)}, jnp.zeros_like(lengths), encoded)
 
     def step(self, params: Params, state: Params, tokens: Array) -> tuple[Array, Params]:
         """Appends one real token per row; see `Family.step`."""
@@ -343,15 +340,12 @@ class T5Model(Family[T5Config]):
 
         The decoder's row is all continuations, each of which attends to the encoded input and to itself.
         """
-        assert prefix is None
+        logits, state = self.prefill(params, prompt, inputs, 0, prefix)
         batch, count, length = tokens.shape
-        valid = _valid(inputs)
-        encoded = self._apply(params, "encode", inputs["tokens"], prompt, valid[:, None, :])
-        logits, state = self._begin(params, encoded, valid, 0)
         row = jnp.pad(tokens[:, :, :-1], ((0, 0), (0, 0), (1, 0))).reshape(batch, -1)  # each starts with id 0
         branch, slots = jnp.repeat(jnp.arange(count), length), jnp.arange(count * length)
         mask = ((branch[:, None] == branch) & (slots[:, None] >= slots))[None]
-        arguments = row, None, mask, valid[:, None, :], slots, slots
+        arguments = row, None, mask, state["valid"][:, None, :], slots, slots
         x = self._apply(params, "decode", *arguments, None, state["cross"])[0]
         return x.reshape(batch, count, length, -1), logits, state
 

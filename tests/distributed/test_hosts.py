@@ -446,7 +446,7 @@ def test_sigterm_saves_on_all_hosts(folder: Path, two: Path, victim: int, moment
     run = Run(folder, workdir, TWO)
     begin = interrupt(run, moment, victim, signal.SIGTERM)
     assert run.end() == [main.PREEMPTED] * 2, run.complaints()
-    assert time.monotonic() - begin < 180  # the machine may be busy
+    assert time.monotonic() - begin < 60
     for errors in run.errors:
         assert re.search(
             r"preempted; the state of step \d is saved\. The same command resumes the run\.", errors.read_text()
