@@ -9,8 +9,8 @@ of the places are free, the rows that are left move to a batch of a quarter of t
 from short to long, and what is left of one class moves to the batch of the next. Few programs are compiled: a prefill
 per shape of a waiting batch, a decode loop per size class, and one for each quarter in the last class.
 
-Where likelihoods of continuations are asked for, the prefill computes them too: each input is processed once, except
-for a beam search.
+Where likelihoods of continuations are asked for, the prefill computes them too: each input is processed once. A beam
+search, which goes batch by batch, has its own prefill, so that it processes such inputs twice.
 
 All hosts of a run take the same decisions: they look at the same gathered rows.
 """
@@ -19,6 +19,7 @@ import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ import numpy as np
 
 from promot_jax.decoding.generate import Rows, begin, generate, put
 from promot_jax.decoding.inputs import Engine, Input, Waiting, prefix_state, waiting_batches
-from promot_jax.decoding.likelihood import log_likelihoods, of_continuations
+from promot_jax.decoding.likelihood import of_batch, of_continuations
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed import hosts, preemption
 from promot_jax.distributed.partitioning import activations, constrain
@@ -75,24 +76,30 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
 
 
 def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
-    """Beam search, batch by batch: a beam takes the memory of a row. Continuations are scored before all of it."""
-    with_labels = [index for index, each in enumerate(inputs) if each.continuations]
-    scored = log_likelihoods(engine, [inputs[index] for index in with_labels])
-    likelihoods = {with_labels[number]: scores for number, scores in scored}
+    """Beam search, batch by batch: a beam takes the memory of a row."""
     finished: list[Output] = []
     budget = engine.prefill_tokens // engine.settings.beams
-    bare = [dataclasses.replace(each, group="", continuations=()) for each in inputs]
-    for waiting in waiting_batches(bare, budget, engine):
+    for waiting in waiting_batches([dataclasses.replace(each, group="") for each in inputs], budget, engine):
         limits, _ = _by_row(inputs, waiting)
         placed = engine.partitioner.batch(waiting.batch)
+        bare = {name: placed[name] for name in ("tokens", "lengths")}
         ids = generate(
-            engine.model, engine.settings, engine.params, engine.table, placed, engine.stops, limits, engine.key
+            engine.model, engine.settings, engine.params, engine.table, bare, engine.stops, limits, engine.key
         )
+        scores = of_batch(engine.model, engine.params, engine.table, placed) if "continuations" in placed else None
         yield from finished
-        rows = zip(waiting.members.tolist(), hosts.whole(ids), strict=False)
-        finished = [Output(member, row, likelihoods.get(member)) for member, row in rows]
+        finished = _outputs(inputs, waiting.members, ids, scores)
         preemption.check("during an evaluation")
     yield from finished
+
+
+def _outputs(inputs: Sequence[Input], members: np.ndarray, ids: Array, scores: Array | None) -> list[Output]:
+    """The outputs of a batch's rows; waits for the device."""
+    likelihoods = repeat(None) if scores is None else hosts.whole(scores)
+    return [
+        Output(member, row, None if scored is None else scored[: len(inputs[member].continuations)])
+        for member, row, scored in zip(members.tolist(), hosts.whole(ids), likelihoods, strict=False)
+    ]
 
 
 def _by_row(inputs: Sequence[Input], waiting: Waiting) -> tuple[np.ndarray, np.ndarray]:

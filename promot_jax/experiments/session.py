@@ -63,7 +63,7 @@ def open_session(
         experiment: model and data.
         others: experiments that this process will come to (`with_experiment`): their tasks may be cached ones too.
         check: called when the tasks are known and before their rows are read: the caller's own checks.
-        reads_data: whether the job reads the tasks' rows; otherwise they are not looked at.
+        reads_data: whether the job reads the tasks' rows; otherwise the tasks are not even imported.
         trains: whether the job trains on them: how long they are in tokens is then printed and checked.
 
     Raises:
@@ -71,7 +71,10 @@ def open_session(
             checkpoint is checked before the model is read.
     """
     experiments = [experiment, *others]
-    check_rows(experiments, check, reads_data=reads_data)
+    if reads_data:
+        check_rows(experiments, check)
+    else:
+        early_checks.check_names(experiment)
     if trains:
         text = text_of(experiment)
         for other in {one.task: one for one in reversed(experiments) if one.task}.values():
@@ -87,9 +90,7 @@ def open_session(
     return _session(experiment, base, trains)
 
 
-def check_rows(
-    experiments: Sequence[Experiment], check: Callable[[], None] | None = None, *, reads_data: bool = True
-) -> None:
+def check_rows(experiments: Sequence[Experiment], check: Callable[[], None] | None = None) -> None:
     """Imports the tasks of experiments, checks their names and rows; arguments and errors as of `open_session`."""
     for experiment in experiments:
         check_data(experiment)
@@ -101,7 +102,7 @@ def check_rows(
     examples.use_caches([first.cache_dirs] if isinstance(first.cache_dirs, str) else first.cache_dirs, tasks)
     if cached := examples.cached(tasks):
         print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
-    for experiment in experiments if reads_data else ():
+    for experiment in experiments:
         settings = experiment.evaluation
         trained = examples.task_names(experiment.task) if experiment.task else ()
         validation.check(tasks_of(experiment), trained, (settings.curve_split, settings.split))

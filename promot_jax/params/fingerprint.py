@@ -45,10 +45,12 @@ def _pieces(leaf: Any) -> Iterator[np.ndarray]:
     """Yields a leaf's values as host arrays, in order.
 
     A device array caches its host copy, which would double the memory of a model on an accelerator or on several
-    devices. So a large leaf comes in pieces: slices whose copies are freed one by one.
+    devices. So a large leaf comes in pieces: slices whose copies are freed one by one. An array on one CPU device needs
+    none: the host reads the device's memory.
     """
     size = math.prod(leaf.shape) * leaf.dtype.itemsize
-    if size <= _PIECE or not hasattr(leaf, "devices"):
+    devices = leaf.devices() if hasattr(leaf, "devices") else ()
+    if size <= _PIECE or [device.platform for device in devices] in ([], ["cpu"]):
         yield hosts.whole(leaf)
         return
     if size // leaf.shape[0] > _PIECE:  # a stack of layers

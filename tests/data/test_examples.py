@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,24 @@ def test_of_a_large_split_the_first_rows_are_read() -> None:
     assert {e.id for e in text.read("text_one", "train", within=12)} == set(stored[:12])
     assert len(text.read("text_one", "train", within=12, limit=5)) == 5
     assert text.read("text_one", "train", within=40) == text.read("text_one", "train")
+
+
+def test_the_first_rows_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks, the lengths, the exemplars and the losses before a run's first update are all of these."""
+    reads: list[str] = []
+    elements = text._elements
+
+    def counted(task: seqio.Task, split: str, **options: Any) -> Any:
+        reads.append(f"{task.name} {split}")
+        return elements(task, split, **options)
+
+    monkeypatch.setattr(text, "_elements", counted)
+    text._first_rows.cache_clear()
+    first = list(text.stored(text.get("text_one"), "train", text.POOL_ROWS))
+    assert text.pool("text_one") == text.read("text_one", "exemplars")
+    assert list(text.stored(text.get("text_one"), "train", text.POOL_ROWS)) == first and len(first) == 40
+    assert text.read("text_one", "train", within=text.POOL_ROWS) == text.read("text_one", "train")
+    assert reads.count("text_one train") == 2  # the whole split is read anew
 
 
 @pytest.mark.parametrize("k", [0, 1, 4, 7])

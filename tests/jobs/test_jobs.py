@@ -5,7 +5,9 @@ import hashlib
 import html
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -429,6 +431,17 @@ def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monk
     assert "No soft prompt. Outputs end at '\\n' or after 8 tokens (Decoding.stop, Decoding.max_tokens).\n" in shown
     assert "\n- | Animal: ant -> " in shown and "\n- | Thing: snow\\nColour: -> " in shown  # a line for each
     assert json.loads((tiny_folder / "texts" / "results.json").read_text())["n"] == len(QUESTIONS)
+
+
+def test_inference_does_without_tensorflow(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its import takes longer than all else that a short inference does."""
+    command = tiny.command(tiny_folder, "infer.gin", tmp_path / "run", INPUTS=("Animal: ant",))
+    code = "import sys; from promot_jax.main import main; assert main(sys.argv[1:]) == 0; print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[2:0:-1]))}
+    done = subprocess.run([sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.splitlines()[-1].split()
+    assert "promot_jax.decoding.continuous_batching" in modules and "tensorflow" not in modules
 
 
 def test_infer_reads_files_and_standard_input(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

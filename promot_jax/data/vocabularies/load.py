@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-from promot_jax.data.vocabularies import sentencepiece
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary, Vocabulary
 from promot_jax.errors import UserError
 
@@ -20,12 +19,13 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
         UserError: there is no tokenizer, or it is damaged.
     """
     folder = Path(path)
-    if str(path) == "bytes":
-        return sentencepiece.ByteVocabulary()
-    if _is_sentencepiece(path):
-        return sentencepiece.load(path)
-    if (folder / "tokenizer.json").is_file() or not folder.is_dir():
+    is_other = str(path) == "bytes" or _is_sentencepiece(path)
+    if not is_other and ((folder / "tokenizer.json").is_file() or not folder.is_dir()):
         return TokenizerVocabulary.load(path)
+    from promot_jax.data.vocabularies import sentencepiece  # imports TensorFlow, which takes seconds
+
+    if is_other:
+        return sentencepiece.ByteVocabulary() if str(path) == "bytes" else sentencepiece.load(path)
     for name in ("spiece.model", "tokenizer.model"):
         if (folder / name).is_file():
             return sentencepiece.load(folder / name)
