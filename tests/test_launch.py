@@ -375,6 +375,7 @@ def test_slurm_job_outlives_what_ends_its_steps(machine: Machine) -> None:
 # ---- the real thing --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_local_runs_a_job(tmp_path: Path) -> None:
     """Stage 1 on the tiny model, as two processes of two devices each."""
     workspace = tiny.workspace(tmp_path)

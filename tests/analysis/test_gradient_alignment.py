@@ -18,6 +18,8 @@ from promot_jax.models.batch_layout import Tokens
 from promot_jax.params import soft_prompts
 from promot_jax.training.losses import cross_entropy
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = {"decoder": DecoderConfig(40, 16, 4, 2, 3, 8, 24), "t5": T5Config(40, 16, 2, 2, 3, 8, 24)}
 
 

@@ -431,6 +431,7 @@ def test_one_shot_is_said_by_the_name_of_any_method(method: str) -> None:
     assert len(task_names(after.task)) == len(task_names(before.task))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "task"), [("promot", "tiny_review"), ("multitask_promot", "tiny_pair")])
 def test_one_shot_runs(tiny_folder: Path, tmp_path: Path, method: str, task: str) -> None:
     macros: dict[str, object] = SHORT | {"METHOD": f"{method}_1shot", "MIXTURE_OR_TASK_NAME": task}

@@ -84,6 +84,7 @@ def train_stage(folder, base, stage, params, pack, steps=2):
     return trained, [scalars["train/loss"] for scalars in written if "train/loss" in scalars]
 
 
+@pytest.mark.slow
 def test_both_stages_train_their_own_subtree_and_no_other(base, tmp_path):
     rows = PromptInit().rows(
         jax.random.key(1),

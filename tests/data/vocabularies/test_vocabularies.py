@@ -391,6 +391,7 @@ def wild_texts(count: int) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_smollm2_ids_equal_transformers(smollm2: Path) -> None:
     """The oracle loses the digit rule on its way from GGUF (it matters after runs of white space, and for numbers
