@@ -75,9 +75,10 @@ class Task:
         Raises:
             UserError: another task has this name, or too few rows are given to hold some out.
         """
-        import seqio
+        from promot_jax.tasks import metrics, register, templates  # silences TensorFlow, before seqio
 
-        from promot_jax.tasks import metrics, register, templates
+        # isort: split
+        import seqio
 
         if _registered.get(self.name) != self or self.name not in seqio.TaskRegistry.names():
             rows = self._splits()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from promot_jax.data.encoding import Encoder
-from promot_jax.data.examples import POOL_ROWS, get, stored
+from promot_jax.data.examples import POOL_ROWS, first_rows, get
 from promot_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def measure(task: str, split: str, vocabulary: "Vocabulary", continues: bool) ->
     """
     encoder = Encoder.of(vocabulary, continues=continues)
     rows, seen, lines = [], set(), 0
-    for example in stored(get(task), split, POOL_ROWS):
+    for example in first_rows(get(task), split):
         tokens = encoder.tokens(example)
         rows.append(Row(len(tokens.inputs), len(tokens.targets), example.targets.strip() if example.labels else ""))
         seen.add((example.inputs, example.targets))

@@ -4,14 +4,14 @@ What would make a result wrong is an error; what a person should know of, but re
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
 
 # isort: split
 import seqio
 
-from promot_jax.data.examples import POOL_ROWS, Example, base_task, get, stored
+from promot_jax.data.examples import POOL_ROWS, Example, base_task, first_rows, get, stored
 from promot_jax.data.rows import RowsSource
 from promot_jax.data.task_functions import judge, scores
 from promot_jax.errors import UserError
@@ -47,7 +47,10 @@ def _check_task(task: seqio.Task, splits: tuple[str, ...], trained: bool) -> Non
     def warn(text: str) -> None:
         print(f"Warning: task {task.name!r}, {text}.", flush=True)
 
-    contents = {split: _check_split(task, split, warn) for split in dict.fromkeys(("train", *splits))}
+    contents = {}
+    for split in dict.fromkeys(("train", *splits)):
+        rows = first_rows(task, split) if trained else stored(task, split, POOL_ROWS)
+        contents[split] = _check_split(task, split, rows, warn)
     for split in splits:
         known = contents[split] & contents["train"]
         if trained and split != "train" and known == contents[split]:
@@ -61,15 +64,15 @@ def _check_task(task: seqio.Task, splits: tuple[str, ...], trained: bool) -> Non
         warn(f"{len(both)} of {len(contents[splits[-1]])} examples of split {splits[-1]!r} are in {splits[0]!r} too")
 
 
-def _check_split(task: seqio.Task, split: str, warn: Warn) -> set[tuple[str, str]]:
-    """Checks the examples of a split; returns their inputs and targets."""
+def _check_split(task: seqio.Task, split: str, rows: Iterable[Example], warn: Warn) -> set[tuple[str, str]]:
+    """Checks the examples `rows` of a split; returns their inputs and targets."""
     if isinstance(task.source, RowsSource):
         for field, count in task.source.empty_fields(split).items():
             warn(f"split {split!r}: {count} rows have no text in field {field!r}")
     first: dict[str, tuple[int, Example]] = {}  # by id
     repeated = empty = shared = 0
     judged: list[tuple[object, object]] = []
-    for number, example in enumerate(stored(task, split, POOL_ROWS), 1):
+    for number, example in enumerate(rows, 1):
         where = f"example {number} (the first is 1, id {example.id!r}) of split {split!r} of task {task.name!r}"
         if not example.inputs.strip():
             raise UserError(f"The input of {where} is empty; leave the row out.")

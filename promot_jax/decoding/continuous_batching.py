@@ -76,7 +76,10 @@ def generate_all(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
 
 
 def _in_batches(engine: Engine, inputs: Sequence[Input]) -> Iterator[Output]:
-    """Beam search, batch by batch: a beam takes the memory of a row."""
+    """Beam search, batch by batch: a beam takes the memory of a row.
+
+    Continuations count once per beam in the size of a batch, although they are scored after the search.
+    """
     finished: list[Output] = []
     budget = engine.prefill_tokens // engine.settings.beams
     for waiting in waiting_batches([dataclasses.replace(each, group="") for each in inputs], budget, engine):

@@ -127,8 +127,9 @@ def _examples(session: Session, name: str, split: str, limit: int, max_tokens: i
         count_tokens=lambda value: len(encoder.inputs(value)),
         max_tokens=max_tokens,
     )
-    within = text.POOL_ROWS if split == TRAIN else None  # of millions of rows the first ones
     found: list[Example] = []
     for task in text.task_names(name):
-        found += with_exemplars(iter(text.read(task, split, limit=limit, within=within)))
+        # Of millions of rows the first ones.
+        rows = text.ordered(text.first_rows(text.get(task), split)) if split == TRAIN else text.read(task, split)
+        found += with_exemplars(iter(rows[:limit]))
     return found

@@ -63,7 +63,8 @@ def open_session(
         experiment: model and data.
         others: experiments that this process will come to (`with_experiment`): their tasks may be cached ones too.
         check: called when the tasks are known and before their rows are read: the caller's own checks.
-        reads_data: whether the job reads the tasks' rows; otherwise the tasks are not even imported.
+        reads_data: whether the job reads the tasks' rows; otherwise the tasks are not even imported, and `others` and
+            `check` have to be left out.
         trains: whether the job trains on them: how long they are in tokens is then printed and checked.
 
     Raises:
@@ -74,6 +75,7 @@ def open_session(
     if reads_data:
         check_rows(experiments, check)
     else:
+        assert not others and check is None
         early_checks.check_names(experiment)
     if trains:
         text = text_of(experiment)

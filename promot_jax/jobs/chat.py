@@ -82,7 +82,7 @@ def _has_prompt(path: str) -> bool:
 
 
 def _answer(model: _Model, text: str, prompt: str) -> str:
-    from promot_jax.evaluation.sampler import Request  # imports TensorFlow, after the models have been named
+    from promot_jax.evaluation.sampler import Request
 
     ((_, raw, _),) = model.session.sampler.stream(model.params, [Request(text, prompt)])
     return printable(model.session.sampler.answer(raw).strip())

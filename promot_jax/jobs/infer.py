@@ -41,7 +41,7 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         if problem := half_character(text):
             raise UserError(f"Input {number} {problem}.")
     session = open_session(experiment, reads_data=False)
-    from promot_jax.evaluation.sampler import Request  # imports TensorFlow, after the names have been checked
+    from promot_jax.evaluation.sampler import Request
 
     params: trees.Tree = {"model": session.base.params}
     if experiment.prompt_path:

@@ -14,6 +14,7 @@ import seqio
 import tensorflow as tf
 
 from promot_jax.data import examples as text
+from promot_jax.data import validation
 from promot_jax.errors import UserError
 from promot_jax.tasks import metrics, register, templates
 
@@ -26,6 +27,9 @@ def rows(split):
 
 template = templates.labelled("Country", "Capital", "country", "capital")
 register.register("text_one", rows, template, [metrics.exact_match])
+apart = lambda split: [{**row, "country": row["id"]} for row in rows(split)]
+register.register("text_trained", apart, template, [metrics.exact_match])
+register.register("text_other", apart, template, [metrics.exact_match])
 register.register("text_two", rows, template, [metrics.exact_match], labels=["K0", "K1"], splits=["train", "test"])
 register.register_mixture("text_mixture", {"text_two": 1, "text_one": 3})
 """
@@ -103,7 +107,7 @@ def test_of_a_large_split_the_first_rows_are_read() -> None:
 
 
 def test_the_first_rows_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks, the lengths, the exemplars and the losses before a run's first update are all of these."""
+    """The checks, the lengths and the losses before a run's first update are all of these."""
     reads: list[str] = []
     elements = text._elements
 
@@ -113,11 +117,12 @@ def test_the_first_rows_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(text, "_elements", counted)
     text._first_rows.cache_clear()
-    first = list(text.stored(text.get("text_one"), "train", text.POOL_ROWS))
-    assert text.pool("text_one") == text.read("text_one", "exemplars")
-    assert list(text.stored(text.get("text_one"), "train", text.POOL_ROWS)) == first and len(first) == 40
-    assert text.read("text_one", "train", within=text.POOL_ROWS) == text.read("text_one", "train")
-    assert reads.count("text_one train") == 2  # the whole split is read anew
+    for task in ("text_trained", "text_other"):  # the rows of a task that is not trained on are not kept
+        validation.check([task], ["text_trained"], ["test"])
+    first = text.first_rows(text.get("text_trained"), "train")
+    assert [e.id for e in first] == [f"train-{i}" for i in range(40)]
+    assert reads == [f"{task} {split}" for task in ("text_trained", "text_other") for split in ("train", "test")]
+    assert text.ordered(first) == text.read("text_trained", "train")
 
 
 @pytest.mark.parametrize("k", [0, 1, 4, 7])

@@ -19,12 +19,12 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
         UserError: there is no tokenizer, or it is damaged.
     """
     folder = Path(path)
-    is_other = str(path) == "bytes" or _is_sentencepiece(path)
-    if not is_other and ((folder / "tokenizer.json").is_file() or not folder.is_dir()):
+    is_t5s = str(path) == "bytes" or _is_sentencepiece(path)
+    if not is_t5s and ((folder / "tokenizer.json").is_file() or not folder.is_dir()):
         return TokenizerVocabulary.load(path)
     from promot_jax.data.vocabularies import sentencepiece  # imports TensorFlow, which takes seconds
 
-    if is_other:
+    if is_t5s:
         return sentencepiece.ByteVocabulary() if str(path) == "bytes" else sentencepiece.load(path)
     for name in ("spiece.model", "tokenizer.model"):
         if (folder / name).is_file():
