@@ -17,8 +17,9 @@ def main() -> None:
         if name not in QUESTIONS:
             parser.error(f"no question is called {name!r}; there are {', '.join(QUESTIONS)}")
     for name in options.names or QUESTIONS:
-        question.answer(importlib.import_module(f"benchmarks.{name}").QUESTION, options.pairs, options.quick)
+        answer = question.answer(importlib.import_module(f"benchmarks.{name}").QUESTION, options.pairs, options.quick)
         if not options.quick:
+            performance.keep(answer)
             performance.rewrite()
 
 

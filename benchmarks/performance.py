@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/performance.md from `runs/bench/*.json`, between markers; prose outside them stays.
+"""Rewrites the tables of docs/performance.md from `docs/findings/bench/*.json`, between markers; prose outside stays.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`. NAME is a question's; `goals` are all ratios beside
 their goals, `machine` is what the benchmarks ran on.
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import QUESTIONS, figures
-from benchmarks.harness import FOLDER, ROOT
+from benchmarks.harness import ROOT
 from promot_jax import files
 from promot_jax.report import svg
 from promot_jax.report.markdown import markdown
 
 PAGE = ROOT / "docs" / "performance.md"
+KEPT = ROOT / "docs" / "findings" / "bench"  # committed, so that a run of one question leaves the tables of the others
 FIGURES = ROOT / "docs" / "figures"
 # By key of a ratio: what it is against, and the goal, which the value should not exceed (speed-ups: reach).
 GOALS: dict[str, tuple[str, float]] = {
@@ -37,7 +38,15 @@ _BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _NOT_RUN = "Not measured yet: `make bench` writes this table.\n"
 
 
-def rewrite(page: Path = PAGE, folder: Path = FOLDER, drawn: Path = FIGURES) -> None:
+def keep(answer: Mapping[str, Any], folder: Path = KEPT) -> None:
+    """Writes the answer to a question into a folder, with the ratios of the run that lay there before (`before`)."""
+    path = folder / f"{answer['question']}.json"
+    earlier = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    before = {name: earlier[name] for name in ("machine", "ratios")} if earlier else None
+    files.write({**answer, "before": before}, path)
+
+
+def rewrite(page: Path = PAGE, folder: Path = KEPT, drawn: Path = FIGURES) -> None:
     """Rewrites a page from the results in a folder, and the figures of how cost grows; what is missing is said so."""
     answers = {
         name: json.loads(path.read_text("utf-8")) for name in QUESTIONS if (path := folder / f"{name}.json").is_file()
@@ -61,13 +70,15 @@ def _content(name: str, answers: Mapping[str, Any]) -> str:
 
 
 def _goals(answers: Mapping[str, Any]) -> str:
-    rows = [["ratio", "against", "median", "range over pairs", "goal"]]
+    rows = [["ratio", "against", "median", "range over pairs", "run before", "goal"]]
     for answer in answers.values():
         for key, value in answer["ratios"].items():
             against, goal = GOALS.get(key, ("", 0.0))
             limit = f"at least {goal:g}" if "speedup" in key else f"at most {goal:g}"
             low, high = answer["ranges"][key]
-            rows.append([f"`{key}`", against, f"{value:.2f}", f"{low:.2f} to {high:.2f}", limit if goal else ""])
+            before = (answer["before"] or {"ratios": {}})["ratios"].get(key)
+            cells = [f"`{key}`", against, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+            rows.append([*cells, "" if before is None else f"{before:.2f}", limit if goal else ""])
     return markdown(rows) + "\n" if len(rows) > 1 else _NOT_RUN
 
 

@@ -11,10 +11,8 @@ import functools
 import hashlib
 import importlib
 import itertools
-import json
 import math
 import numbers
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,7 +26,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from promot_jax.data import shots
+from promot_jax.data import caches, shots
 from promot_jax.data.vocabularies import controls
 from promot_jax.errors import RUN_ERRORS, UserError, described, nearest, users_code
 
@@ -75,31 +73,6 @@ def import_built_in() -> None:
     import_tasks(shots.BUILT_IN)
 
 
-def use_caches(folders: Sequence[str], tasks: Sequence[str]) -> None:
-    """Reads tasks from SeqIO caches from now on, in these folders only.
-
-    A cached task yields the same examples. `read` and `pool` return them in the same order; the order of `stream` also
-    depends on the cache's files.
-
-    Args:
-      folders: written by `launch/cache_tasks.sh` (SeqIO's own `seqio_cache_tasks`), local or gs://; the first one wins.
-      tasks: the tasks that the run reads. A folder that holds none of them is a UserError.
-    """
-    seqio.set_global_cache_dirs(folders)
-    caches = [str(get(name).cache_dir) for name in cached(tasks)]
-    for folder in folders:
-        if not any(cache.startswith(os.path.join(folder, "")) for cache in caches):
-            raise UserError(
-                f"SEQIO_CACHE_DIRS names {folder}, where no task of this run has a finished cache "
-                f"({', '.join(dict.fromkeys(tasks))}): build it with launch/cache_tasks.sh, or leave it out"
-            )
-
-
-def cached(tasks: Sequence[str]) -> list[str]:
-    """Returns the tasks that are read from a cache; a k-shot task is read from the cache of its base task."""
-    return [name for name in dict.fromkeys(tasks) if _is_cached(get(name))]
-
-
 def get(name: str) -> seqio.Task | seqio.Mixture:
     """Returns a task or mixture; registers `<name>_<k>shot` at the first call if `<name>` is known.
 
@@ -142,6 +115,11 @@ def base_task(name: str) -> str:
     return base_and_shots(name)[0]
 
 
+def cached(tasks: Sequence[str]) -> list[str]:
+    """Returns the tasks that are read from a cache (`caches.used`)."""
+    return [name for name in dict.fromkeys(tasks) if caches.used(get(name))]
+
+
 def read(name: str, split: str, *, limit: int | None = None, within: int | None = None) -> list[Example]:
     """Returns the examples of one task, in an order that depends on their ids only, not on how the data are stored.
 
@@ -177,7 +155,7 @@ def first_rows(task: seqio.Task, split: str) -> Sequence[Example]:
 
     For a task that is trained on: its checks, lengths and losses read them, and a row takes half a millisecond.
     """
-    return _first_rows(task, split, _is_cached(task), POOL_ROWS)
+    return _first_rows(task, split, caches.used(task), POOL_ROWS)
 
 
 @functools.lru_cache(maxsize=8)
@@ -197,7 +175,7 @@ def pool(name: str, limit: int | None = None) -> list[Example]:
     task = get(name)
     if EXEMPLARS in task.splits:
         return read(name, EXEMPLARS, limit=limit)
-    if _is_cached(task) and (rows := task.get_cached_stats("train")["examples"]) > POOL_ROWS:
+    if caches.used(task) and (rows := task.get_cached_stats("train")["examples"]) > POOL_ROWS:
         raise UserError(
             f"task {name!r} is read from a cache, and which of its {rows:,} training rows exemplars are drawn from "
             f"would depend on how that was built: give its source a split {EXEMPLARS!r} ('train[:{POOL_ROWS}]' in "
@@ -292,18 +270,13 @@ class _Shots(seqio.Task):
         return self._base.cache_dir
 
 
-def _is_cached(task: seqio.Task) -> bool:
-    # A task keeps the cache folder that SeqIO once found, even after the list of folders was emptied.
-    return bool(seqio.get_global_cache_dirs()) and task.supports_caching and task.cache_dir is not None
-
-
 def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[str, Any]]:
     """Yields the raw elements of a task, from its cache if it has one. `options` are `get_dataset`'s.
 
     Raises:
       UserError: the cache is damaged, or the task has changed since.
     """
-    from_cache = _is_cached(task)
+    from_cache = caches.used(task)
     if task.requires_caching and not from_cache:
         raise UserError(f"task {task.name!r} is read from a cache only: name its folder in SEQIO_CACHE_DIRS")
     # Local names: at exit a stream may outlive the module. What passes may go away by itself, and is no fault of data.
@@ -311,7 +284,7 @@ def _elements(task: seqio.Task, split: str, **options: Any) -> Iterator[Mapping[
     passed, damage = (*RUN_ERRORS, *transient, MemoryError), Exception
     try:
         if from_cache:
-            _check_files(task.cache_dir, split)
+            caches.check_files(task.cache_dir, split)
         with contextlib.nullcontext() if options["shuffle"] else in_storage_order():
             # Without lengths there is nothing to trim: a step per row less.
             settings = {"use_cached": from_cache, "try_in_mem_cache": False, "trim_output_features": False}
@@ -338,15 +311,6 @@ def in_storage_order() -> Iterator[None]:
         yield
     finally:
         seqio.set_tfds_read_config_override(before)
-
-
-def _check_files(folder: str, split: str) -> None:
-    """Raises ValueError if a cache lacks files, which SeqIO would not notice."""
-    with tf.io.gfile.GFile(seqio.get_cached_info_path(folder, split)) as file:
-        shards = json.load(file)["num_shards"]
-    files = len(tf.io.gfile.glob(f"{seqio.get_cached_tfrecord_prefix(folder, split)}-*-of-{shards:05d}"))
-    if files != shards:
-        raise ValueError(f"{files} of {shards} files of the split {split!r} are there")
 
 
 def _names() -> list[str]:

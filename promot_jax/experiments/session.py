@@ -98,10 +98,11 @@ def check_rows(experiments: Sequence[Experiment], check: Callable[[], None] | No
         check_data(experiment)
     if check:
         check()
-    from promot_jax.data import examples, validation
+    from promot_jax.data import caches, examples, validation
 
     first, tasks = experiments[0], [task for experiment in experiments for task in tasks_of(experiment)]
-    examples.use_caches([first.cache_dirs] if isinstance(first.cache_dirs, str) else first.cache_dirs, tasks)
+    folders = [first.cache_dirs] if isinstance(first.cache_dirs, str) else first.cache_dirs
+    caches.use(folders, [examples.get(task) for task in tasks])
     if cached := examples.cached(tasks):
         print(f"Read from SeqIO caches: {', '.join(cached)}.", flush=True)
     for experiment in experiments:

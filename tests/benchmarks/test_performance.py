@@ -54,8 +54,18 @@ def answer() -> dict[str, Any]:
         },
         "ratios": {key: 0.65, "other": 1.0},
         "ranges": {key: [0.6, 0.7], "other": [1.0, 1.0]},
+        "before": None,
         "cases": {"stage 1": {"sides": sides, "variants": {"peft_f32": {"chosen": "torch.compile", "race": {}}}}},
     }
+
+
+def test_keep_names_the_run_before(tmp_path: Path) -> None:
+    first, second = answer(), answer() | {"ratios": {"stage1_time_vs_peft_f32": 0.63, "other": 1.0}}
+    performance.keep(first, tmp_path)
+    performance.keep(second, tmp_path)
+    kept = json.loads((tmp_path / "step_stage1.json").read_text("utf-8"))
+    assert kept == second | {"before": {"machine": MACHINE, "ratios": first["ratios"]}}
+    assert "| 0.63 | 0.60 to 0.70 | 0.65 " in performance._goals({"step_stage1": kept})
 
 
 def test_rewrite(tmp_path: Path) -> None:
@@ -69,7 +79,7 @@ def test_rewrite(tmp_path: Path) -> None:
     assert "| stage 1 | ours_f32 | 6.5 [6, 7] | 3.7 |" in lines
     assert "| | peft_f32 (torch.compile) | 10 | 3.5 |" in lines
     assert "growth" not in text  # no side has that measure
-    assert "| `stage1_time_vs_peft_f32` | peft prompt tuning, float32 | 0.65 | 0.60 to 0.70 | at most 0.6 |" in lines
+    assert "| `stage1_time_vs_peft_f32` | peft prompt tuning, float32 | 0.65 | 0.60 to 0.70 | | at most 0.6 |" in lines
     where = "AMD EPYC, 2 cores (avx2), 8 GiB; 2026-11-29, commit 0123456789ab; jax 0.10.2"
     assert f"- {where}: step_stage1 (3 pairs, load 0.1)." in lines
     assert performance._NOT_RUN.strip() in lines  # loading

@@ -89,13 +89,16 @@ def test_several_questions_have_one_too(monkeypatch: pytest.MonkeyPatch) -> None
     from benchmarks import __main__ as several
 
     asked: list[Any] = []
-    monkeypatch.setattr(question, "answer", lambda one, pairs, quick: asked.append((one.name, pairs, quick)))
+    monkeypatch.setattr(
+        question, "answer", lambda one, pairs, quick: asked.append((one.name, pairs, quick)) or one.name
+    )
+    monkeypatch.setattr(performance, "keep", lambda answer: asked.append(f"{answer} kept"))
     monkeypatch.setattr(performance, "rewrite", lambda: asked.append("rewritten"))
     monkeypatch.setattr(sys, "argv", ["benchmarks", "packing", "--pairs", "3"])
     several.main()
     monkeypatch.setattr(sys, "argv", ["benchmarks", "loading", "start_up", "--quick"])
     several.main()
-    assert asked == [("packing", 3, False), "rewritten", ("loading", 5, True), ("start_up", 5, True)]
+    assert asked == [("packing", 3, False), "packing kept", "rewritten", ("loading", 5, True), ("start_up", 5, True)]
     monkeypatch.setattr(sys, "argv", ["benchmarks", "step_stage3"])
     with pytest.raises(SystemExit, match="2"):
         several.main()

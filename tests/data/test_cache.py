@@ -19,6 +19,7 @@ import seqio
 import tensorflow as tf
 import tiny_tasks
 
+from promot_jax.data import caches
 from promot_jax.data import examples as text
 from promot_jax.data.exemplars import choose
 from promot_jax.errors import UserError
@@ -83,6 +84,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def use_caches(folders: list[str], names: list[str]) -> None:
+    caches.use(folders, [text.get(name) for name in names])
+
+
 @pytest.fixture
 def cache(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """`cache("task", ...)` has a cache used and returns its folder; sources may no longer be read. Undone later."""
@@ -92,7 +97,7 @@ def cache(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
             shutil.copytree(built / name, tmp_path / "cache" / name)
             source = seqio.TaskRegistry.get(name).source
             monkeypatch.setattr(source, "get_dataset", lambda **_: pytest.fail("the source was read"))
-        text.use_caches([str(tmp_path / "cache")], [*TASKS, *names])
+        use_caches([str(tmp_path / "cache")], [*TASKS, *names])
         return str(tmp_path / "cache")
 
     yield use
@@ -186,7 +191,7 @@ def test_without_folders_the_sources_are_read_again(cache: Callable[..., str], m
     monkeypatch.undo()
     assert text.cached(TASKS) == ["tiny_review"]
 
-    text.use_caches([], TASKS)
+    use_caches([], TASKS)
     shutil.rmtree(folder)
 
     assert text.cached(TASKS) == [] and text.read("tiny_review", "test") == source
@@ -197,10 +202,10 @@ def test_a_folder_without_a_finished_cache(cache: Callable[..., str], built: Pat
         cache()
     folder = Path(cache("tiny_colour"))
     with pytest.raises(UserError, match="names /nowhere, where"):
-        text.use_caches([str(folder), "/nowhere"], TASKS)
+        use_caches([str(folder), "/nowhere"], TASKS)
     shutil.copytree(built / "tiny_review", folder / "tiny_review")
     (folder / "tiny_review" / "COMPLETED").unlink()  # killed while it was built
-    text.use_caches([str(folder)], TASKS)
+    use_caches([str(folder)], TASKS)
     assert text.cached(TASKS) == ["tiny_colour"]
 
 
@@ -304,7 +309,7 @@ def test_beam_builds_the_cache(tmp_path: Path) -> None:
     ]  # no k-shot ones
     names = ["tiny_review", "tiny_review_2shot", "tiny_size"]
     sources = {(name, split): text.read(name, split) for name in names for split in register.SPLITS}
-    text.use_caches([str(cache)], names)
+    use_caches([str(cache)], names)
     try:
         assert text.cached(names) == names
         assert {key: text.read(*key) for key in sources} == sources
@@ -312,4 +317,4 @@ def test_beam_builds_the_cache(tmp_path: Path) -> None:
         assert {e.id for e in streamed if e.task == "tiny_review"} == {e.id for e in sources["tiny_review", "train"]}
         assert take("tiny_pair", 300) == streamed
     finally:
-        text.use_caches([], names)
+        use_caches([], names)
