@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promot_jax import trees
+from promot_jax import files, trees
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed.partitioning import Partitioner
@@ -368,6 +368,7 @@ def _run(
 @contextlib.contextmanager
 def _folder(workdir: str | Path | None) -> Iterator[Path]:
     if workdir is not None:
+        files.check_workdir(Path(workdir))
         yield Path(workdir)
         return
     with tempfile.TemporaryDirectory(prefix="promot_jax-") as folder:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import math
 import os
@@ -24,8 +25,8 @@ FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of the system that a user's settin
 
 _SCRATCH = ".writing-"  # in the names of folders that hold unfinished files
 _HERE = re.sub(r"[^\w.]", "_", platform.node())  # this machine
-# What earlier versions left when they were killed: files and folders of an export, half written.
 _NUMBERS = re.compile(r"\[\n([\s\d.,eE+-]+)\n\s*\]")  # a list of numbers in indented JSON
+# What earlier versions left when they were killed: files and folders of an export, half written.
 _EARLIER = re.compile(
     r"\.[\w-]+\.(json|jsonl|md|html|svg)\.[a-z0-9_]{8}|prompt\.(json|npy)\.tmp"
     r"|\.(stripped|with_prompts)-[a-z0-9_]{8}|checkpoint_\d+\.tmp-[a-z0-9_]{8}"
@@ -113,6 +114,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
             # A lone surrogate in model output has no UTF-8; its backslash form is also what JSON would write.
             made.write_text(text, "utf-8", "backslashreplace", "\n")
     return path
+
+
+def check_workdir(folder: Path) -> None:
+    """Raises UserError for a folder of runs whose path reads as a pattern: Orbax looks for its files by patterns."""
+    if glob.has_magic(str(folder.absolute())):
+        raise UserError(f"The workdir {folder.absolute()} has one of * ? [ in its path: give another one (--workdir).")
 
 
 def write(value: Any, path: str | os.PathLike[str]) -> Path:

@@ -16,7 +16,6 @@ When a host is gone, the others name it and end with status 76 (1 if it said why
 """
 
 import contextlib
-import glob
 import math
 import os
 import re
@@ -198,8 +197,7 @@ def _one_voice() -> Iterator[None]:
 
 def _prepare(workdir: Path) -> None:
     """Makes the workdir, deletes what killed runs left half written, and says in a new one what will run there."""
-    if glob.has_magic(str(workdir.absolute())):  # Orbax looks for its files by patterns, and would find none
-        raise UserError(f"The workdir {workdir.absolute()} has one of * ? [ in its path: give another --workdir.")
+    files.check_workdir(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         files.delete_leftovers(workdir)

@@ -45,6 +45,14 @@ def test_stages(models: dict[str, pj.Model], tiny_folder: Path) -> None:
     assert again.generate(TEXTS) == tuned.generate(TEXTS)
 
 
+def test_a_workdir_that_reads_as_a_pattern_is_refused(
+    models: dict[str, pj.Model], task: pj.Task, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"run\[1\] has one of \* \? \[ in its path"):
+        models["base"].tune_model(task, learning_rate=0.01, workdir=tmp_path / "run[1]", **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_generate_with_and_without_prompt(models: dict[str, pj.Model]) -> None:
     prompted, decoding = models["prompted"], pj.Decoding(max_tokens=6, stop="")
     plain = models["base"].generate(TEXTS, decoding=decoding)

@@ -11,6 +11,7 @@ import msgspec
 from promot_jax import files, methods, trees
 from promot_jax.checkpoints import stage_folder
 from promot_jax.distributed import hosts
+from promot_jax.errors import UserError
 from promot_jax.evaluation import example_scores
 from promot_jax.experiments.initial_params import prompts_of_tasks
 from promot_jax.experiments.resume_guard import FINAL
@@ -176,10 +177,18 @@ def write_outputs(folder: Path, rows: Outputs) -> None:
 
 
 def _outputs_in(folder: Path) -> Outputs:
-    """Reads what `write_outputs` wrote, the fine-tuning task first."""
+    """Reads what `write_outputs` wrote, the fine-tuning task first; raises UserError for a damaged file."""
     paths = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stem != "target", path.stem))
-    lines = {path.stem: path.read_text("utf-8").split("\n") for path in paths}
-    return {name: [msgspec.json.decode(line, type=Output) for line in filter(None, of)] for name, of in lines.items()}
+    found: Outputs = {}
+    for path in paths:
+        try:
+            lines = path.read_text("utf-8").split("\n")
+            found[path.stem] = [msgspec.json.decode(line, type=Output) for line in filter(None, lines)]
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+            raise UserError(
+                f"The outputs in {path} are damaged ({error}): delete {folder}, and they are made again."
+            ) from error
+    return found
 
 
 def settings_of(experiment: Experiment) -> Json:

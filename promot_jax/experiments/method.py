@@ -1,15 +1,17 @@
 """One method of one run: its stages, each from the best checkpoint of the one before, then the final evaluation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from promot_jax import files, trees
+from promot_jax.checkpoints.stage_folder import STAGE_FILE
 from promot_jax.errors import UserError
 from promot_jax.experiments.final_evaluation import close
 from promot_jax.experiments.initial_params import fresh_prompt, start, task_prompts
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
 from promot_jax.experiments.session import Session, check_method, narrowed
-from promot_jax.experiments.stage import recorded, run_stage
+from promot_jax.experiments.stage import check_prompt, recorded, run_stage
 from promot_jax.methods.base import Stage
 from promot_jax.results import records, schema
 from promot_jax.results.schema import Run
@@ -30,7 +32,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     check_method(session.experiment, chosen, tuning)
     tuned = {stage.name: recorded(stage, tuning.of(stage)) for stage in plan}
     settings = {"method": method, "tuning": tuned, **shared_settings(session.experiment)}
-    done = records.decide(lambda: _finished_run(folder, settings), Run, "a finished run")
+    done = records.decide(lambda: _finished_run(folder, settings, plan), Run, "a finished run")
     if done:
         print(f"[{method}] is finished in {folder}.", flush=True)
         return done
@@ -52,12 +54,19 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     return results
 
 
-def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:
-    """The run in a folder if it is finished; its settings are kept or compared."""
+def _finished_run(folder: Path, settings: dict[str, Any], plan: Sequence[Stage]) -> Run | None:
+    """The run in a folder if it is finished; its settings are kept or compared, and its prompts are read.
+
+    A stage's folder that was deleted as a whole is not missed: the results are there.
+    """
     done = (folder / "results.json").is_file()
     if not done:  # the stages watch over their own settings; those of the final evaluation may still change
         (folder / "settings.json").unlink(missing_ok=True)
     keep_settings(folder, settings)
+    for stage in plan if done else ():
+        for finished in folder.glob(f"{stage.name}/*/{STAGE_FILE}" if stage.per_task else f"{stage.name}/{STAGE_FILE}"):
+            if stage.leaves_prompt:
+                check_prompt(finished.parent)
     return schema.read_run(folder) if done else None
 
 

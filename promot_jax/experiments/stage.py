@@ -53,13 +53,12 @@ def run_stage(
     """
     attached = {"model": True, "prompt": stage.prompt, "lora": stage.lora}
     params = {subtree: tree for subtree, tree in params.items() if attached[subtree]}
-    keeps_prompt = "prompt" in stage.trains or bool(stage.fixed_prompt)  # in a file of its own
     settings = _settings(session, stage, training, params)
     run = hosts.decide(lambda: keep_settings(folder, settings, stage_folder.STAGE_FILE), "the settings")
     finished = records.decide(lambda: stage_folder.describe(folder), StageRecord, "a finished stage")
     if finished:
-        if keeps_prompt:
-            hosts.decide(lambda: _check_prompt(folder), "the stage's prompt")
+        if stage.leaves_prompt:
+            hosts.decide(lambda: check_prompt(folder), "the stage's prompt")
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return stage_folder.overlay(folder, finished.best_step, params)
     left_out: dict[str, int] = {}
@@ -71,7 +70,7 @@ def run_stage(
     curve = records.parse(trained.curve, list[StepEvaluation], f"The curve of {stage.name}")
     score = next(entry.target for entry in curve if entry.step == trained.best_step)
     assert score is not None  # every evaluation scores the target
-    if keeps_prompt:
+    if stage.leaves_prompt:
         _save_prompt(session, folder, stage, trained, score)
     record = StageRecord(
         stage=stage.name,
@@ -203,7 +202,7 @@ def _choose(
     return Trained({"model": model}, best, curve, time.monotonic() - began)
 
 
-def _check_prompt(folder: Path) -> None:
+def check_prompt(folder: Path) -> None:
     """Raises UserError where the prompt of a finished stage is gone or damaged."""
     try:
         soft_prompts.load(folder / "prompt", (), force=True)

@@ -125,6 +125,11 @@ class Stage:
         return "model" in self.trains or self.keeps_lora
 
     @property
+    def leaves_prompt(self) -> bool:
+        """Whether it leaves a prompt in a file of its own: one that it trained, or one that was drawn for it."""
+        return "prompt" in self.trains or bool(self.fixed_prompt)
+
+    @property
     def uses_start(self) -> bool:
         """Whether its step needs the model's trained leaves as they were at the stage's start."""
         return self.penalty is not None or self.objective.uses_start

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from promot_jax.methods import label
-from promot_jax.report import frontier
+from promot_jax.report import checkpoints, frontier
 from promot_jax.report.tables import ABSENT, number, ordered, place, signed, varied
 from promot_jax.results import bootstrap, matched_target, paired, spread
 from promot_jax.results.paired import Difference
@@ -55,9 +55,10 @@ def leading(results: Comparison) -> list[Block]:
 
 
 def further(results: Comparison) -> list[Block]:
-    """What it has besides its scores: matched target score, settings tried, spreads, differences of each task."""
+    """What it has besides its scores: matched target score, settings tried, every checkpoint, spreads, each task."""
     tasks = _paired_tasks(paired.differences(results))
-    return _filled(matched(results), _tried(results), _spreads(results), tasks)
+    every = Block("Every checkpoint", *checkpoints.rows(results))
+    return _filled(matched(results), _tried(results), every, _spreads(results), tasks)
 
 
 def _filled(*blocks: Block) -> list[Block]:

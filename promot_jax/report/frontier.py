@@ -39,7 +39,7 @@ def chart(results: Comparison, style: Callable[[str, Comparison], int], x: str, 
     found = frontier.frontiers(results)
     if not found:
         return None
-    shots = _shots(results)
+    shots = curve_shots(results)
     chosen = frontier.chosen(results, shots) if shots else []
     validation = [line for one in found for line in _validation(one, style(one.method, results))]
     start = [Line(methods.label(methods.REFERENCE), reference, (point,), "marks") for point in _start(results)]
@@ -111,7 +111,7 @@ def _start(results: Comparison) -> list[Point]:
 
 
 def _point(label: str, where: str, scores: Scores) -> Point:
-    target, icl = _interval(scores.target_ci95), _interval(scores.icl_ci95)
+    target, icl = interval(scores.target_ci95), interval(scores.icl_ci95)
     tip = f"{label}, {where}: target {scores.target:.1f}{target}, ICL {scores.icl:.1f}{icl}"
     return Point(scores.target, scores.icl, tip, *(scores.icl_ci95 or (None, None)), *(scores.target_ci95 or ()))
 
@@ -125,25 +125,26 @@ def _seeds(count: int) -> str:
     return "1 seed" if count == 1 else f"mean of {count} seeds"
 
 
-def _interval(ci95: Interval | None, form: Callable[[float], str] = "{:.1f}".format) -> str:
+def interval(ci95: Interval | None, form: Callable[[float], str] = "{:.1f}".format) -> str:
+    """` [57.8, 65.2]`, or "" for none."""
     return "" if ci95 is None else f" [{form(ci95[0])}, {form(ci95[1])}]"
 
 
 def _area(area: Area | None) -> str:
-    return ABSENT if area is None else f"{area.percent:.1f}{_interval(area.ci95)}"
+    return ABSENT if area is None else f"{area.percent:.1f}{interval(area.ci95)}"
 
 
 def _change(area: Area | None) -> str:
     if area is None or area.change is None:
         return ABSENT
-    return f"{signed(area.change)}{_interval(area.change_ci95, signed)}"
+    return f"{signed(area.change)}{interval(area.change_ci95, signed)}"
 
 
 def _counts(one: Frontier) -> str:
     return f"{sum(point.on_frontier for point in one.points)} of {len(one.points)}"
 
 
-def _shots(results: Comparison) -> str:
+def curve_shots(results: Comparison) -> str:
     """The number of shots of the curves, where the final evaluations have it; otherwise their smallest."""
     curves = {str(run.settings.get("curve_shots")) for run in results.runs}
     known = sorted({shots for run in results.runs for shots in run.icl}, key=int)

@@ -133,6 +133,13 @@ def chosen(results: Comparison, shots: str) -> list[Chosen]:
     return found
 
 
+def by_setting(results: Comparison, method: str) -> list[tuple[Mapping[str, float], Run]]:
+    """All runs of a method, with what was varied: those with the chosen settings first."""
+    chosen = results.selection[method].chosen if method in results.selection else {}
+    runs: list[tuple[Mapping[str, float], Run]] = [(chosen, run) for run in results.methods[method]]
+    return runs + [(run.varied, run) for run in results.others if run.method == method]
+
+
 def area(targets: np.ndarray, icls: np.ndarray, least: float) -> np.ndarray:
     """Percent of the rectangle from (least, 0) to (100, 100) that points cover; `[..., points]` to `[...]`."""
     order = np.argsort(-targets, axis=-1, kind="stable")
@@ -184,11 +191,8 @@ class _Measured:
     """The points of a method, with their resamples."""
 
     def __init__(self, results: Comparison, method: str):
-        settings = results.selection[method].chosen if method in results.selection else {}
-        runs = [(settings, run) for run in results.methods[method]]
-        runs += [(run.varied, run) for run in results.others if run.method == method]
         by_key: dict[Key, dict[int, tuple[Run, StepEvaluation]]] = {}
-        for varied, run in runs:
+        for varied, run in by_setting(results, method):
             for point in _scored(run.curve):
                 by_key.setdefault((tuple(varied.items()), point.step), {})[run.seed] = run, point
         most = max(map(len, by_key.values()), default=0)

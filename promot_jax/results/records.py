@@ -88,7 +88,9 @@ def load(path: str | os.PathLike[str], advice: str = _ADVICE) -> Any:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-        return json.loads(text, parse_constant=_refuse_constant)
+        document = json.loads(text, parse_constant=_refuse_constant)
+        _check_depth(document)
+        return document
     except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"There is no results file {str(path)!r}: run the job that writes it first.") from None
     # UnicodeDecodeError and JSONDecodeError are ValueErrors; the last two are of damaged gzip.
@@ -115,6 +117,21 @@ def decide(function: Callable[[], T | None], kind: type[T], what: str) -> T | No
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _check_depth(document: Any, most: int = 100) -> None:
+    """Raises ValueError for a document that functions calling themselves could not go through."""
+    level = [document]
+    for _ in range(most):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {most} deep")
 
 
 def _located(message: str, document: Any, kind: Any) -> tuple[str, str]:

@@ -83,6 +83,7 @@ def test_parquet_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("a.csv", "text,label\ncaf\u00e9,b\n".encode("latin-1"), "a.csv is no UTF-8 text .*; save it as UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl line 2 is no JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', "a.jsonl line 2 is no JSON object"),
+        ("a.jsonl", b'{"a": ' * 100_000, "a.jsonl line 1 is no JSON"),
         ("a.json", b"[]", r"a.json is no data file .*; give one object per line \(.jsonl\)"),
         ("a.xlsx", b"", r"a.xlsx is no data file of a kind that is read \(.csv, .tsv"),
     ],

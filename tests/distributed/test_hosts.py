@@ -1,5 +1,7 @@
 """Runs of several hosts, each a process of its own with CPU devices: what they compute, write, survive and say."""
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 import compilation
 import hosts_worker
+import jax
 import numpy as np
 import processes
 import pytest
@@ -62,12 +65,28 @@ def work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> list[d
         )
         for index in range(count)
     ]
-    said = []
-    for process in started:
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        said.append(json.loads(out.splitlines()[-1]))
+    said, ended = [], threading.Event()
+    # A stranger at the port, while hosts join and later, where JAX listens: it is told nothing and disturbs nobody.
+    stranger = threading.Thread(target=knock, args=(port, ended))
+    stranger.start()
+    try:
+        for process in started:
+            out, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+            said.append(json.loads(out.splitlines()[-1]))
+    finally:
+        ended.set()
+        stranger.join()
     return said
+
+
+def knock(port: int, ended: threading.Event) -> None:
+    """Connects to a port again and again and says what is no greeting there, until `ended`."""
+    for words in itertools.cycle((b"GET / HTTP/1.1\r\n\r\n", b"", b"\x80\x00\n" * 1000)):
+        if ended.wait(0.2):
+            return
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as peer:
+            peer.sendall(words)
 
 
 def check_work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> None:
@@ -215,6 +234,22 @@ def test_hosts_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=r"looks like a cluster, but its hosts cannot be found \(invalid literal"):
             hosts.join()
     assert hosts.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [("127.0.0.1:4321", "127.0.0.1:4321"), ("[::1]:4321", "[::1]:4321"), ("nobody.invalid:1", None)],
+)
+def test_jax_listens_where_host_0_is_reached(monkeypatch: pytest.MonkeyPatch, address: str, bound: str | None) -> None:
+    """Its own choice is all interfaces; where the address is not this machine's own, nothing else can be said."""
+    joined: list[dict[str, Any]] = []
+    met = SimpleNamespace(watch=lambda *_: None, names=["a", "b"])
+    monkeypatch.setattr(hosts, "Lifeline", lambda *_: met)
+    monkeypatch.setattr(hosts, "_run", None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: joined.append(options))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    hosts.join(address, 2, 0)
+    assert [options["coordinator_bind_address"] for options in joined] == [bound]
 
 
 def test_hosts_of_a_tpu_slice(monkeypatch: pytest.MonkeyPatch) -> None:

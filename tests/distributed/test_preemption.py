@@ -6,10 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 
 from promot_jax.distributed import hosts, preemption
@@ -45,14 +48,27 @@ class Cycle:
         signal.raise_signal(signal.SIGINT)
 
 
+def collect() -> None:
+    Cycle()
+    gc.collect()
+
+
+def forget() -> None:
+    """As a module's lock is forgotten after its import, `importlib._bootstrap._get_module_lock`."""
+    lock = threading.Event()
+    reference = weakref.ref(lock, lambda _: signal.raise_signal(signal.SIGINT))
+    del lock
+    assert reference() is None
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("saving", [False, True])
-def test_ctrl_c_is_not_lost_in_a_garbage_collection(saving: bool) -> None:
-    """Python's reference of `object.__del__`: exceptions that occur during its execution are ignored."""
+@pytest.mark.parametrize("callback", [collect, forget], ids=["garbage collection", "import"])
+def test_ctrl_c_is_not_lost_in_a_callback(callback: Callable[[], None], saving: bool) -> None:
+    """Python's reference of `object.__del__` and `weakref.ref`: exceptions in such callbacks are ignored."""
     with preemption.interruptible(), preemption.heeded():
         with preemption.saving() if saving else contextlib.nullcontext():
-            Cycle()
-            gc.collect()
+            callback()
             assert preemption.stops() and preemption.interrupted()
         with pytest.raises(PreemptedError, match="Interrupted during"):
             preemption.check("during a test")
@@ -75,6 +91,13 @@ def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_suite_in_the_background_takes_ctrl_c_as_others_do() -> None:
+    """What `nohup` and `&` leave ignored would be ignored by every process that a test starts."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import conftest; "
+    code += "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    assert processes.python(code, PYTHONPATH=str(Path(__file__).parents[1])) == "True\n"
 
 
 @pytest.fixture(name="cloud")

@@ -1,6 +1,7 @@
 """The final evaluation, and the scores of the test split at every checkpoint."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,21 @@ def _without_time(run: schema.Run) -> schema.Run:
     return replace(run, seconds=0.0, curve=curve)
 
 
-def test_every_checkpoint_is_scored_on_the_test_split(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def _command(folder: Path, tested: bool, **macros: object) -> list[str]:
+    """Of a run without and with scores of the test split at every checkpoint."""
+    given = {"Evaluation.curve_test": tested, "METHOD": "promot", "EVAL_PERIOD": 2, "TRAIN_STEPS": 4}
+    return tiny.command(folder, "method.gin", folder / f"tested_{tested}", **given, **macros)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path) -> tuple[schema.Run, schema.Run]:
+    """Both, finished."""
+    assert [main.main(_command(tiny_folder, tested)) for tested in (False, True)] == [0, 0]
+    return schema.read_run(tiny_folder / "tested_False"), schema.read_run(tiny_folder / "tested_True")
+
+
+def test_every_checkpoint_is_scored_on_the_test_split(tiny_folder: Path, runs: tuple[schema.Run, schema.Run]) -> None:
     """The run ends as without the setting, and does not score its best checkpoint twice."""
-    runs = []
-    for tested in (False, True):
-        workdir = tiny_folder / f"tested_{tested}"
-        macros = {"Evaluation.curve_test": tested, "METHOD": "promot", "EVAL_PERIOD": 2, "TRAIN_STEPS": 4}
-        assert main.main(tiny.command(tiny_folder, "method.gin", workdir, **macros)) == 0
-        runs.append(schema.read_run(workdir))
     plain, whole = runs
     assert _without_time(whole) == _without_time(plain)
     points = {point.step: point.test for point in whole.curve if point.stage == "stage2"}
@@ -36,10 +44,49 @@ def test_every_checkpoint_is_scored_on_the_test_split(tiny_folder: Path, capsys:
         files = [tiny_folder / f"tested_{tested}/outputs/{name}.jsonl" for tested in (False, True)]
         before, after = ([json.loads(line) for line in path.read_text("utf-8").splitlines()] for path in files)
         assert after == before
-    assert capsys.readouterr().out.count("Traceback") == 0
-    # Those scores are of this final evaluation: with another one, they would not be the run's.
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+@pytest.mark.usefixtures("runs")
+def test_a_finished_run_without_its_prompt_is_not_called_finished(
+    damage: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tiny_folder / "tested_False/stage1/prompt/prompt.npy"
+    kept = file.read_bytes()
+    file.unlink() if damage == "gone" else file.write_bytes(kept[:-8])
+    assert main.main(_command(tiny_folder, False)) == 2
+    file.write_bytes(kept)
+    error = capsys.readouterr().err
+    assert "stage1 is finished, but: " in error and "prompt.npy" in error and "to train it anew" in error
+    assert main.main(_command(tiny_folder, False)) == 0
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_finished_run_whose_settings_were_deleted(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another rate would be written beside results that it did not make."""
+    file = tiny_folder / "tested_False/settings.json"
+    kept = file.read_bytes()
+    file.unlink()
+    assert main.main(_command(tiny_folder, False, LEARNING_RATE=0.5)) == 2
+    assert "holds a finished results.json, but no settings.json" in capsys.readouterr().err and not file.exists()
+    file.write_bytes(kept)
+
+
+def test_what_a_final_evaluation_takes_from_the_curve(
+    tiny_folder: Path, runs: tuple[schema.Run, schema.Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores of another evaluation would not be the run's, and outputs may have been damaged meanwhile."""
     (tiny_folder / "tested_True/results.json").unlink()
-    changed = {**macros, "Evaluation.examples": 1}
-    assert main.main(tiny.command(tiny_folder, "method.gin", tiny_folder / "tested_True", **changed)) == 2
+    assert main.main(_command(tiny_folder, True, **{"Evaluation.examples": 1})) == 2
     error = capsys.readouterr().err
     assert "stage2 was started with experiment/evaluation/examples" in error and "results.json" not in error
+    file = tiny_folder / f"tested_True/stage2/outputs/test_{runs[1].best_step['stage2']:06d}/target.jsonl"
+    kept = file.read_bytes()
+    for damage in (kept[:-9], b"\xff" + kept, b"[" * 100_000, kept.replace(b'"id"', b'"di"')):
+        file.write_bytes(damage)
+        assert main.main(_command(tiny_folder, True)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "target.jsonl are damaged (" in line and f"delete {file.parent}, and they are made again" in line
+    shutil.rmtree(file.parent)
+    assert main.main(_command(tiny_folder, True)) == 0
+    assert _without_time(schema.read_run(tiny_folder / "tested_True")) == _without_time(runs[1])

@@ -124,8 +124,8 @@ def test_damaged_stages(folder: Path, count: int) -> None:
         with damage.refused(messages, f"{name}, {i}", seconds=10):
             found = pretrained.load(str(folder), Partitioner())
             kept += 1
-            # Orbax has checksums for what describes the arrays, none for their values.
-            assert found.fingerprint == want.fingerprint or "/d/" in name or name == "stage.json", f"{name}, {i}"
+            # A digit of `best_step` may name another checkpoint of the stage.
+            assert found.fingerprint == want.fingerprint or name == "stage.json", f"{name}, {i}"
             assert all(np.isfinite(leaf).all() for leaf in trees.flatten(found.params).values())
     assert sorted(folder.parent.rglob("*")) == before
     assert 0 < kept < count and len(messages) == count - kept

@@ -483,6 +483,7 @@ def test_infer_mixes_prompts_and_none(tiny_folder: Path, two_prompts: dict[str, 
         ('{"input": "x"}\n{"inputs": "x"}\n', "line 2 is not"),
         ("x\n", "line 1 is not"),
         ('["x"]\n', "line 1 is not"),
+        pytest.param('{"input": ' * 100_000, "line 1 is not", id="nested"),
         ('{"input": 3}\n', "line 1 is not"),
         ('{"input": "x", "prompt": "other"}\n', "no soft prompt called 'other'"),
         ('{"input": ""}\n', "empty"),
@@ -493,6 +494,7 @@ def test_infer_names_a_bad_line(
     tiny_folder: Path, tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.jsonl").write_text(content)
+    assert "Cannot read the inputs" in refusal(capsys, tiny_folder, "infer.gin", tmp_path / "run", INPUTS=tmp_path)
     assert message in refusal(capsys, tiny_folder, "infer.gin", tmp_path / "run", INPUTS=tmp_path / "bad.jsonl")
 
 
@@ -628,7 +630,8 @@ def test_what_would_fail_after_training_is_said_before_the_model_is_loaded(
 ) -> None:  # fmt: skip
     """The numbers are those of `tiny_tasks`: `SIZES["train"]` examples, all of them distinct."""
     monkeypatch.setattr(pretrained, "load", lambda *_, **__: pytest.fail("the model was loaded"))
-    for gin_file, more in (("finetune.gin", {}), ("method.gin", {"METHOD": "finetune"})):
+    jobs = {"finetune.gin": {}, "method.gin": {"METHOD": "finetune"}, "compare.gin": {"METHODS": ("finetune",)}}
+    for gin_file, more in jobs.items():
         assert message in refusal(capsys, tiny_folder, gin_file, tmp_path / "run", **(macros | more))
 
 
@@ -699,10 +702,26 @@ def test_a_finished_stage_without_its_prompt_is_not_called_finished(
     file = stage1.workdir / "prompt" / "prompt.npy"
     kept = file.read_bytes()
     file.unlink() if damage == "gone" else file.write_bytes(kept[:-8])
-    message = refusal(capsys, tiny_folder, "promot_stage1.gin", stage1.workdir)
-    file.write_bytes(kept)
+    try:
+        message = refusal(capsys, tiny_folder, "promot_stage1.gin", stage1.workdir)
+    finally:
+        file.write_bytes(kept)
     assert "is finished, but: " in message and "prompt.npy" in message and "to train it anew" in message
     run(tiny_folder, "promot_stage1.gin", stage1.workdir)
+
+
+def test_checkpoints_of_another_run_are_refused(
+    tiny_folder: Path, finetune: Run, stage2: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Same shapes, same step; only the settings that made them are others."""
+    shutil.copytree(finetune.workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    shutil.copytree(stage2.workdir / "checkpoints", tmp_path / "run/checkpoints")
+    record = json.loads((tmp_path / "run/stage.json").read_text())
+    (tmp_path / "run/stage.json").write_text(json.dumps(record | {"best_step": 6}))
+    macros = {"INITIAL_CHECKPOINT_PATH": tmp_path / "run", "INPUTS": "Animal: ant"}
+    message = refusal(capsys, tiny_folder, "infer.gin", tmp_path / "out", **macros)
+    assert "checkpoints/6 is of a run with other settings" in message
 
 
 def test_stage2_notices_another_prompt_in_the_same_file(

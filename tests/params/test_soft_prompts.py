@@ -271,8 +271,9 @@ def test_a_prompt_has_a_task(saved):
     path, array = saved
     with pytest.raises(UserError, match="has no task"):
         soft_prompts.save(path.parent, array, PromptInfo("", 5, 1, None, "uniform", "a"))
-    for wrong in ({"task": ""}, {"task": 3}, {"base": None}, {"length": "5"}, {"values": 1}):
-        path.with_suffix(".json").write_text(json.dumps(vars(INFO) | wrong))
+    wrongs = ({"task": ""}, {"task": 3}, {"base": None}, {"length": "5"}, {"values": 1})
+    for text in (*(json.dumps(vars(INFO) | wrong) for wrong in wrongs), "[" * 100_000, '{"task": ' * 100_000):
+        path.with_suffix(".json").write_text(text)
         with pytest.raises(UserError, match="is not the description of a prompt"):
             soft_prompts.load(path, ACCEPTED, force=True)
 

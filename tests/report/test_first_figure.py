@@ -11,7 +11,8 @@ from promot_jax.report import blocks, figures, markdown, terminal
 from promot_jax.report.svg import Chart, Line
 from promot_jax.results import frontier
 from promot_jax.results.records import replace
-from promot_jax.results.schema import Candidate, Comparison, Selection
+from promot_jax.results.schema import Candidate, Comparison, Run, Selection
+from promot_jax.results.scores import Tested
 
 
 def swept(seeds: int = 2) -> Comparison:
@@ -103,6 +104,35 @@ def test_paired_differences_are_a_table() -> None:
     assert area.rows[1][-1] == "seeds and examples" and "Reference: ICL 0, target score" in area.reading
     tasks = blocks.further(swept())[-1]
     assert [row[1] for row in tasks.rows[1:5]] == ["capital", "negation", "past_tense", "reading_qa"]
+
+
+def test_every_checkpoint_of_the_test_split_is_a_row() -> None:
+    """Means over seeds of `StepEvaluation.test`, and the pretrained model's final evaluation."""
+    assert "Every checkpoint" not in [block.title for block in blocks.further(swept())]  # none was scored there
+
+    def tested(run: Run) -> Run:
+        point = run.curve[-1]
+        scored = {name: replace(score, acc=80.0) for name, score in run.icl["1"].tasks.items()}
+        icl = {"1": replace(run.icl["1"], norm_avg=40.0 + run.seed, tasks=scored)}
+        return replace(run, curve=[*run.curve[:-1], replace(point, test=Tested(target=run.target, icl=icl))])
+
+    data = swept()
+    methods = {name: runs if name == "pretrained" else [*map(tested, runs)] for name, runs in data.methods.items()}
+    table = next(b for b in blocks.further(replace(data, methods=methods)) if b.title == "Every checkpoint")
+    tasks = list(data.runs[0].icl["1"].tasks)
+    assert table.rows[0] == [
+        "method", "setting", "checkpoint", "target score", "ICL", "format share (%)", *tasks, "seeds"
+    ]  # fmt: skip
+    rows = {tuple(row[:3]): row for row in table.rows[1:]}
+    last = f"step {data.methods['promot'][0].curve[-1].step}"
+    row = rows["ProMoT", "learning_rate 0.5", last]
+    assert row[4] == "40.5" and row[-1] == "2" and all(cell.endswith(" / 80.0") for cell in row[6:-1])
+    assert [key for key in rows if key[0] == "pretrained"] == [("pretrained", "-", "-")]
+    assert not any(key[1] == "learning_rate 0.1" and key[2] == last for key in rows)  # not scored at that rate
+    assert "what is lost is the format" in table.reading
+    (alone,) = [tested(run) for run in data.methods["promot"] if run.seed == 0]
+    one = next(b for b in blocks.further(Comparison(methods={"promot": [alone]})) if b.title == "Every checkpoint")
+    assert "[" in one.rows[1][3] and "[" in one.rows[1][4]
 
 
 def test_one_seed_is_told() -> None:

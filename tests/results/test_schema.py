@@ -226,6 +226,10 @@ def test_other_unreadable_files_are_refused(tmp_path):
     (tmp_path / "nan.json").write_text('{"seed": NaN}')
     with pytest.raises(UserError, match="NaN is not JSON"):
         results.read(tmp_path / "nan.json")
+    for depth in (900, 100_000):  # Python's parser takes the first, what reads its document would not
+        (tmp_path / "nested.json").write_text('{"settings": ' * depth + "1" + "}" * depth)
+        with pytest.raises(UserError, match=r"cannot be read as JSON: .*(nested|recursion)"):
+            results.read(tmp_path / "nested.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         results.read(tmp_path / "binary.json")

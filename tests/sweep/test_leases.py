@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -199,6 +200,23 @@ def test_a_lease_lasts_as_long_as_its_owner_says(tmp_path: Path) -> None:
     assert leases.owner(tmp_path, 60) == "elsewhere, process 1"
     foreign(tmp_path, age=700, stale=600.0)
     assert leases.owner(tmp_path, 60) == ""
+
+
+def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def work() -> None:
+        with leases.hold(folder, 0.2):
+            shutil.rmtree(folder)
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                preemption.check("here")
+                time.sleep(0.01)
+
+    with pytest.raises(TakenOverError, match=r"run was deleted while this process worked there.* same command starts"):
+        work()
+    assert not folder.exists()
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:

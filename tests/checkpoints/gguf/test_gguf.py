@@ -16,6 +16,7 @@ import tiny
 
 from promot_jax import assets
 from promot_jax.checkpoints import placement as places
+from promot_jax.checkpoints import pretrained
 from promot_jax.checkpoints.gguf import load as convert
 from promot_jax.checkpoints.gguf.file import opened
 from promot_jax.distributed.partitioning import Partitioner
@@ -198,6 +199,16 @@ def test_metadata_that_does_not_fit_is_one_error(tmp_path: Path, key: str, value
 def test_neutral_metadata_changes_nothing(tmp_path: Path) -> None:
     extra = {"llama.expert_count": 0, "llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0}
     read(write(tmp_path / "m.gguf", tiny_tensors(), METADATA | extra | {"llama.vocab_size": 40}))
+
+
+def test_a_vocabulary_stands_in_for_an_unknown_rule(tmp_path: Path) -> None:
+    """The way out that the refusal names: the tokenizer of the same model as Hugging Face publishes it."""
+    path = tiny.write(tmp_path / "mpt.gguf", tiny.tensors(), tiny.METADATA | {"tokenizer.ggml.pre": "mpt"})
+    with pytest.raises(UserError, match=r"[sS]et VOCABULARY"):
+        pretrained.load(str(path), Partitioner())
+    tiny.vocabulary().save(tmp_path / "tokenizer")
+    loaded = pretrained.load(str(path), Partitioner(), vocabulary=str(tmp_path / "tokenizer"))
+    assert loaded.vocabulary.encode("a good film") == tiny.vocabulary().encode("a good film")
 
 
 def test_tensors_that_do_not_fit_are_one_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,14 @@ def test_targets_have_the_ids_of_the_joined_text(
     """SentencePiece's own ids of both texts together, which it would not give the target alone."""
     example = Example("task", "id", inputs, targets, (), "", 0)
     llama[1].save(tmp_path)  # as a tokenizer.json: Prepend and Replace
-    for oracle, vocabulary in (llama, gemma[::2], (llama[0], TokenizerVocabulary.load(tmp_path))):
+    fields = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    mark = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}  # the newer form
+    (tmp_path / "newer").mkdir()
+    shutil.copy(tmp_path / "tokenizer_config.json", tmp_path / "newer")
+    newer = fields | {"normalizer": None, "pre_tokenizer": mark}
+    (tmp_path / "newer/tokenizer.json").write_text(json.dumps(newer), "utf-8")
+    read = [TokenizerVocabulary.load(folder) for folder in (tmp_path, tmp_path / "newer")]
+    for oracle, vocabulary in (llama, gemma[::2], *((llama[0], one) for one in read)):
         tokens = Encoder.of(vocabulary, continues=True).tokens(example)
         start, want = [2, *oracle.encode(inputs)], [2, *oracle.encode(both), 1]
         assert tokens.inputs == start and [*tokens.inputs, *tokens.targets] == want
