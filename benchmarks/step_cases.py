@@ -1,11 +1,13 @@
-"""The case of a training step: ours, the other program, the same with a loss by hand, and both in bfloat16."""
+"""The case of a training step: ours, the other program, its loss by hand, the products alone; also in bfloat16."""
 
 import dataclasses
 from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.harness import Case, Ratio, Side
+from benchmarks.question import Column
 
+SPEED = {"gflops_per_s": Column("GFLOP/s of products")}
 _VARIANTS = {"as it is": {}, "torch.compile": {"compiled": True}}
 
 
@@ -47,9 +49,11 @@ def step_case(
     ratios = [Ratio(f"{key}_time_vs_{theirs}", "seconds", "ours_f32", theirs)]
     ratios += [Ratio(f"{key}_memory_vs_{theirs}", "peak_bytes", "ours_f32", theirs)]
     if not prefix:  # a decoder's head computes the logits of inputs too, unless the loss is written by hand
-        by_hand = "torch_by_hand_f32"
+        by_hand, limit = "torch_by_hand_f32", "products_f32"
         sides += [Side(by_hand, "benchmarks.baselines:train_step", settings | {"target_logits": True})]
-        ratios += [Ratio(f"{key}_time_vs_{by_hand}", "seconds", "ours_f32", by_hand)]
+        sides += [Side(limit, "benchmarks.products:measure", settings)]
+        ratios += [Ratio(f"{key}_time_vs_{other}", "seconds", "ours_f32", other) for other in (by_hand, limit)]
+        ratios += [Ratio(f"{key}_products_time_vs_{theirs}", "seconds", limit, theirs)]
     if machine.fast_bfloat16():
         theirs = f"{baseline}_bf16"
         sides += [

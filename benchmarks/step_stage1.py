@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from benchmarks import models
 from benchmarks.harness import Case
 from benchmarks.question import MEMORY, SECONDS, Question, main
-from benchmarks.step_cases import Shape, step_case
+from benchmarks.step_cases import SPEED, Shape, step_case
 
 
 def cases(quick: bool) -> Sequence[Case]:
@@ -23,7 +23,7 @@ def cases(quick: bool) -> Sequence[Case]:
     ]
 
 
-QUESTION = Question("step_stage1", cases, {"seconds": SECONDS, **MEMORY})
+QUESTION = Question("step_stage1", cases, {"seconds": SECONDS, **MEMORY, **SPEED})
 
 if __name__ == "__main__":
     main(QUESTION)

@@ -228,6 +228,11 @@ def active() -> Partitioner | None:
     return _ACTIVE.get()
 
 
+def device_of(partitioner: Partitioner | None) -> Any:
+    """Returns a device of a partitioner; None for one of this run."""
+    return jax.devices()[0] if partitioner is None else partitioner.mesh().devices.flat[0]
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains the sharding of an activation by its logical axes; None is an axis that is not split.
 

@@ -39,7 +39,7 @@ def platform_kernel(setting: str, partitioner: Partitioner | None) -> str:
     Raises:
         UserError: a kernel was asked for by name that this platform does not have.
     """
-    platform = _device(partitioner).platform
+    platform = partitioning.device_of(partitioner).platform
     kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla") if setting == "auto" else setting
     if kernel != "xla" and platform not in _PLATFORMS[kernel]:
         raise UserError(
@@ -70,7 +70,7 @@ def choose(setting: str, query: Array, key: Array, cap: float) -> str:
         return "xla"
     obstacle = _mesh_obstacle(query, key)
     if kernel == "cudnn":
-        obstacle = obstacle or _cudnn_obstacle(_device(partitioner), query, cap)
+        obstacle = obstacle or _cudnn_obstacle(partitioning.device_of(partitioner), query, cap)
     elif setting == "auto" and query.shape[1] < _LANES:
         obstacle = obstacle or f"rows of {query.shape[1]} tokens are shorter than a block of {_LANES}"
     if obstacle:
@@ -112,7 +112,7 @@ def attend(
         if kernel == "cudnn":
             call = functools.partial(cudnn, scale=scale, window=window)
         else:
-            interpret = _device(partitioning.active()).platform == "cpu"
+            interpret = partitioning.device_of(partitioning.active()).platform == "cpu"
             call = functools.partial(splash, scale=scale, cap=cap, window=window, interpret=interpret)
         return _on_mesh(call, query, key, value, segments)
 
@@ -197,10 +197,6 @@ def cudnn(query: Array, key: Array, value: Array, segments: Array, *, scale: flo
 def _padded(x: Array, multiple: int) -> Array:
     """Pads `[batch, length, ...]` with zeros to a multiple; segment 0 is that of padding."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple), *[(0, 0)] * (x.ndim - 2)])
-
-
-def _device(partitioner: Partitioner | None) -> Any:
-    return jax.devices()[0] if partitioner is None else partitioner.mesh().devices.flat[0]
 
 
 def _axes() -> tuple[tuple[str, ...], tuple[str, ...], dict[str, int]]:

@@ -1,5 +1,6 @@
 """Layers of both model families: Flax Linen modules, used as pure functions of a plain dict."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from promot_jax.distributed import partitioning
 from promot_jax.distributed.partitioning import constrain
 from promot_jax.errors import UserError
 from promot_jax.models import attention
@@ -60,6 +62,30 @@ def _matmul_bwd(kept: tuple[Array | None, Array | None, Array], grad: Array) -> 
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd, symbolic_zeros=True)
+
+
+def keep(x: Array, name: str) -> Array:
+    """Returns `x`, which a layer keeps for its backward pass if its policy names it.
+
+    On a CPU bfloat16 is kept as its bits: where a loop stacks it, XLA would convert the stack of all layers to float32
+    and back at every layer.
+    """
+    cpu = partitioning.device_of(partitioning.active()).platform == "cpu"
+    return _keep_bits(x, name) if cpu and x.dtype == jnp.bfloat16 else checkpoint_name(x, name)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _keep_bits(x: Array, name: str) -> Array:
+    return _named_bits(x, name)
+
+
+def _named_bits(x: Array, name: str) -> Array:
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), name)
+    return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+
+# Not `_keep_bits` again: a policy does not look into a function that has its own derivative.
+_keep_bits.defvjp(lambda x, name: (_named_bits(x, name), None), lambda _, __, grad: (grad,))
 
 
 # What a layer keeps for its backward pass beside its input, by policy: checkpoint names, of linear layers their own.
@@ -127,7 +153,7 @@ class Dense(nn.Module):
         """Maps `[..., in]` to `[..., out]` in the dtype of `x`."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = checkpoint_name(matmul(x, kernel), str(self.name))
+        y = keep(matmul(x, kernel), str(self.name))
         if self.has_variable("params", "lora_a"):
             y += matmul(matmul(x, self.get_variable("params", "lora_a")), self.get_variable("params", "lora_b"))
         if self.use_bias:

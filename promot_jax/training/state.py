@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from promot_jax import trees
+from promot_jax.distributed import partitioning
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.methods.base import Stage
@@ -60,7 +61,8 @@ def build(
         raise UserError(f"Stage {stage.name} trains nothing: every leaf of {subtrees} is frozen.")
     start = {START: trained.get("model", {})} if stage.uses_start else {}
     rest = frozen
-    if "model" not in trained:
+    # Half as much to read at every step; XLA for CPUs would make them float32 again, those of all layers at once.
+    if "model" not in trained and partitioning.device_of(partitioner).platform != "cpu":
         frozen = leafwise(lambda tree: cast_weights(tree, model.config.dtype), frozen)
         rest = rest if "lora" in params else frozen  # LoRA is merged into float32 kernels
     # A copy: the state is donated, and the caller keeps its own.

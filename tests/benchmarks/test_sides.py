@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import baselines, ours
+from benchmarks import baselines, ours, products
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,3 +42,14 @@ def test_same_loss(folders: dict[str, Path], kind: str, stage: str, monkeypatch:
         by_hand = baselines.train_step(folder, stage, **shape, target_logits=True)
         assert mine["first_loss"] == pytest.approx(by_hand["first_loss"], rel=1e-4)
     assert {*mine} == {*theirs} == {"seconds", "first_loss", "peak_bytes", "growth_bytes"}
+
+
+@pytest.mark.parametrize(("stage", "factor"), [("stage1", 4), ("finetune", 6)])
+def test_products_are_those_of_the_model(folders: dict[str, Path], stage: str, factor: int) -> None:
+    """Two FLOPs per weight and token forward, as many for the gradient of inputs and, where they move, of weights."""
+    width, mlp, keys = LLAMA["hidden_size"], LLAMA["intermediate_size"], LLAMA["hidden_size"] // 2
+    layer = 2 * width * (width + keys) + 3 * width * mlp
+    shape = {"rows": 2, "prompt": 4, "inputs": 7, "targets": 3, "steps": 1}
+    found = products.measure(str(folders["Llama"]), stage, **shape, vocabulary="bytes")
+    flops = factor * (28 * LLAMA["num_hidden_layers"] * layer + 6 * LLAMA["vocab_size"] * width)
+    assert found["seconds"] * found["gflops_per_s"] * 1e9 == pytest.approx(flops)

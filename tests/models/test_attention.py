@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from promot_jax import trees
+from promot_jax.distributed import partitioning
 from promot_jax.errors import UserError
 from promot_jax.models import DecoderConfig, attention, build, layers
 from promot_jax.models.batch_layout import Tokens, decoder_rows
@@ -121,7 +122,7 @@ def test_prefill_fills_the_same_cache_by_either(models):
 def on(platform, monkeypatch, **more):
     client = SimpleNamespace(platform_version=more.pop("version", "PJRT C API cuda 12090"))
     device = SimpleNamespace(platform=platform, client=client, **more)
-    monkeypatch.setattr(attention, "_device", lambda partitioner: device)
+    monkeypatch.setattr(partitioning, "device_of", lambda partitioner: device)
     attention._print_once.cache_clear()
 
 

@@ -1,6 +1,7 @@
 """The decoder: prompts, packing, decoding, precision. test_parity.py compares its numbers with PyTorch."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from promot_jax import trees
 from promot_jax.decoding.generate import generate
 from promot_jax.decoding.settings import Decoding
 from promot_jax.errors import UserError
-from promot_jax.models import DecoderConfig, build
+from promot_jax.models import DecoderConfig, build, layers
 from promot_jax.models.batch_layout import Tokens, decoder_rows
 from promot_jax.models.layers import Embed
 
@@ -153,9 +154,10 @@ def test_bfloat16_products_accumulate_in_float32():
     np.testing.assert_allclose(dkernel, expected, rtol=1e-5, atol=1e-3)
 
 
-def test_layers_recompute_what_their_policy_does_not_keep():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layers_recompute_what_their_policy_does_not_keep(dtype):
     """Products in the trace of a gradient: "dots" computes those of attention again, others linear layers' too."""
-    config = CONFIGS["grouped, tied"]
+    config = dataclasses.replace(CONFIGS["grouped, tied"], dtype=dtype)
     batch = decoder_rows([[Tokens([1, 2, 3], [4, 5])]], 8, 2)
     params = jax.eval_shape(build(config).init, jax.random.key(0))
 
@@ -170,6 +172,26 @@ def test_layers_recompute_what_their_policy_does_not_keep():
     assert counts["full"] - counts["none"] == linear + attention - 1  # nothing asks for the output of the last one
     assert counts["attention"] - counts["dots"] == 2 and counts["mlp"] - counts["dots"] == 4
     assert (products(False), products(True)) == (counts["none"], counts["full"])
+
+
+def test_what_layers_keep_in_bfloat16_is_not_converted_on_a_cpu(monkeypatch):
+    """The same gradients, bit by bit, without a stack of all layers in float32."""
+    config = dataclasses.replace(CONFIGS["grouped, tied"], dtype="bfloat16", remat="dots")
+    batch = decoder_rows([[Tokens([1, 2, 3], [4, 5])], [Tokens([1], [2])]], 8, 2)
+    params = jax.jit(build(config).init)(jax.random.key(0))
+    stacked = re.compile(rf"f32\[{config.num_layers},2,8,{config.mlp_dim}\]")
+
+    def compiled():
+        model = build(config)
+        return jax.jit(jax.grad(lambda params: target_logits(model, params, None, batch).sum())).lower(params).compile()
+
+    kept = compiled()
+    monkeypatch.setattr(layers, "keep", layers.checkpoint_name)
+    jax.clear_caches()  # a model that is equal is not traced again
+    named = compiled()
+    jax.clear_caches()
+    assert stacked.search(named.as_text()) and not stacked.search(kept.as_text())
+    jax.tree.map(np.testing.assert_array_equal, kept(params), named(params))
 
 
 def test_config_refuses_what_cannot_be_built():

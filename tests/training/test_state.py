@@ -1,6 +1,7 @@
 """The state builder: of shapes it builds what it builds of arrays, on the same places, and allocates nothing."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from promot_jax import trees
+from promot_jax.distributed import partitioning
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.methods.finetune import FINETUNE
 from promot_jax.methods.l2sp import L2sp
@@ -75,8 +77,9 @@ def test_the_state_may_be_donated(params):
         np.testing.assert_array_equal(leaf, before[path])
 
 
-def test_lora_is_merged_into_float32_kernels(params):
+def test_lora_is_merged_into_float32_kernels(params, monkeypatch):
     """The step multiplies by frozen kernels in the model's dtype; an evaluation adds LoRA to those as they were."""
+    monkeypatch.setattr(partitioning, "device_of", lambda _: SimpleNamespace(platform="tpu"))
     _, constants, rest, _ = setup(params, LORA, TRAINING)
     kernels = [path for path in trees.flatten(rest) if path.endswith("/kernel")]
     assert {trees.flatten(constants)[path].dtype for path in kernels} == {jnp.dtype("bfloat16")}
