@@ -19,12 +19,16 @@ from promot_jax.report.markdown import markdown
 PAGE = ROOT / "docs" / "performance.md"
 KEPT = ROOT / "docs" / "findings" / "bench"  # committed, so that a run of one question leaves the tables of the others
 FIGURES = ROOT / "docs" / "figures"
-# By key of a ratio: what it is against, and the goal, which the value should not exceed (speed-ups: reach).
+# By key of a ratio: what it is against, and the goal, which the value should not exceed (speed-ups: reach); 0 for none.
 GOALS: dict[str, tuple[str, float]] = {
     "stage1_time_vs_peft_f32": ("peft prompt tuning, float32", 0.6),
     "stage1_memory_vs_peft_f32": ("peft prompt tuning, float32", 0.6),
     "stage2_time_vs_transformers_f32": ("full tuning with transformers, float32", 0.65),
     "stage2_memory_vs_transformers_f32": ("full tuning with transformers, float32", 0.9),
+    "stage1_time_vs_products_f32": ("the step's matrix products alone, by XLA", 0.0),
+    "stage1_products_time_vs_peft_f32": ("those products alone, against peft", 0.0),
+    "stage2_time_vs_products_f32": ("the step's matrix products alone, by XLA", 0.0),
+    "stage2_products_time_vs_transformers_f32": ("those products alone, against transformers", 0.0),
     "icl_eval_vs_lm_eval": ("lm-eval, same prompts", 0.5),
     "icl_eval_vs_lm_eval_per_task": ("lm-eval, same prompts, exemplars drawn per task", 0.25),
     "greedy_vs_generate": ("transformers.generate", 0.5),
@@ -76,22 +80,29 @@ def _goals(answers: Mapping[str, Any]) -> str:
             against, goal = GOALS.get(key, ("", 0.0))
             limit = f"at least {goal:g}" if "speedup" in key else f"at most {goal:g}"
             low, high = answer["ranges"][key]
-            before = (answer["before"] or {"ratios": {}})["ratios"].get(key)
+            before = _ratios_before(answer).get(key)
             cells = [f"`{key}`", against, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
             rows.append([*cells, "" if before is None else f"{before:.2f}", limit if goal else ""])
     return markdown(rows) + "\n" if len(rows) > 1 else _NOT_RUN
 
 
+def _ratios_before(answer: Mapping[str, Any]) -> Mapping[str, float]:
+    """The ratios of the run before on the same kind of machine, none if that was on another one."""
+    before = answer["before"]
+    alike = before and all(before["machine"][key] == answer["machine"][key] for key in ("cpu", "flags", "cores"))
+    return before["ratios"] if alike else {}
+
+
 def _machines(answers: Mapping[str, Any]) -> str:
-    """One line for each machine and commit, with the questions that were answered there."""
+    """One line for each machine with its versions, and the questions that were answered there."""
     places: dict[str, list[str]] = {}
     for name, answer in answers.items():
         machine = answer["machine"]
         versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items() if version)
         where = f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags']) or 'no AVX2'}), "
-        where += f"{machine['memory_bytes'] / 2**30:.0f} GiB; {machine['date']}, commit "
-        where += f"{(machine['commit'] or 'unknown')[:12]}; {versions}"
-        places.setdefault(where, []).append(f"{name} ({answer['pairs']} pairs, load {machine['load']:.1f})")
+        where += f"{machine['memory_bytes'] / 2**30:.0f} GiB; {versions}"
+        when = f"{machine['date']}, commit {(machine['commit'] or 'unknown')[:12]}"
+        places.setdefault(where, []).append(f"{name} ({when}, {answer['pairs']} pairs, load {machine['load']:.1f})")
     return "".join(f"- {where}: {', '.join(names)}.\n" for where, names in places.items()) or _NOT_RUN
 
 

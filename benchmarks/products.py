@@ -1,4 +1,4 @@
-"""The limit of a training step: its matrix products with the decoder's weights, one by one, by XLA in float32.
+"""A bound of a training step: its matrix products with the decoder's weights, one by one, by XLA in float32.
 
 Nothing else is computed, neither attention's own products nor what stands between products, and each runs again and
 again on the same arrays. A step that takes twice as long as this spends half of its time on something else.
@@ -17,7 +17,8 @@ def measure(
     """Seconds of the products of an update; arguments as of `ours.train_step`.
 
     Each kernel takes part in two products, forward and for the gradient of its input, and in a third one for its own
-    gradient where the stage trains the model. The table of embeddings does so at the target tokens alone.
+    gradient where the stage trains the model. The head, which may be the table of embeddings, does so at the target
+    tokens alone.
     """
     import jax
     import jax.numpy as jnp
@@ -28,12 +29,13 @@ def measure(
 
     del steps
     params = trees.flatten(pretrained.load(folder, Partitioner(), vocabulary=vocabulary).params)
+    tied = not any(path.endswith("logits_dense/kernel") for path in params)
     counts: collections.Counter[tuple[int, int, int]] = collections.Counter()
     for path, leaf in params.items():
-        head = path.endswith("embedding")
+        head = path.endswith("logits_dense/kernel") or (tied and path.endswith("embedding"))
         if not head and not path.endswith("kernel"):
             continue
-        layers, wide, out = (1, *leaf.shape[::-1]) if head else (1, *leaf.shape)[-3:]
+        layers, wide, out = (1, *leaf.shape[::-1]) if path.endswith("embedding") else (1, *leaf.shape)[-3:]
         tokens = rows * (targets if head else prompt + inputs + targets)
         counts[tokens, wide, out] += layers
         counts[tokens, out, wide] += layers

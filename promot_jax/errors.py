@@ -24,7 +24,7 @@ class HostError(TrainingError):
 
 
 class TakenOverError(TrainingError):
-    """A run that has to let go of its folder, which another process has taken over. `main` exits with status 75."""
+    """A run that has to let go of its folder: another process took it over, or it was deleted. Exit status 75."""
 
 
 class PreemptedError(Exception):

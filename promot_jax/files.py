@@ -119,7 +119,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def check_workdir(folder: Path) -> None:
     """Raises UserError for a folder of runs whose path reads as a pattern: Orbax looks for its files by patterns."""
     if glob.has_magic(str(folder.absolute())):
-        raise UserError(f"The workdir {folder.absolute()} has one of * ? [ in its path: give another one (--workdir).")
+        raise UserError(f"The workdir {folder.absolute()} has one of * ? [ in its path: give another workdir.")
 
 
 def write(value: Any, path: str | os.PathLike[str]) -> Path:

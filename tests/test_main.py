@@ -297,7 +297,7 @@ def test_a_second_run_in_a_workdir_is_refused(tmp_path: Path, capsys: pytest.Cap
 def test_a_workdir_that_reads_as_a_pattern_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Python's `glob` names the characters; Orbax finds no checkpoint below such a folder."""
     for name in ("run[1]", "run?", "a*/run"):
-        assert "give another one (--workdir)" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / name}")
+        assert "give another workdir" in error(capsys, "--gin_file=base.gin", f"--workdir={tmp_path / name}")
     assert not CALLS and not list(tmp_path.glob("run*"))
 
 

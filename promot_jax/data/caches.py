@@ -27,9 +27,9 @@ def use(folders: Sequence[str], tasks: Sequence[seqio.Task | seqio.Mixture]) -> 
       tasks: the tasks that the run reads. A folder that holds none of them is a UserError.
     """
     seqio.set_global_cache_dirs(folders)
-    found = [str(task.cache_dir) for task in tasks if used(task)]
+    cache_dirs = [str(task.cache_dir) for task in tasks if used(task)]
     for folder in folders:
-        if not any(cache.startswith(os.path.join(folder, "")) for cache in found):
+        if not any(cache.startswith(os.path.join(folder, "")) for cache in cache_dirs):
             raise UserError(
                 f"SEQIO_CACHE_DIRS names {folder}, where no task of this run has a finished cache "
                 f"({', '.join(dict.fromkeys(task.name for task in tasks))}): build it with launch/cache_tasks.sh, or "

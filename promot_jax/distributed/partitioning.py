@@ -229,7 +229,7 @@ def active() -> Partitioner | None:
 
 
 def device_of(partitioner: Partitioner | None) -> Any:
-    """Returns a device of a partitioner; None for one of this run."""
+    """Returns the first device of a partitioner's mesh; without a partitioner, of this run."""
     return jax.devices()[0] if partitioner is None else partitioner.mesh().devices.flat[0]
 
 

@@ -106,7 +106,7 @@ def saving() -> Iterator[None]:
 
 
 def lost(how: str) -> None:
-    """Notes, from any thread, that another process has taken the run's folder over; "" once this one let go of it."""
+    """Notes, from any thread, how the lease on the run's folder was lost; "" once this process let go of it."""
     global _lost
     _lost = how
 
@@ -128,7 +128,7 @@ def stops() -> bool:
     for a stop at its next call, no other host can already have made that one.
 
     Raises:
-        TakenOverError: the run's folder is another process's, in which nothing may be saved.
+        TakenOverError: the run's folder is another process's or was deleted; nothing may be saved there.
     """
     global _rounds
     if _lost:

@@ -106,7 +106,7 @@ def evaluate(
     experiment = session.experiment
     settings = experiment.evaluation
     if earlier:
-        tested, rows = earlier[0], _outputs_in(earlier[1])
+        tested, rows = earlier[0], _outputs_in(earlier[1], earlier[0])
     else:
         icl_params = params if icl_params is None else icl_params
         tested, rows = score_test(session, params, icl_params, target_prompt, icl_prompt)
@@ -176,19 +176,28 @@ def write_outputs(folder: Path, rows: Outputs) -> None:
         files.write_rows(folder / f"{name}.jsonl", outputs)
 
 
-def _outputs_in(folder: Path) -> Outputs:
-    """Reads what `write_outputs` wrote, the fine-tuning task first; raises UserError for a damaged file."""
-    paths = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stem != "target", path.stem))
-    found: Outputs = {}
-    for path in paths:
+def _outputs_in(folder: Path, tested: Tested) -> Outputs:
+    """Reads what `write_outputs` wrote, the fine-tuning task first.
+
+    Raises:
+        UserError: a file is damaged, or not all outputs that `tested` is the score of are there.
+    """
+    counts = {"target": tested.target.n} if tested.target else {}
+    for shots, icl in tested.icl.items():
+        counts[f"icl_{shots}shot"] = sum(score.n for score in icl.tasks.values()) * max(1, len(icl.draws))
+    outputs: Outputs = {}
+    for name, count in counts.items():
+        path = folder / f"{name}.jsonl"
         try:
             lines = path.read_text("utf-8").split("\n")
-            found[path.stem] = [msgspec.json.decode(line, type=Output) for line in filter(None, lines)]
-        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+            outputs[name] = [msgspec.json.decode(line, type=Output) for line in filter(None, lines)]
+            if len(outputs[name]) != count:
+                raise ValueError(f"{len(outputs[name])} of {count} are there")
+        except (OSError, ValueError, RecursionError) as error:  # `msgspec`'s and Unicode's are ValueErrors
             raise UserError(
                 f"The outputs in {path} are damaged ({error}): delete {folder}, and they are made again."
             ) from error
-    return found
+    return outputs
 
 
 def settings_of(experiment: Experiment) -> Json:

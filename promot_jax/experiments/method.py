@@ -32,7 +32,7 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     check_method(session.experiment, chosen, tuning)
     tuned = {stage.name: recorded(stage, tuning.of(stage)) for stage in plan}
     settings = {"method": method, "tuning": tuned, **shared_settings(session.experiment)}
-    done = records.decide(lambda: _finished_run(folder, settings, plan), Run, "a finished run")
+    done = records.decide(lambda: _finished_run(folder, settings), Run, "a finished run")
     if done:
         print(f"[{method}] is finished in {folder}.", flush=True)
         return done
@@ -54,19 +54,25 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     return results
 
 
-def _finished_run(folder: Path, settings: dict[str, Any], plan: Sequence[Stage]) -> Run | None:
-    """The run in a folder if it is finished; its settings are kept or compared, and its prompts are read.
+def check_prompts(folder: Path, stages: Sequence[Stage]) -> None:
+    """Raises UserError where a finished run has lost a soft prompt.
 
-    A stage's folder that was deleted as a whole is not missed: the results are there.
+    A stage whose folder was deleted as a whole is not missed: the run's results are there.
     """
+    for stage in stages:
+        if not stage.leaves_prompt:
+            continue
+        pattern = f"{stage.name}/*/{STAGE_FILE}" if stage.per_task else f"{stage.name}/{STAGE_FILE}"
+        for record in sorted(folder.glob(pattern)):
+            check_prompt(record.parent, again=folder)
+
+
+def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:
+    """The run in a folder if it is finished; its settings are kept or compared."""
     done = (folder / "results.json").is_file()
     if not done:  # the stages watch over their own settings; those of the final evaluation may still change
         (folder / "settings.json").unlink(missing_ok=True)
     keep_settings(folder, settings)
-    for stage in plan if done else ():
-        for finished in folder.glob(f"{stage.name}/*/{STAGE_FILE}" if stage.per_task else f"{stage.name}/{STAGE_FILE}"):
-            if stage.leaves_prompt:
-                check_prompt(finished.parent)
     return schema.read_run(folder) if done else None
 
 

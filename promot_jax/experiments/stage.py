@@ -58,7 +58,7 @@ def run_stage(
     finished = records.decide(lambda: stage_folder.describe(folder), StageRecord, "a finished stage")
     if finished:
         if stage.leaves_prompt:
-            hosts.decide(lambda: check_prompt(folder), "the stage's prompt")
+            hosts.decide(lambda: check_prompt(folder, again=folder), "the stage's prompt")
         print(f"[{stage.name}] is finished in {folder}.", flush=True)
         return stage_folder.overlay(folder, finished.best_step, params)
     left_out: dict[str, int] = {}
@@ -202,13 +202,16 @@ def _choose(
     return Trained({"model": model}, best, curve, time.monotonic() - began)
 
 
-def check_prompt(folder: Path) -> None:
-    """Raises UserError where the prompt of a finished stage is gone or damaged."""
+def check_prompt(folder: Path, again: Path) -> None:
+    """Raises UserError where the prompt of a finished stage is gone or damaged.
+
+    `again` is the folder that has to be deleted for it to be trained again.
+    """
     try:
         soft_prompts.load(folder / "prompt", (), force=True)
     except UserError as error:
         raise UserError(
-            f"The stage in {folder} is finished, but: {error} Or delete {folder} to train it anew."
+            f"The stage in {folder} is finished, but: {error} Or delete {again} to train it anew."
         ) from error
 
 

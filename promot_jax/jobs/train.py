@@ -8,12 +8,13 @@ from typing import Any
 
 from promot_jax import files, methods
 from promot_jax.config.checks import check_arguments
+from promot_jax.distributed import hosts
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.final_evaluation import close, settings_of
 from promot_jax.experiments.initial_params import start, task_prompts
-from promot_jax.experiments.method import run_method
+from promot_jax.experiments.method import check_prompts, run_method
 from promot_jax.experiments.resume_guard import YOUNGER, earlier_run, shared_settings
-from promot_jax.experiments.session import check_method, open_session
+from promot_jax.experiments.session import Session, check_method, open_session
 from promot_jax.experiments.settings import Experiment
 from promot_jax.experiments.stage import recorded, run_stage
 from promot_jax.report.terminal import print_table, write_and_print
@@ -91,7 +92,7 @@ def promot(workdir: Path, experiment: Experiment, tuning: Tuning) -> None:
     session = open_session(experiment, check=check, trains=True)
     finished = [
         run_method(session, workdir / "pretrained", "pretrained", tuning),
-        run_method(session, workdir, "promot", tuning),
+        _run_whole(session, workdir, "promot", tuning),
     ]
     write_and_print(workdir, finished)
 
@@ -107,4 +108,11 @@ def train_method(workdir: Path, experiment: Experiment, tuning: Tuning, method: 
     experiment = experiment.with_shots(shots)
     check = partial(check_method, experiment, tuning.method(name), tuning)
     session = open_session(experiment, check=check, trains=True)
-    write_and_print(workdir, [run_method(session, workdir, name, tuning)])
+    write_and_print(workdir, [_run_whole(session, workdir, name, tuning)])
+
+
+def _run_whole(session: Session, workdir: Path, method: str, tuning: Tuning) -> Run:
+    """Runs a method; of a finished run, its prompts have to be there as well."""
+    run = run_method(session, workdir, method, tuning)
+    hosts.decide(lambda: check_prompts(workdir, tuning.method(method).stages), "the run's prompts")
+    return run

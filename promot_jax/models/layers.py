@@ -68,7 +68,7 @@ def keep(x: Array, name: str) -> Array:
     """Returns `x`, which a layer keeps for its backward pass if its policy names it.
 
     On a CPU bfloat16 is kept as its bits: where a loop stacks it, XLA would convert the stack of all layers to float32
-    and back at every layer.
+    and back at every layer (as it does with the layers' inputs, which are kept in any case and are a ninth of it).
     """
     cpu = partitioning.device_of(partitioning.active()).platform == "cpu"
     return _keep_bits(x, name) if cpu and x.dtype == jnp.bfloat16 else checkpoint_name(x, name)

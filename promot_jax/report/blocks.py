@@ -55,10 +55,14 @@ def leading(results: Comparison) -> list[Block]:
 
 
 def further(results: Comparison) -> list[Block]:
-    """What it has besides its scores: matched target score, settings tried, every checkpoint, spreads, each task."""
+    """What it has besides its scores: matched target score, settings tried, spreads, differences of each task."""
     tasks = _paired_tasks(paired.differences(results))
-    every = Block("Every checkpoint", *checkpoints.rows(results))
-    return _filled(matched(results), _tried(results), every, _spreads(results), tasks)
+    return _filled(matched(results), _tried(results), _spreads(results), tasks)
+
+
+def wide(results: Comparison) -> list[Block]:
+    """What is too wide for a terminal: every checkpoint, with a column for each ICL task."""
+    return _filled(Block("Every checkpoint", *checkpoints.rows(results)))
 
 
 def _filled(*blocks: Block) -> list[Block]:

@@ -19,27 +19,26 @@ READING = (
 
 
 def rows(results: Comparison) -> tuple[list[list[str]], str]:
-    """The table of text, the header first, and how it is read; no row where no checkpoint was scored there."""
+    """The table of text, the header first, and how it is read; empty if no checkpoint was scored on the test split."""
     shots = frontier.curve_shots(results)
-    found: dict[tuple[str, str, str], list[tuple[Tested, Icl]]] = {}
+    by_checkpoint: dict[tuple[str, str, str], list[tuple[Tested, Icl]]] = {}
     for method in ordered(results.methods):
         for settings, run in by_setting(results, method):
             points = {place(p.step, p.alpha): p.test for p in model_tuning(run.curve) if p.step and p.test}
             tested = points or {ABSENT: Tested(target=run.target, icl=run.icl)}
             for where, scores in tested.items():
                 if shots in scores.icl:
-                    found.setdefault((method, varied(settings), where), []).append((scores, scores.icl[shots]))
-    if all(where == ABSENT for _, _, where in found):
+                    by_checkpoint.setdefault((method, varied(settings), where), []).append((scores, scores.icl[shots]))
+    if all(where == ABSENT for _, _, where in by_checkpoint):
         return [], ""
-    tasks = list(dict.fromkeys(name for of in found.values() for _, icl in of for name in icl.tasks))
+    tasks = list(dict.fromkeys(name for runs in by_checkpoint.values() for _, icl in runs for name in icl.tasks))
     table = [["method", "setting", "checkpoint", "target score", "ICL", "format share (%)", *tasks, "seeds"]]
-    for (method, setting, where), of in found.items():
-        targets = [scores.target for scores, _ in of if scores.target]
-        cells = [_mean([t.score for t in targets], [t.ci95 for t in targets])]
-        cells += [_mean([icl.norm_avg for _, icl in of], [icl.ci95 for _, icl in of])]
-        cells += [_mean([icl.format_share for _, icl in of])]
-        cells += [_task([icl for _, icl in of], name) for name in tasks]
-        table.append([label(method), setting or ABSENT, where, *cells, str(len(of))])
+    for (method, setting, where), runs in by_checkpoint.items():
+        targets, icls = [scores.target for scores, _ in runs if scores.target], [icl for _, icl in runs]
+        cells = [_mean([target.score for target in targets], [target.ci95 for target in targets])]
+        cells += [_mean([icl.norm_avg for icl in icls], [icl.ci95 for icl in icls])]
+        cells += [_mean([icl.format_share for icl in icls]), *(_task(icls, name) for name in tasks)]
+        table.append([label(method), setting or ABSENT, where, *cells, str(len(runs))])
     return table, READING.format(shots=shots)
 
 
@@ -52,6 +51,6 @@ def _task(icls: Sequence[Icl], name: str) -> str:
 
 def _mean(values: Sequence[float | None], intervals: Sequence[Interval | None] = ()) -> str:
     """The mean over seeds, with the interval of a single one."""
-    found = bootstrap.across_seeds(values)
-    shown = number(found[0] if found else None)
+    spread = bootstrap.across_seeds(values)
+    shown = number(spread[0] if spread else None)
     return shown + (frontier.interval(intervals[0]) if len(intervals) == 1 else "")

@@ -145,7 +145,7 @@ def _tables(found: Sequence[blocks.Block], level: str = "##") -> list[str]:
 
 def _blocks(results: Comparison, level: str = "##") -> list[str]:
     """The tables beside the scores; under that at matched target score, all tasks at those checkpoints."""
-    parts = _tables(blocks.further(results), level)
+    parts = _tables([*blocks.further(results), *blocks.wide(results)], level)
     for split, scores in tables.at_matched_score(results).items():
         parts += [f"{level} Every task at matched target score, {split}", _scores(scores)]
     return parts

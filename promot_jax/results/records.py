@@ -120,7 +120,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check_depth(document: Any, most: int = 100) -> None:
-    """Raises ValueError for a document that functions calling themselves could not go through."""
+    """Raises ValueError for a document that is nested too deep for recursive functions."""
     level = [document]
     for _ in range(most):
         level = [

@@ -199,17 +199,12 @@ def _touch(folder: Path, number: int, period: float, done: threading.Event) -> N
     """Touches a lease until `done`; tells the run to end if the highest lease is no longer its own."""
     while not done.wait(period):
         with contextlib.suppress(OSError):  # a file server may be away for a moment
-            if not (numbers := _numbers(folder)):
-                preemption.lost(
-                    f"{folder} was deleted while this process worked there; so it ends, and saves nothing there. The "
-                    "same command starts again."
-                )
-                return
-            if numbers[-1] != number or not _is_mine(folder, number):
-                preemption.lost(
-                    f"{folder} was taken over by another process, as this one gave no sign of life for too long; so "
-                    "this one ends, and saves nothing there."
-                )
+            if _numbers(folder)[-1:] != [number] or not _is_mine(folder, number):
+                if _numbers(folder):
+                    how = f"{folder} was taken over by another process, as this one gave no sign of life for too long"
+                else:
+                    how = f"The lease of this process in {folder} is gone, as when that folder was deleted"
+                preemption.lost(f"{how}; so this one ends, and saves nothing there. The same command goes on.")
                 return
             os.utime(_path(folder, number))
 

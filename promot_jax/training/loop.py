@@ -71,7 +71,7 @@ def train(
 
     Raises:
         PreemptedError: after a notice or Ctrl-C; the state is saved.
-        TakenOverError: another process took the folder over; nothing is saved in it.
+        TakenOverError: another process took the folder over, or it was deleted; nothing is saved in it.
         TrainingError: the loss or the gradient is not finite.
         UserError: nothing to train, or checkpoints of another run in the folder.
     """

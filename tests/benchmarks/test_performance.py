@@ -66,6 +66,8 @@ def test_keep_names_the_run_before(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "step_stage1.json").read_text("utf-8"))
     assert kept == second | {"before": {"machine": MACHINE, "ratios": first["ratios"]}}
     assert "| 0.63 | 0.60 to 0.70 | 0.65 " in performance._goals({"step_stage1": kept})
+    kept["before"]["machine"] = {**MACHINE, "flags": ["avx2", "avx512f"]}
+    assert "| 0.63 | 0.60 to 0.70 |  " in performance._goals({"step_stage1": kept})  # of another machine
 
 
 def test_rewrite(tmp_path: Path) -> None:
@@ -80,8 +82,8 @@ def test_rewrite(tmp_path: Path) -> None:
     assert "| | peft_f32 (torch.compile) | 10 | 3.5 |" in lines
     assert "growth" not in text  # no side has that measure
     assert "| `stage1_time_vs_peft_f32` | peft prompt tuning, float32 | 0.65 | 0.60 to 0.70 | | at most 0.6 |" in lines
-    where = "AMD EPYC, 2 cores (avx2), 8 GiB; 2026-11-29, commit 0123456789ab; jax 0.10.2"
-    assert f"- {where}: step_stage1 (3 pairs, load 0.1)." in lines
+    where, when = "AMD EPYC, 2 cores (avx2), 8 GiB; jax 0.10.2", "2026-11-29, commit 0123456789ab"
+    assert f"- {where}: step_stage1 ({when}, 3 pairs, load 0.1)." in lines
     assert performance._NOT_RUN.strip() in lines  # loading
     performance.rewrite(page, tmp_path, tmp_path / "figures")
     assert page.read_text("utf-8") == text
@@ -116,5 +118,5 @@ def test_growth(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("goal", performance.GOALS.values())
-def test_goals_are_positive(goal: tuple[str, float]) -> None:
-    assert goal[0] and goal[1] > 0
+def test_goals_are_not_negative(goal: tuple[str, float]) -> None:
+    assert goal[0] and goal[1] >= 0

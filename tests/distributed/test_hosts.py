@@ -66,8 +66,9 @@ def work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> list[d
         for index in range(count)
     ]
     said, ended = [], threading.Event()
-    # A stranger at the port, while hosts join and later, where JAX listens: it is told nothing and disturbs nobody.
-    stranger = threading.Thread(target=knock, args=(port, ended))
+    # A stranger at the port, while hosts join and later, where JAX listens, disturbs nobody.
+    times: list[float] = []
+    stranger = threading.Thread(target=knock, args=(port, ended, times))
     stranger.start()
     try:
         for process in started:
@@ -77,16 +78,18 @@ def work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> list[d
     finally:
         ended.set()
         stranger.join()
+    assert count == 1 or times  # it was heard
     return said
 
 
-def knock(port: int, ended: threading.Event) -> None:
-    """Connects to a port again and again and says what is no greeting there, until `ended`."""
+def knock(port: int, ended: threading.Event, times: list[float]) -> None:
+    """Connects to a port again and again and says what is no greeting there, until `ended`; notes when it could."""
     for words in itertools.cycle((b"GET / HTTP/1.1\r\n\r\n", b"", b"\x80\x00\n" * 1000)):
         if ended.wait(0.2):
             return
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as peer:
             peer.sendall(words)
+            times.append(time.monotonic())
 
 
 def check_work(folder: Path, count: int, devices: int, mesh: dict[str, int]) -> None:
@@ -237,15 +240,22 @@ def test_hosts_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "bound"),
-    [("127.0.0.1:4321", "127.0.0.1:4321"), ("[::1]:4321", "[::1]:4321"), ("nobody.invalid:1", None)],
+    ("address", "own", "bound"),
+    [
+        ("host-0:4321", [("inet", ("192.0.2.1", 4321))], "192.0.2.1:4321"),
+        ("[2001:db8::1]:4321", [("inet6", ("2001:db8::1", 4321, 0, 0))], "[2001:db8::1]:4321"),
+        ("host-0:4321", [], None),
+    ],
 )
-def test_jax_listens_where_host_0_is_reached(monkeypatch: pytest.MonkeyPatch, address: str, bound: str | None) -> None:
+def test_jax_listens_where_host_0_is_reached(
+    monkeypatch: pytest.MonkeyPatch, address: str, own: list[Any], bound: str | None
+) -> None:
     """Its own choice is all interfaces; where the address is not this machine's own, nothing else can be said."""
     joined: list[dict[str, Any]] = []
     met = SimpleNamespace(watch=lambda *_: None, names=["a", "b"])
     monkeypatch.setattr(hosts, "Lifeline", lambda *_: met)
     monkeypatch.setattr(hosts, "_run", None)
+    monkeypatch.setattr(hosts, "own_addresses", lambda *_: own)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: joined.append(options))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     hosts.join(address, 2, 0)

@@ -106,9 +106,9 @@ def test_paired_differences_are_a_table() -> None:
     assert [row[1] for row in tasks.rows[1:5]] == ["capital", "negation", "past_tense", "reading_qa"]
 
 
-def test_every_checkpoint_of_the_test_split_is_a_row() -> None:
+def test_every_checkpoint_of_the_test_split_is_a_row(tmp_path: Path) -> None:
     """Means over seeds of `StepEvaluation.test`, and the pretrained model's final evaluation."""
-    assert "Every checkpoint" not in [block.title for block in blocks.further(swept())]  # none was scored there
+    assert blocks.wide(swept()) == []  # none was scored there
 
     def tested(run: Run) -> Run:
         point = run.curve[-1]
@@ -118,7 +118,7 @@ def test_every_checkpoint_of_the_test_split_is_a_row() -> None:
 
     data = swept()
     methods = {name: runs if name == "pretrained" else [*map(tested, runs)] for name, runs in data.methods.items()}
-    table = next(b for b in blocks.further(replace(data, methods=methods)) if b.title == "Every checkpoint")
+    (table,) = blocks.wide(replace(data, methods=methods))
     tasks = list(data.runs[0].icl["1"].tasks)
     assert table.rows[0] == [
         "method", "setting", "checkpoint", "target score", "ICL", "format share (%)", *tasks, "seeds"
@@ -131,8 +131,12 @@ def test_every_checkpoint_of_the_test_split_is_a_row() -> None:
     assert not any(key[1] == "learning_rate 0.1" and key[2] == last for key in rows)  # not scored at that rate
     assert "what is lost is the format" in table.reading
     (alone,) = [tested(run) for run in data.methods["promot"] if run.seed == 0]
-    one = next(b for b in blocks.further(Comparison(methods={"promot": [alone]})) if b.title == "Every checkpoint")
+    (one,) = blocks.wide(Comparison(methods={"promot": [alone]}))
     assert "[" in one.rows[1][3] and "[" in one.rows[1][4]
+    path = markdown.write(replace(data, methods=methods), tmp_path)
+    for name in (path, path.with_suffix(".html")):
+        assert "Every checkpoint" in name.read_text()
+    assert "Every checkpoint" not in terminal.table(replace(data, methods=methods))
 
 
 def test_one_seed_is_told() -> None:

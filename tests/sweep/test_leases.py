@@ -214,7 +214,7 @@ def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:
                 preemption.check("here")
                 time.sleep(0.01)
 
-    with pytest.raises(TakenOverError, match=r"run was deleted while this process worked there.* same command starts"):
+    with pytest.raises(TakenOverError, match=r"in .*run is gone, as when that folder was deleted; so this"):
         work()
     assert not folder.exists()
 

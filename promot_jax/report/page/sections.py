@@ -22,7 +22,7 @@ def task(name: str, comparison: Comparison, index: int, several: bool) -> dict[s
         "overview": {"methods": scores.methods, "columns": columns},
         "first": figures.first(comparison),
         "leading": blocks.leading(comparison),
-        "blocks": blocks.further(comparison),
+        "blocks": [*blocks.further(comparison), *blocks.wide(comparison)],
         "scores": scores,
         "matched_scores": tables.at_matched_score(comparison),
         "format_shares": tables.format_shares(comparison),
