@@ -147,6 +147,25 @@ def test_targets_have_the_ids_of_the_joined_text(
         assert tokens.inputs == start and [*tokens.inputs, *tokens.targets] == want
 
 
+@pytest.mark.parametrize("kind", [NORMAL, DEFINED])
+def test_a_control_token_of_another_type(
+    gemma: tuple[Any, dict[str, Any], Any], kind: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Gemma's published files have it; llama.cpp overrides the type of this name."""
+    oracle, fields, _ = gemma
+    fields = fields | {
+        "tokenizer.ggml.tokens": [*fields["tokenizer.ggml.tokens"], "<end_of_turn>"],
+        "tokenizer.ggml.scores": np.append(fields["tokenizer.ggml.scores"], np.float32(-1000)),
+        "tokenizer.ggml.token_type": np.append(fields["tokenizer.ggml.token_type"], np.int32(kind)),
+    }
+    vocabulary = TokenizerVocabulary.from_gguf(fields)
+    assert "Warning: the GGUF file types '<end_of_turn>' as text" in capsys.readouterr().out
+    text, control = "the <end_of_turn> cat", oracle.get_piece_size()
+    ids = vocabulary.encode(text)
+    assert ids == oracle.encode(text) and control not in ids and vocabulary.decode(ids) == text
+    assert vocabulary.decode([*oracle.encode("the"), control]) == "the"
+
+
 def test_a_token_that_would_cross_into_the_target_does_not(llama: tuple[Any, TokenizerVocabulary]) -> None:
     """ "▁the" is one token for SentencePiece; an input that ends in a space has that space already."""
     oracle, vocabulary = llama
