@@ -319,7 +319,7 @@ class DecoderModel(Family[DecoderConfig]):
         """
         cfg = self.config
         shape = (cfg.num_layers, batch, cfg.num_kv_heads, slots, cfg.head_dim)
-        empty = {name: jnp.zeros(shape, cfg.dtype) for name in ("key", "value")}
+        empty = stack.zeros(shape, cfg.dtype, self.partitioner)
         if prefix is None:
             return 0, jnp.zeros((batch, 0), jnp.int32), empty
 
@@ -334,7 +334,7 @@ class DecoderModel(Family[DecoderConfig]):
         cfg = self.config
         shape = (rows, cfg.num_kv_heads, width + steps, cfg.head_dim)
         return {
-            "cache": stack.empty_cache(params, cfg.num_layers, shape, cfg.dtype),
+            "cache": stack.empty_cache(params, cfg.num_layers, shape, cfg.dtype, self.partitioner),
             "key_positions": jnp.full((rows, width + steps), _EMPTY),
             "position": jnp.zeros(rows, jnp.int32),
             "cursor": jnp.int32(0),

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from promot_jax.distributed import partitioning
 from promot_jax.distributed.partitioning import Partitioner, constrain
 
 Array = jax.Array
@@ -95,6 +96,7 @@ def extend_cache(
     Returns:
         The extended cache, and the layer's `key` and `value` `[batch, kv_heads, slots, head_dim]`.
     """
+    new = {name: leaf.astype(cache[name].dtype) for name, leaf in new.items()}
     if layer is None:
         start: tuple[Any, ...] = (0, 0, cursor, 0)
         alone = {name: jax.lax.dynamic_update_slice(leaf, new[name], start) for name, leaf in cache.items()}
@@ -107,15 +109,22 @@ def extend_cache(
     return extended, {name: leaf[layer] for name, leaf in extended.items()}
 
 
-def empty_cache(params: Mapping[str, Any], layers: int, shape: tuple[int, ...], dtype: str) -> Any:
+def empty_cache(
+    params: Mapping[str, Any], layers: int, shape: tuple[int, ...], dtype: str, partitioner: Partitioner | None
+) -> Any:
     """Returns a cache of zeros, each layer's of a shape, with the layers apart where those of the parameters are."""
     if isinstance(params["decoder"]["layers"], tuple):
-        return tuple(_zeros(shape, dtype) for _ in range(layers))
-    return _zeros((layers, *shape), dtype)
+        return tuple(zeros(shape, dtype, partitioner) for _ in range(layers))
+    return zeros((layers, *shape), dtype, partitioner)
 
 
-def _zeros(shape: tuple[int, ...], dtype: str) -> dict[str, Array]:
-    return {name: jnp.zeros(shape, dtype) for name in ("key", "value")}
+def zeros(shape: tuple[int, ...], dtype: str, partitioner: Partitioner | None) -> dict[str, Array]:
+    """Returns the empty cache of a shape for keys and values of a dtype.
+
+    On a CPU it is float32: XLA would convert one of bfloat16 to float32 and back, all of it, to write a slot.
+    """
+    cpu = partitioning.device_of(partitioner).platform == "cpu"
+    return {name: jnp.zeros(shape, jnp.float32 if cpu else dtype) for name in ("key", "value")}
 
 
 def join_cache(cache: Any, new: dict[str, Array], rows: Array, cursor: Any) -> Any:

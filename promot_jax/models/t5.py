@@ -315,7 +315,7 @@ class T5Model(Family[T5Config]):
         valid = _valid(inputs)
         encoded = self._apply(params, "encode", tokens, prompt, valid[:, None, :])
         shape = (len(tokens), cfg.num_heads, 1 + steps, cfg.head_dim)
-        cache = stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype)
+        cache = stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype, self.partitioner)
         state = {"cache": cache, "cross": None, "valid": valid, "position": jnp.zeros_like(lengths)}
         return self._extend(params, {**state, "cursor": jnp.int32(0)}, jnp.zeros_like(lengths), encoded)
 
@@ -353,8 +353,8 @@ class T5Model(Family[T5Config]):
         """Returns the state of rows that nothing has been put into; see `Family.empty`."""
         cfg = self.config
         cache, cross = (
-            stack.empty_cache(params, cfg.num_decoder_layers, (rows, cfg.num_heads, slots, cfg.head_dim), cfg.dtype)
-            for slots in (1 + steps, width)
+            stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype, self.partitioner)
+            for shape in ((rows, cfg.num_heads, slots, cfg.head_dim) for slots in (1 + steps, width))
         )
         state = {"cache": cache, "cross": cross, "valid": jnp.zeros((rows, width), bool)}
         return {**state, "position": jnp.zeros(rows, jnp.int32), "cursor": jnp.int32(0)}

@@ -1,11 +1,15 @@
 """Layers apart share the memory of the stack; caches whose slots are a ring, by hand."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from promot_jax.distributed import partitioning
 from promot_jax.distributed.partitioning import Partitioner
-from promot_jax.models import stack
+from promot_jax.models import DecoderConfig, build, stack
 
 
 def test_layers_apart_are_those_of_the_stack_in_its_memory() -> None:
@@ -21,6 +25,25 @@ def test_layers_apart_are_those_of_the_stack_in_its_memory() -> None:
     before = kernel.unsafe_buffer_pointer()
     moved = jax.jit(lambda leaf: leaf + 1, donate_argnums=0)(kernel)
     assert moved.unsafe_buffer_pointer() == before  # nothing holds on to the stack: training may donate it
+
+
+def test_a_cache_of_bfloat16_is_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits are the same, bit by bit: attention computes in float32 in any case."""
+    config = DecoderConfig(64, 32, 4, 2, 3, 8, 48, dtype="bfloat16", attention="xla")
+    params = jax.jit(build(config).init)(jax.random.key(0))
+    inputs = {"tokens": jnp.array([[1, 2, 3, 0], [4, 0, 0, 0]]), "lengths": jnp.array([3, 1])}
+    logits = {}
+    for platform, dtype in (("tpu", "bfloat16"), ("cpu", "float32")):
+        monkeypatch.setattr(partitioning, "device_of", lambda _, name=platform: SimpleNamespace(platform=name))
+        model = build(config)
+        first, state = model.prefill(params, None, inputs, 4)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state["cache"])} == {jnp.dtype(dtype)}
+        logits[platform] = [first]
+        for _ in range(3):
+            following, state = model.step(params, state, jnp.argmax(logits[platform][-1], -1))
+            logits[platform].append(following)
+    for ours, theirs in zip(logits["cpu"], logits["tpu"], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_axis_laid_into_a_ring() -> None:
