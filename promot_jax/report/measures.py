@@ -5,6 +5,8 @@ from operator import attrgetter
 
 from promot_jax import methods
 from promot_jax.report.svg import Line, Panel, Point
+from promot_jax.report.tables import varied
+from promot_jax.results.frontier import by_setting
 from promot_jax.results.matched_target import model_tuning
 from promot_jax.results.schema import Comparison, Run
 from promot_jax.results.scores import StepEvaluation
@@ -22,7 +24,8 @@ LOST = "ICL lost since step 0"
 def panels(results: Comparison, style: Callable[[str, Comparison], int]) -> tuple[tuple[Panel, ...], str]:
     """A panel for each measure that the evaluations have, and its points in words.
 
-    The training loss has one point per run, at its last checkpoint; the divergences have one per checkpoint.
+    The training loss has one point per run, at its last checkpoint; the divergences have one per checkpoint. All
+    settings that were tried are there.
 
     Args:
         results: of a comparison.
@@ -31,8 +34,9 @@ def panels(results: Comparison, style: Callable[[str, Comparison], int]) -> tupl
     drawn, descriptions = [], []
     for axis, measure in _MEASURES.items():
         lines = []
-        for method, runs in results.methods.items():
-            points = tuple(point for run in runs for point in _points(run, measure))
+        for method in results.methods:
+            runs = by_setting(results, method)
+            points = tuple(point for settings, run in runs for point in _points(run, varied(settings), measure))
             if points:
                 lines.append(Line(methods.label(method), style(method, results), points, "dots"))
         if lines:
@@ -42,7 +46,7 @@ def panels(results: Comparison, style: Callable[[str, Comparison], int]) -> tupl
     return tuple(drawn), " ".join(descriptions)
 
 
-def _points(run: Run, measure: Value) -> list[Point]:
+def _points(run: Run, setting: str, measure: Value) -> list[Point]:
     curve = [point for point in model_tuning(run.curve) if point.alpha is None and point.icl is not None]
     if not curve or curve[0].step != 0:
         return []
@@ -52,8 +56,8 @@ def _points(run: Run, measure: Value) -> list[Point]:
         value = measure(start if measure is INITIAL_LOSS else point)
         if value is not None and point.icl is not None and start.icl is not None:
             lost = start.icl - point.icl
-            tip = f"{methods.label(run.method)}, seed {run.seed}, step {point.step}: {value:.3f}, {lost:.1f} lost"
-            found.append(Point(value, lost, tip))
+            where = ", ".join(filter(None, [methods.label(run.method), setting, f"seed {run.seed}, step {point.step}"]))
+            found.append(Point(value, lost, f"{where}: {value:.3f}, {lost:.1f} lost"))
     return found
 
 

@@ -143,6 +143,12 @@ def test_what_is_forgotten_against_what_explains_it():
         wanted = [(point.step / 100, curve[0].icl - point.icl) for curve in curves for point in curve[1:]]
         assert [(point.x, point.y) for point in line.points] == wanted
     assert "rank correlation" in chart.alt
+    # All settings that were tried, not the chosen ones alone.
+    (other, *_) = data.methods["finetune"]
+    wider = drawn(replace(data, others=[replace(other, varied={"learning_rate": 0.1})]), "measures")
+    (line,) = (one for one in wider.panels[0].lines if one.label == "fine-tuning")
+    assert len(line.points) == len(data.methods["finetune"]) + 1
+    assert line.points[-1].tip.startswith("fine-tuning, learning_rate 0.1, seed 0, step ")
 
 
 def test_format_against_ability_where_labels_were_scored_by_likelihood():
