@@ -76,13 +76,14 @@ def _content(name: str, answers: Mapping[str, Any]) -> str:
 def _goals(answers: Mapping[str, Any]) -> str:
     rows = [["ratio", "against", "median", "range over pairs", "run before", "goal"]]
     for answer in answers.values():
+        earlier = _ratios_before(answer)
         for key, value in answer["ratios"].items():
             against, goal = GOALS.get(key, ("", 0.0))
             limit = f"at least {goal:g}" if "speedup" in key else f"at most {goal:g}"
             low, high = answer["ranges"][key]
-            before = _ratios_before(answer).get(key)
-            cells = [f"`{key}`", against, f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
-            rows.append([*cells, "" if before is None else f"{before:.2f}", limit if goal else ""])
+            before = f"{earlier[key]:.2f}" if key in earlier else ""
+            shown = [f"{value:.2f}", f"{low:.2f} to {high:.2f}", before, limit if goal else ""]
+            rows.append([f"`{key}`", against, *shown])
     return markdown(rows) + "\n" if len(rows) > 1 else _NOT_RUN
 
 

@@ -28,6 +28,9 @@ def step_case(
 ) -> Case:
     """A case with its ratios `<stage>_time_vs_<baseline>_f32` and `<stage>_memory_vs_<baseline>_f32`.
 
+    A decoder's case (no `prefix`) has those to a loss by hand and to the products alone as well, and the products' time
+    over the other program's.
+
     Args:
         name: of the case.
         stage: "stage1", "stage2" or "finetune".

@@ -310,12 +310,10 @@ class T5Model(Family[T5Config]):
         of each row's cache, which are in the slots before `cursor`.
         """
         assert prefix is None
-        cfg = self.config
         tokens, lengths = inputs["tokens"], inputs["lengths"]
         valid = _valid(inputs)
         encoded = self._apply(params, "encode", tokens, prompt, valid[:, None, :])
-        shape = (len(tokens), cfg.num_heads, 1 + steps, cfg.head_dim)
-        cache = stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype, self.partitioner)
+        cache = self._empty_cache(params, len(tokens), 1 + steps)
         state = {"cache": cache, "cross": None, "valid": valid, "position": jnp.zeros_like(lengths)}
         return self._extend(params, {**state, "cursor": jnp.int32(0)}, jnp.zeros_like(lengths), encoded)
 
@@ -351,13 +349,14 @@ class T5Model(Family[T5Config]):
 
     def empty(self, params: Params, rows: int, width: int, steps: int) -> Params:
         """Returns the state of rows that nothing has been put into; see `Family.empty`."""
-        cfg = self.config
-        cache, cross = (
-            stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype, self.partitioner)
-            for shape in ((rows, cfg.num_heads, slots, cfg.head_dim) for slots in (1 + steps, width))
-        )
+        cache, cross = (self._empty_cache(params, rows, slots) for slots in (1 + steps, width))
         state = {"cache": cache, "cross": cross, "valid": jnp.zeros((rows, width), bool)}
         return {**state, "position": jnp.zeros(rows, jnp.int32), "cursor": jnp.int32(0)}
+
+    def _empty_cache(self, params: Params, rows: int, slots: int) -> Any:
+        cfg = self.config
+        shape = (rows, cfg.num_heads, slots, cfg.head_dim)
+        return stack.empty_cache(params, cfg.num_decoder_layers, shape, cfg.dtype, self.partitioner)
 
     def join(self, state: Params, new: Params, rows: Array) -> Params:
         """Puts rows of a new state into a running one; see `Family.join`."""
