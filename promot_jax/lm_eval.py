@@ -21,6 +21,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 import promot_jax as pj
+from promot_jax.data.vocabularies.controls import unmarked
 from promot_jax.decoding.settings import Decoding
 from promot_jax.errors import UserError
 from promot_jax.evaluation.settings import Evaluation
@@ -112,11 +113,12 @@ class PromotLM(TemplateLM):
         """Ids of a text, framed as the model reads an input, without its soft prompt."""
         del kwargs
         vocabulary = self.model.base.vocabulary
+        ids = vocabulary.encode(unmarked(string))
         if add_special_tokens is False:
-            return list(vocabulary.encode(string))
+            return list(ids)
         start = [vocabulary.bos_id] if vocabulary.add_bos and vocabulary.bos_id is not None else []
         end = [] if self._family.continues else [vocabulary.eos_id]
-        return [*start, *vocabulary.encode(string), *end]
+        return [*start, *ids, *end]
 
     def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any) -> _Scored:
         """Log-likelihood of each continuation, and whether greedy decoding would give it."""
@@ -170,7 +172,7 @@ class PromotLM(TemplateLM):
 
         settings = Evaluation(decoding=decoding, tokens_per_batch=self._tokens_per_batch)
         sampler = Sampler(self.model.base, settings, self.model.partitioner)
-        return sampler.ask(self.model.params, [Request(text, self._prompt) for text in texts])
+        return sampler.ask(self.model.params, [Request(unmarked(text), self._prompt) for text in texts])
 
     def _shortened(self, text: str, output: int) -> str:
         """A context without its beginning where it would leave the output no room, as in lm-eval's other models."""

@@ -156,15 +156,18 @@ SENTENCE = "the film was good and the cast was bad but a plot of old songs made 
 PIECES = 40
 
 
-def sentencepiece_model(path: Path, sentinels: int = 0) -> Path:
-    """Trains a SentencePiece model as T5's is (padding 0, EOS 1, unknown 2, no beginning), as mT5's with sentinels."""
+def sentencepiece_model(path: Path, sentinels: int = 0, **options: Any) -> Path:
+    """Trains a SentencePiece model as T5's is (padding 0, EOS 1, unknown 2, no beginning), as mT5's with sentinels.
+
+    `options` are SentencePiece's, in the place of these.
+    """
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
     words, model = SENTENCE.split(), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(" ".join(words[i:] + words[:i]) for i in range(len(words))), model_writer=model,
-        vocab_size=PIECES, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        **{"vocab_size": PIECES, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2} | options,
     )  # fmt: skip
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
     for i in reversed(range(sentinels)):

@@ -102,7 +102,7 @@ def _fill(folder: Path, base: Pretrained, prompts: Prompts, dtype: str, card: Ca
         between = _extend_tokenizer(folder / "tokenizer.json", first, tokens, vocabulary)
         readme = model_card.prompted(card, family, prompts, first, between, vocabulary)
     else:
-        readme = model_card.stripped(card, family)
+        readme = model_card.stripped(card, family, vocabulary)
     model_card.write(folder, readme, card)
     _write_json(folder / CONFIG, written | roles | {"torch_dtype": dtype})
     _write_json(folder / GENERATION, generation)

@@ -22,18 +22,17 @@ class ChatTemplate:
         source: Jinja.
         control_tokens: texts of the tokenizer's control tokens.
         variables: `bos_token` and `eos_token`, as templates name them.
-        leading: text that the encoder of inputs adds by itself, "" for none.
     """
 
     source: str
     control_tokens: tuple[str, ...] = ()
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    leading: str = ""
 
     def split(self, messages: Any, where: str) -> tuple[str, str]:
         """Returns the input, everything up to the last answer, and that answer.
 
         The template's control tokens are marked in the input (`vocabularies.controls`); those in messages stay text.
+        An input whose answer the template writes without a space is marked, too.
 
         Args:
             messages: `[{"role": ..., "content": text}, ...]`, the last of the role "assistant".
@@ -43,19 +42,20 @@ class ChatTemplate:
             UserError: anything else, or the template refuses the messages.
         """
         checked = _checked(messages, where)
-        *before, answer = checked
         known = controls.pattern(self.control_tokens)
-        safe = [{**one, "content": known.sub(lambda m: m[0][0] + _CUT + m[0][1:], one["content"])} for one in before]
+        safe = [{**one, "content": known.sub(lambda m: m[0][0] + _CUT + m[0][1:], one["content"])} for one in checked]
+        *before, answer = safe
+        answer["content"] = answer["content"].strip()
         try:
-            text = (
-                _environment()
-                .from_string(self.source)
-                .render(messages=safe, add_generation_prompt=True, **self.variables)
-            )
+            template = _environment().from_string(self.source)
+            raw = template.render(messages=before, add_generation_prompt=True, **self.variables)
+            whole = template.render(messages=safe, add_generation_prompt=False, **self.variables)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise UserError(f"The model's chat template refuses {where}: {' '.join(str(error).split())}.") from error
-        text = controls.marked(text, self.control_tokens).replace(_CUT, "")
-        return text.removeprefix(controls.marked(self.leading, self.control_tokens)), answer["content"].strip()
+        text = controls.marked(raw, self.control_tokens).replace(_CUT, "")
+        if raw[-1:].strip() and text[-1] != controls.END and whole.startswith(raw + answer["content"]):
+            text += controls.NO_SPACE
+        return text, answer["content"].replace(_CUT, "")
 
 
 def _checked(messages: Any, where: str) -> list[dict[str, str]]:

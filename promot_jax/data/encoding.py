@@ -22,7 +22,8 @@ class Encoder:
     Attributes:
         encode: text to ids.
         eos_id: ends every target.
-        bos_id: starts every input, after the soft prompt, or None.
+        bos_id: starts every input, after the soft prompt, or None. An input that brings it, as a chat template's does,
+            gets no second one.
         prompt_ids: virtual ids of the soft prompts, `{task or mixture: int32 [length]}` (`soft_prompts.layout`).
         prompt: the key in `prompt_ids` for tasks that have none of their own, or "" for none.
         continues: whether targets continue the inputs (`Model.continues`); otherwise `eos_id` ends every input too.
@@ -75,16 +76,20 @@ class Encoder:
 
     def _target(self, inputs: str, ids: Sequence[int], target: str) -> Sequence[int]:
         """Ids of a target after an input, whose own `ids` are given."""
+        target = controls.unmarked(target)
         if not self.continues:
             return self.encode(target.removeprefix(" "))
         return self._after(inputs, ids, joined(inputs, target)[len(inputs) :])
 
     def _framed(self, ids: Sequence[int], task: str) -> list[int]:
         virtual = self.prompt_ids.get(task, self.prompt_ids.get(self.prompt))
-        start = [] if self.bos_id is None else [self.bos_id]
         end = [] if self.sentinel_id is None else [self.sentinel_id]
         end += [] if self.continues else [self.eos_id]
-        return [*([] if virtual is None else virtual.tolist()), *start, *ids, *end]
+        return [*([] if virtual is None else virtual.tolist()), *self.start(ids), *ids, *end]
+
+    def start(self, ids: Sequence[int]) -> list[int]:
+        """What comes before the ids of a text: the BOS, unless the text brings it."""
+        return [] if self.bos_id is None or list(ids[:1]) == [self.bos_id] else [self.bos_id]
 
     def _after(self, before: str, ids: Sequence[int], text: str) -> Sequence[int]:
         """Ids of a text after another, whose own `ids` are given."""

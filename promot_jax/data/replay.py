@@ -46,7 +46,6 @@ def passages(examples: Iterator["Example"], encoder: "Encoder", inputs: int, tar
     Unlike an example, a passage is cut if it is too long, gets no EOS after its targets, and no soft prompt. Raises
     UserError if a thousand passages in a row are shorter than two tokens.
     """
-    start = [] if encoder.bos_id is None else [encoder.bos_id]
     end = [] if encoder.continues else [encoder.eos_id]
     short = 0
     for example in examples:
@@ -56,6 +55,6 @@ def passages(examples: Iterator["Example"], encoder: "Encoder", inputs: int, tar
             if short == 1000:
                 raise UserError(f"The replay task {example.task!r} yields no text: 1000 passages are empty.")
             continue
-        short = 0
+        short, start = 0, encoder.start(ids)
         middle = min(len(ids) // 2, max(inputs - len(start) - len(end), 1))
         yield Tokens([*start, *ids[:middle], *end], ids[middle : middle + targets])

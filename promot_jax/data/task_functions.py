@@ -23,7 +23,7 @@ class Judgement(NamedTuple):
 
 
 def judge(task: seqio.Task, example: Example, output: str) -> Judgement:
-    """Post-processes the target and an output of an example, and scores it.
+    """Post-processes the target and an output of an example, without the space that joins them to the input; scores it.
 
     Raises:
         UserError: the post-processor or the metric raises.
@@ -32,8 +32,8 @@ def judge(task: seqio.Task, example: Example, output: str) -> Judgement:
     metric = task.metric_fns[0] if task.metric_fns else None
     score, statistics = (getattr(metric, name, None) for name in ("per_example", "statistics"))
     with users_code(f"Judging the output {output[:80]!r} for example {example.id!r} of task {task.name!r}"):
-        target = task.postprocess_fn(example.targets, example=features, is_target=True)
-        answer = task.postprocess_fn(output, example=features, is_target=False)
+        target = task.postprocess_fn(example.targets.removeprefix(" "), example=features, is_target=True)
+        answer = task.postprocess_fn(output.removeprefix(" "), example=features, is_target=False)
         if score is not None:
             return Judgement(target, answer, score(target, answer), [])
         return Judgement(target, answer, None, [] if statistics is None else [*statistics(target, answer)])

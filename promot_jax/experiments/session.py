@@ -214,7 +214,7 @@ def _chat_template(experiment: Experiment) -> "ChatTemplate":
     names = {number: token for token, number in text.vocabulary.control_ids.items()}
     ids = {"bos_token": text.vocabulary.bos_id, "eos_token": text.vocabulary.eos_id}
     variables = {name: names.get(number, "") if number is not None else "" for name, number in ids.items()}
-    return ChatTemplate(source, tuple(names.values()), variables, variables["bos_token"] * text.vocabulary.add_bos)
+    return ChatTemplate(source, tuple(names.values()), variables)
 
 
 def load_base(experiment: Experiment) -> Pretrained:

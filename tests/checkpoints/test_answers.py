@@ -21,6 +21,7 @@ from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.evaluation.sampler import Request, Sampler
 from promot_jax.evaluation.settings import Evaluation
+from promot_jax.main import main
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 CHAT = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}: {{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -63,6 +64,15 @@ def test_ends_are_those_of_transformers(tmp_path: Path, config: dict[str, Any], 
     assert set(found) == {0, *(theirs if isinstance(theirs, list) else [theirs])} and found == (ends or (0,))
 
 
+def test_a_run_keeps_the_ends_and_the_template_of_its_model(tmp_path: Path) -> None:
+    metadata = tiny.METADATA | {"tokenizer.ggml.eot_token_id": 7, "tokenizer.chat_template": CHAT}
+    folder = tiny.workspace(tmp_path)
+    base = pretrained.load(str(tiny.write(tmp_path / "tiny.gguf", tiny.tensors(), metadata)), Partitioner())
+    assert main(tiny.command(folder, "finetune.gin", tmp_path / "run")) == 0
+    trained = pretrained.load(str(tmp_path / "run"), Partitioner())
+    assert trained.end_ids == base.end_ids == (0, 7, 2) and trained.answers.chat_template == CHAT
+
+
 def test_answers_end_at_any_of_them(tmp_path: Path) -> None:
     """Greedy decoding ends where transformers' own does; a beam search has nothing behind an end."""
     made = folder(tmp_path / "m")
@@ -95,6 +105,7 @@ def test_answers_end_at_any_of_them(tmp_path: Path) -> None:
 
 
 def test_ends_that_are_no_ids(tmp_path: Path) -> None:
+    """transformers' generate takes an id or a list of ids, and fails at these within its loop."""
     for wrong in ("2", [2, "x"], [True], {"a": 1}):
         made = folder(tmp_path / str(wrong).strip("{}[]").replace("'", ""))
         (made / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
@@ -141,6 +152,7 @@ def test_ends_and_template_survive_an_export(tmp_path: Path, template: Any) -> N
 
 
 def test_templates_that_cannot_be_read(tmp_path: Path) -> None:
+    """transformers reads a text, or a list of named texts; these are neither."""
     made = folder(tmp_path / "m")
     file = made / "tokenizer_config.json"
     plain = json.loads(file.read_text())

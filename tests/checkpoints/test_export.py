@@ -76,6 +76,27 @@ def test_control_tokens_in_data(base: Pretrained, stripped: Path, prompted: Path
     assert "AutoModelForCausalLM" in (stripped / "README.md").read_text()
 
 
+@pytest.mark.parametrize("prompts", [None, PROMPTS])
+def test_control_tokens_in_data_of_t5(tmp_path: Path, prompts: Any) -> None:
+    """T5's control tokens are pieces of its model: no argument of transformers makes text of them, and the note says
+    what does."""
+    from promot_jax.data.vocabularies.sentencepiece import SentencePieceVocabulary
+
+    kind, options = hf_models.VARIANTS["T5 1.1"]
+    hf_models.save(tmp_path / "source", kind, **options)
+    vocabulary = SentencePieceVocabulary(tiny.sentencepiece_model(tmp_path / "spiece.model"))
+    base = dataclasses.replace(pretrained.load(str(tmp_path / "source"), Partitioner()), vocabulary=vocabulary)
+    export.write(tmp_path / "out", base, prompts)
+    tokenizer, end = hf_models.load(tmp_path / "out")[1], [vocabulary.eos_id]
+    ours = [*vocabulary.encode("the </s> film"), *end]
+    assert tokenizer("the </s> film").input_ids != ours
+    assert tokenizer("the </s> film", split_special_tokens=True).input_ids != ours
+    apart = tokenizer("the < /s> film").input_ids
+    assert apart == [*vocabulary.encode("the < /s> film"), *end] and apart.count(end[0]) == 1
+    note = (tmp_path / "out" / "README.md").read_text()
+    assert "with `split_special_tokens=True` too" in note and "write a space after their `<`" in note
+
+
 def test_beginning_of_sequence(base: Pretrained, tmp_path: Path) -> None:
     """Our inputs are the prompt, the beginning of sequence, the text; so are those of the exported tokenizer."""
     ours = TokenizerVocabulary(base.vocabulary.tokenizer_json, eos_id=0, bos_id=1, add_bos=True)

@@ -1,13 +1,17 @@
 """Chats through a model's own template; the reference is transformers' `apply_chat_template`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 
 from promot_jax.data.chat import ChatTemplate
 from promot_jax.data.encoding import Encoder, joined
+from promot_jax.data.examples import Example
+from promot_jax.data.replay import passages
 from promot_jax.data.vocabularies import controls
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
@@ -55,9 +59,62 @@ def test_ids_are_those_of_transformers(
     assert vocabulary.encode(joined(inputs, answer)) == whole[: len(whole) - 2]  # without <|im_end|> and the line break
 
 
-def test_only_the_answer_is_a_target(vocabulary: TokenizerVocabulary, template: ChatTemplate) -> None:
-    from promot_jax.data.examples import Example
+TEMPLATES = {
+    "phi": "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    "tight": "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    "llama": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}",
+    "mistral": "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %}{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",
+}
+FORMS = {
+    "Prepend": {},
+    "first": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+    "always": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False},
+}
 
+
+@pytest.mark.parametrize("rstrip", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_of_tokenizers_that_mark_a_beginning_are_those_of_transformers(
+    tmp_path: Path, form: str, name: str, rstrip: bool
+) -> None:
+    """Llama 2, Mistral and Phi-3: where a text starts with a space, and where its control tokens take the space."""
+    from tiny_tokenizers import train
+    from transformers import AutoTokenizer
+
+    _, fields = train(prefix=True)
+    turns = ["<|user|>", "<|assistant|>", "<|end|>"]
+    fields["tokenizer.ggml.tokens"] = [*fields["tokenizer.ggml.tokens"], *turns]
+    fields["tokenizer.ggml.scores"] = np.append(fields["tokenizer.ggml.scores"], np.zeros(3, np.float32))
+    fields["tokenizer.ggml.token_type"] = np.append(fields["tokenizer.ggml.token_type"], np.int32([3, 3, 3]))
+    TokenizerVocabulary.from_gguf(fields).save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    if FORMS[form]:
+        data |= {"normalizer": None, "pre_tokenizer": FORMS[form]}
+    for token in data["added_tokens"]:
+        token["rstrip"] = rstrip and token["content"] in turns
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    vocabulary, reference = TokenizerVocabulary.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    variables = {"bos_token": "<bos>", "eos_token": "<eos>"}
+    template = ChatTemplate(TEMPLATES[name], tuple(vocabulary.control_ids), variables)
+    messages = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "nowhere there"}]
+    asked = {"chat_template": TEMPLATES[name], "tokenize": False}
+    before, whole = (
+        reference(reference.apply_chat_template(part, **more, **asked), add_special_tokens=False).input_ids
+        for part, more in ((messages[:1], {"add_generation_prompt": True}), (messages, {}))
+    )
+    example = Example("t", "1", *template.split(messages, "here"), (), "", 0)
+    found = Encoder.of(vocabulary, continues=True).tokens(example)
+    inputs = found.inputs[before[0] != vocabulary.bos_id :]  # the encoder adds a beginning that the template has not
+    assert inputs == before
+    assert [*inputs, *found.targets[:-1]] == whole[: len(inputs) + len(found.targets) - 1]
+
+
+def test_only_the_answer_is_a_target(vocabulary: TokenizerVocabulary, template: ChatTemplate) -> None:
     inputs, answer = template.split(CHAT, "here")
     example = Example("chat", "1", inputs, answer, (), "", 0)
     tokens = Encoder.of(vocabulary, continues=True).tokens(example)
@@ -75,12 +132,17 @@ def test_a_message_makes_no_control_token(vocabulary: TokenizerVocabulary, templ
         assert controls.unmarked(text) in controls.unmarked(inputs)
 
 
-def test_a_beginning_that_the_encoder_adds_is_there_once(vocabulary: TokenizerVocabulary) -> None:
-    source = "{{ bos_token }}{{ messages[0]['content'] }}:"
-    for leading, begins in (("<|im_start|>", False), ("", True)):
-        template = ChatTemplate(source, tuple(vocabulary.control_ids), {"bos_token": "<|im_start|>"}, leading)
-        inputs, _ = template.split(CHAT[:2], "here")
-        assert (vocabulary.encode(inputs)[0] == 1) == begins
+@pytest.mark.parametrize("source", ["{{ bos_token }}{{ messages[0]['content'] }}:", "{{ messages[0]['content'] }}:"])
+@pytest.mark.parametrize("bos_id", [None, 1])
+def test_a_beginning_is_there_once(vocabulary: TokenizerVocabulary, source: str, bos_id: int | None) -> None:
+    """Whether the template writes it, or the encoder of inputs adds it, or both; in passages of replay too."""
+    template = ChatTemplate(source, tuple(vocabulary.control_ids), {"bos_token": "<|im_start|>"})
+    example = Example("t", "1", *template.split(CHAT[:2], "here"), (), "", 0)
+    encoder = Encoder(vocabulary.encode, vocabulary.eos_id, bos_id)
+    (passage,) = passages(iter([example]), encoder, 64, 64)
+    once = int("bos_token" in source or bos_id == 1)
+    for ids in (encoder.tokens(example).inputs, passage.inputs):
+        assert ids.count(1) == once and (ids[0] == 1) == bool(once)
 
 
 @pytest.mark.parametrize(

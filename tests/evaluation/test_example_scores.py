@@ -4,6 +4,13 @@ from typing import Any
 
 import pytest
 
+import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
+
+# isort: split
+import seqio
+
+from promot_jax.data.examples import Example
+from promot_jax.data.task_functions import judge
 from promot_jax.errors import UserError
 from promot_jax.evaluation import example_scores
 from promot_jax.results import records
@@ -18,6 +25,16 @@ def output(task: str, number: int, score: float | None = None, **changes: Any) -
 
 def icl(**metrics: str) -> Icl:
     return Icl.of({task: Score(metric=metric, score=1.0, n=1) for task, metric in metrics.items()})
+
+
+@pytest.mark.parametrize("target", ["True", " True"])
+@pytest.mark.parametrize("output", ["True", " True"])
+def test_the_space_that_joins_a_target_to_its_input_is_not_scored(target: str, output: str) -> None:
+    """Of a SeqIO task without a post-processor, whose targets and outputs stay as they are in SeqIO."""
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=("test",))
+    task = seqio.Task("bare", source, output_features={}, preprocessors=[])
+    judgement = judge(task, Example("bare", "1", "answer:", target, (), "", 0), output)
+    assert judgement.target == judgement.output == "True"
 
 
 def test_right_and_wrong_become_digits_and_other_scores_numbers() -> None:

@@ -19,13 +19,15 @@ import tiny
 from forward import target_logits
 from random_results import read_comparison
 
-import promot_jax.data  # noqa: F401, silences TensorFlow
+import promot_jax as pj
+import promot_jax.data
 from promot_jax import files as files_module
 from promot_jax import main, trees
 from promot_jax.checkpoints import pretrained, stage_folder
 from promot_jax.checkpoints.orbax import Checkpoints
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.data.encoding import Encoder
+from promot_jax.data.vocabularies import controls
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.evaluation.sampler import Sampler
@@ -431,6 +433,18 @@ def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monk
     assert "No soft prompt. Outputs end at '\\n' or after 8 tokens (Decoding.stop, Decoding.max_tokens).\n" in shown
     assert "\n- | Animal: ant -> " in shown and "\n- | Thing: snow\\nColour: -> " in shown  # a line for each
     assert json.loads((tiny_folder / "texts" / "results.json").read_text())["n"] == len(QUESTIONS)
+
+
+def test_an_input_makes_no_control_token(tiny_folder: Path) -> None:
+    """Nor do the marks by which chat templates make them: the tokens of the text alone, as transformers splits it."""
+    texts = [f"a{controls.mark(tiny.TOKENS[2])}b", f"a{tiny.TOKENS[2]}b"]
+    asked: list[list[int]] = []
+    encode = Encoder.inputs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "inputs", lambda *of: asked.append(encode(*of)) or asked[-1])
+        infer(tiny_folder, "marks", texts)
+        pj.load(str(tiny_folder / "tiny.gguf")).generate(texts)
+    assert len(asked) == 4 and asked.count(asked[0]) == 4 and not {1, 2} & set(asked[0])
 
 
 def test_inference_does_without_tensorflow(tiny_folder: Path, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_white_space_around_a_target_is_not_scored(target: str, labels: tuple[st
 
 
 def test_white_space_around_one_of_several_answers() -> None:
+    """The official script of TriviaQA takes white space off every answer (`normalize_answer`)."""
     assert postprocess.text()("Paris", example={"answers": [b" Paris ", b"Paname"]}, is_target=True) == [
         "Paris",
         "Paname",

@@ -15,6 +15,11 @@ In training and evaluation a text that has the name of a control token in it (`<
 a further argument this tokenizer reads it as that token, so that data could end a sequence or open a turn; it reads
 text as text by `tokenizer(text, split_special_tokens=True)`.
 """
+_PIECES = """
+In training and evaluation a text that has the name of a control token in it (`</s>`, `<pad>`) was text. This tokenizer
+reads it as that token, with `split_special_tokens=True` too, since the names are pieces of its model: data could end a
+sequence. Take such names out of data, or write a space after their `<`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Card:
 CONFIG_FILE = "run.gin"  # beside README.md, with `Card.config`
 
 
-def stripped(card: Card, family: str) -> str:
+def stripped(card: Card, family: str, vocabulary: Any) -> str:
     """README.md of the model without soft prompts; `family` is "decoder" or "t5"."""
     how = f"""# A model without soft prompts
 
@@ -42,7 +47,7 @@ def stripped(card: Card, family: str) -> str:
 
 generation_config.json has the tokens that end an answer, tokenizer_config.json the chat template where there is one.
 """
-    return _front_matter(card, "transformers", card.hub) + how + _origin(card) + _CONTROL_TOKENS
+    return _front_matter(card, "transformers", card.hub) + how + _origin(card) + _data_note(vocabulary)
 
 
 def prompted(
@@ -85,7 +90,7 @@ These tokens are never generated: their rows of the output head are the mean of 
 decoding and beams cannot choose them, and `suppress_tokens` in generation_config.json forbids them when
 sampling. A server that does not read that file wants the ids in its own list of forbidden tokens.
 """
-    return _front_matter(card, "transformers", card.hub) + how + _origin(card) + _CONTROL_TOKENS
+    return _front_matter(card, "transformers", card.hub) + how + _origin(card) + _data_note(vocabulary)
 
 
 def adapter(card: Card, family: str, base: str, title: str, path: str = "") -> str:
@@ -113,6 +118,12 @@ def write(folder: Path, readme: str, card: Card) -> None:
     (folder / "README.md").write_text(readme, encoding="utf-8")
     if card.config:
         (folder / CONFIG_FILE).write_text(card.config, encoding="utf-8")
+
+
+def _data_note(vocabulary: Any) -> str:
+    """How this tokenizer, as transformers reads it, reads the names of control tokens in data."""
+    model = json.loads(vocabulary.fast().tokenizer_json)["model"]
+    return _PIECES if model["type"] == "Unigram" else _CONTROL_TOKENS
 
 
 def _code(

@@ -2,13 +2,14 @@
 
 Text that is data becomes no control token (`TokenizerVocabulary`). What a chat template writes around messages has to:
 `marked` puts each between two noncharacters of Unicode, which stand for nothing in any text, and `encode` reads them.
+Where a text comes from elsewhere, `unmarked` takes these characters out of it.
 """
 
 import re
 from collections.abc import Collection
 
 START, END = "\ufdd2", "\ufdd3"
-_MARKED = re.compile(f"{START}([^{END}]*){END}")
+NO_SPACE = START + END  # at the end of an input: its target follows without a space
 
 
 def pattern(controls: Collection[str]) -> re.Pattern[str]:
@@ -18,14 +19,14 @@ def pattern(controls: Collection[str]) -> re.Pattern[str]:
 
 def marked(text: str, controls: Collection[str]) -> str:
     """The text with every control token in it marked."""
-    return pattern(controls).sub(lambda match: f"{START}{match[0]}{END}", text)
+    return pattern(controls).sub(lambda match: mark(match[0]), text)
+
+
+def mark(control: str) -> str:
+    """One control token, marked."""
+    return f"{START}{control}{END}"
 
 
 def unmarked(text: str) -> str:
     """The text as a person reads it, and as it comes in with data: without marks."""
     return text.replace(START, "").replace(END, "")
-
-
-def pieces(text: str) -> list[str]:
-    """Cuts a text at marked control tokens: text, token, text, ..., token, text."""
-    return _MARKED.split(text)

@@ -105,14 +105,14 @@ def build(field: Callable[..., Any]) -> Tokenizer:
     overridden = {
         token
         for token, i in vocab.items()
-        if types[i] in (_NORMAL, _USER_DEFINED)
-        and (token in CONTROL_NAMES or (i in ends and len(token) > 1 and token not in plain))
+        if types[i] not in (_UNKNOWN, _CONTROL)
+        and (token in CONTROL_NAMES or (types[i] != _BYTE and i in ends and len(token) > 1 and token not in plain))
     }
     for token in overridden:
         types[vocab[token]] = _CONTROL
     if overridden:
         names = ", ".join(sorted(map(repr, overridden)))
-        print(f"Warning: the GGUF file types {names} as text; read as control tokens, as llama.cpp does.", flush=True)
+        print(f"Warning: the tokenizer has {names} as text; read as control tokens, as llama.cpp does.", flush=True)
     pairs = [(left, right) for left, right in pairs if left + right not in overridden]
     if kind == "gpt2":
         tokenizer = _byte_level(vocab, types, pairs, field("pre", str))

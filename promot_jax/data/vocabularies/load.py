@@ -1,5 +1,6 @@
 """Loads a tokenizer from a file or folder, or ByT5's bytes."""
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -30,7 +31,7 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
         if (folder / name).is_file():
             return sentencepiece.load(folder / name)
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         config = None
     if isinstance(config, dict) and config.get("tokenizer_class") == sentencepiece.BYTE_CLASS:
@@ -39,11 +40,16 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
 
 
 def _is_sentencepiece(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a SentencePiece model and no JSON, by its content; by its name where it is remote."""
+    """Whether a file is a SentencePiece model and no JSON, by its content; by its name where it is remote.
+
+    A damaged `.json` is one: it has no zero bytes, which the scores of a model's first pieces are.
+    """
     if not Path(path).is_file():
         return str(path).endswith(".model")
     with Path(path).open("rb") as file:
-        return Path(path).suffix != ".json" and not file.read(64).lstrip().startswith(b"{")
+        start = file.read(64)
+    is_json = start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+    return not is_json and (Path(path).suffix != ".json" or b"\0" in start)
 
 
 def within(vocabulary: Vocabulary, rows: int, origin: str) -> Vocabulary:

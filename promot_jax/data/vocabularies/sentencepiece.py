@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import promot_jax.data.silent_tensorflow  # noqa: F401, before seqio
@@ -21,10 +22,19 @@ def load(path: str | os.PathLike[str]) -> "SentencePieceVocabulary | TokenizerVo
     """Reads a `.model` file, local or `gs://`: T5's kind (unigram), or that of Llama and Gemma (BPE, with a BOS).
 
     Raises:
-        UserError: the file is missing, no SentencePiece model, or its parts do not fit together.
+        UserError: the file is missing, no SentencePiece model, of another kind, or its parts do not fit together.
     """
-    fields = bpe_fields(_read(os.fspath(path)).serialized_model_proto())
-    return TokenizerVocabulary.from_gguf(fields) if fields else SentencePieceVocabulary(path)
+    processor = _read(os.fspath(path))
+    fields = bpe_fields(processor.serialized_model_proto())
+    if fields:
+        return TokenizerVocabulary.from_gguf(fields)
+    vocabulary = SentencePieceVocabulary(path)
+    if processor.bos_id() >= 0 and vocabulary.extra_ids:  # umT5 has a BOS, and its sentinels
+        raise UserError(
+            f"The SentencePiece model {os.fspath(path)!r} has a beginning of sequence, which T5's have not, and is not "
+            "BPE as Llama's and Gemma's: give the tokenizer.json of its model."
+        )
+    return vocabulary
 
 
 def _read(path: str) -> SentencePieceProcessor:
@@ -35,7 +45,10 @@ def _read(path: str) -> SentencePieceProcessor:
     except tf.errors.OpError as error:
         raise UserError(f"Cannot read the SentencePiece model {path!r}: {error.message}.") from error
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"{path!r} is not a SentencePiece model; copy it again.") from error
+        with tf.io.gfile.GFile(path, "rb") as file:
+            ranks = re.match(rb"[A-Za-z0-9+/]+=* \d+\n", file.read(4096))
+        mend = " but a tiktoken file; give the tokenizer.json of the same model." if ranks else "; copy it again."
+        raise UserError(f"{path!r} is not a SentencePiece model{mend}") from error
     return processor
 
 
@@ -52,6 +65,7 @@ class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
 
     add_bos = False  # the T5 family has no beginning of sequence
     bos_id: int | None = None
+    control_ids: Mapping[str, int] = {}  # no text has control tokens in it
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Reads a `.model` file, local or `gs://`; appends `EXTRA_IDS` unless its pieces include `<extra_id_0>` (mT5).
@@ -113,6 +127,7 @@ class ByteVocabulary(seqio.ByteVocabulary):
     """
 
     add_bos = False  # the T5 family has no beginning of sequence
+    control_ids: Mapping[str, int] = {}
 
     def __init__(self) -> None:
         """Makes a vocabulary of 384 ids, the rows of published embedding tables."""

@@ -93,7 +93,7 @@ class TokenizerVocabulary:
             raise UserError("The tokenizer asks for a beginning-of-sequence token but names none.")
         self._of_data = self._tokenizer
         if self._controls_in_data():
-            self._of_data = _parsed(_without_controls(self._tokenizer.to_str()))
+            self._of_data = self._of_chats
         if made := self._controls_in_data():
             raise UserError(f"The tokenizer lets text become the control token {made[0][:40]!r}; remove it there.")
 
@@ -170,18 +170,19 @@ class TokenizerVocabulary:
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         file = folder / "tokenizer.json" if Path(path).is_dir() else Path(path)
         try:
-            text = file.read_text(encoding="utf-8")
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8-sig")
+            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8-sig"))
             tokenizer = Tokenizer.from_str(text)
         except OSError as error:
             raise UserError(f"Cannot read {str(error.filename)!r}: {error.strerror}.") from error
         except Exception as error:  # also what the tokenizers package raises
             raise UserError(f"The tokenizer in {str(folder)!r} is damaged: {str(error)[:200]}.") from error
 
+        config = config if isinstance(config, dict) else {}
+
         def token_id(role: str) -> int | None:
-            token = config.get(f"{role}_token") if isinstance(config, dict) else None
-            token = token.get("content") if isinstance(token, dict) else token
-            return tokenizer.token_to_id(token) if isinstance(token, str) else None
+            token = _content(config.get(f"{role}_token"))
+            return None if token is None else tokenizer.token_to_id(token)
 
         eos_id, bos_id = token_id("eos"), token_id("bos")
         if eos_id is None:
@@ -190,10 +191,12 @@ class TokenizerVocabulary:
         if add_bos is None:  # in newer folders the post-processor alone shows it
             add_bos = bos_id is not None and tokenizer.encode("").ids[:1] == [bos_id]
         # Some files do not mark these as special: data would make them, and answers keep them.
-        known = {i: token.content for i, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
-        ends = [token for i, token in known.items() if i in (eos_id, bos_id) or token in gguf.CONTROL_NAMES]
-        if ends:
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in ends])
+        added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+        unmarked = (_special_tokens(config) & tokenizer.get_vocab().keys()) | (gguf.CONTROL_NAMES & added.keys())
+        unmarked -= {token for token, settings in added.items() if settings.special}
+        if unmarked:
+            new = [AddedToken(token, normalized=False, special=True) for token in sorted(unmarked)]
+            tokenizer.add_special_tokens(new)
             text = tokenizer.to_str()
         return cls(
             text, eos_id=eos_id, bos_id=bos_id, pad_id=token_id("pad"), unk_id=token_id("unk"), add_bos=bool(add_bos)
@@ -235,15 +238,14 @@ class TokenizerVocabulary:
 
         Marked control tokens (`controls`), as a chat's input has, become their ids.
         """
-        if controls.START not in s:
-            return self._encode(s)
-        ids: list[int] = []
-        for number, piece in enumerate(controls.pieces(s)):
-            ids += [self.control_ids[piece]] if number % 2 and piece in self.control_ids else self._encode(piece)
-        return ids
+        tokenizer = self._of_chats if controls.START in s else self._of_data
+        text = s.replace(controls.NO_SPACE, "").encode("utf-8", "replace").decode()
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _encode(self, s: str) -> list[int]:
-        return self._of_data.encode(s.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
+    @functools.cached_property
+    def _of_chats(self) -> Tokenizer:
+        """As the tokenizer of data, and reads marked control tokens with the space around them as their own do."""
+        return _parsed(_with_marked_controls(self.tokenizer_json))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids to text, up to the first EOS; drops control tokens and ids beyond the vocabulary (soft prompts)."""
@@ -268,6 +270,26 @@ class TokenizerVocabulary:
         return hash(self._identity)
 
 
+def _content(token: Any) -> str | None:
+    """The text of a token of a `tokenizer_config.json`, which has it bare or with settings."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> set[str]:
+    """Tokens that a `tokenizer_config.json` names as special, as transformers takes them; characters of texts are none.
+
+    Some files pad with a character, as "!".
+    """
+    named = [config.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(key)
+        named += list(more.values()) if isinstance(more, dict) else more if isinstance(more, list) else []
+    if isinstance(decoder := config.get("added_tokens_decoder"), dict):
+        named += [token for token in decoder.values() if isinstance(token, dict) and token.get("special") is True]
+    return {text for text in map(_content, named) if text is not None and len(text) > 1}
+
+
 def _parsed(tokenizer_json: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(tokenizer_json)
@@ -275,23 +297,22 @@ def _parsed(tokenizer_json: str) -> Tokenizer:
         raise UserError(f"Not a readable tokenizer.json: {str(error)[:200]}.") from error
 
 
-def _without_controls(tokenizer_json: str) -> str:
-    """A `tokenizer.json` of the same ids in which text becomes no control token, but T5's sentinels as in SeqIO."""
+def _with_marked_controls(tokenizer_json: str) -> str:
+    """A `tokenizer.json` of the same ids in which only marked text becomes a control token; T5's sentinels as in SeqIO.
+
+    "Marked" is how `controls` marks them. Every control token has its marked text for a name, which no data has.
+    """
     data = json.loads(tokenizer_json)
     model, unigram = data["model"], data["model"]["type"] == "Unigram"
-    controls = {token["content"]: token["id"] for token in data["added_tokens"] if token["special"]}
-    # A space never reaches the model: it is another character there, or was split off.
-    names = {token: f" {i}" for token, i in controls.items()}
-    known = {token for token, _ in model["vocab"]} if unigram else model["vocab"].keys()
-    # Ids beyond the model's are given in order, so a control token among them keeps its place, under a name that no
-    # text has: a noncharacter of Unicode.
+    names = {token["content"]: controls.mark(token["content"]) for token in data["added_tokens"] if token["special"]}
+    sentinels = {token for token, _ in model["vocab"] if SENTINEL.fullmatch(token)} & names.keys() if unigram else set()
     data["added_tokens"] = [
-        {**token, "special": False, "content": f"\ufdd0{token['id']}\ufdd1"} if token["special"] else token
+        {**token, "special": False, "content": names[token["content"]]} if token["special"] else token
         for token in data["added_tokens"]
-        if not token["special"] or token["content"] not in known
+        if token["content"] not in sentinels
     ]
     if unigram:
-        names |= {token: f"\u2581{token}" for token in controls if SENTINEL.fullmatch(token)}
+        names |= {token: f"\u2581{token}" for token in sentinels}
         # The score of a certain piece: no other pieces for that text score as high.
         model["vocab"] = [(names[token], 0.0) if token in names else (token, score) for token, score in model["vocab"]]
     else:
@@ -299,5 +320,5 @@ def _without_controls(tokenizer_json: str) -> str:
         model["unk_token"] = names.get(model.get("unk_token"), model.get("unk_token"))
     if "merges" in model:
         pairs = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-        model["merges"] = [pair for pair in pairs if controls.keys().isdisjoint((*pair, "".join(pair)))]
+        model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
     return json.dumps(data)

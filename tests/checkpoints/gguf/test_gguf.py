@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiny_tokenizers import train
 
 from promot_jax import assets
 from promot_jax.checkpoints import placement as places
@@ -209,6 +210,18 @@ def test_a_vocabulary_stands_in_for_an_unknown_rule(tmp_path: Path) -> None:
     tiny.vocabulary().save(tmp_path / "tokenizer")
     loaded = pretrained.load(str(path), Partitioner(), vocabulary=str(tmp_path / "tokenizer"))
     assert loaded.vocabulary.encode("a good film") == tiny.vocabulary().encode("a good film")
+
+
+def test_a_sentencepiece_model_stands_in_where_the_table_is_padded(tmp_path: Path) -> None:
+    """As a Llama's `tokenizer.model` for rows that no token of it has: SentencePiece's ids and BOS, no sentinels."""
+    oracle, _ = train(prefix=True)
+    (tmp_path / "tokenizer.model").write_bytes(oracle.serialized_model_proto())
+    rows = oracle.get_piece_size() + 112
+    named = {"tokenizer.ggml.tokens": [str(i) for i in range(rows)], "tokenizer.ggml.token_type": [3] * rows}
+    path = tiny.write(tmp_path / "a.gguf", tiny.tensors(vocab=rows), tiny.METADATA | named)
+    vocabulary = pretrained.load(str(path), Partitioner(), vocabulary=str(tmp_path / "tokenizer.model")).vocabulary
+    assert (vocabulary.add_bos, vocabulary.bos_id, vocabulary.sentinels) == (True, oracle.bos_id(), {})
+    assert list(vocabulary.encode("the cat")) == oracle.encode("the cat")
 
 
 def test_tensors_that_do_not_fit_are_one_error(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """SentencePiece tokenizers from GGUF against SentencePiece itself; Qwen's way of cutting text against transformers."""
 
 import inspect
-import io
+import itertools
 import json
 import random
 import shutil
@@ -12,56 +12,20 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from test_vocabularies import CORPUS, WILD, other_reader
+from test_vocabularies import WILD, other_reader
+from tiny_tokenizers import BYTE, CONTROL, CORPUS, DEFINED, NORMAL, train
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 import promot_jax.data  # noqa: F401, silences TensorFlow
+from promot_jax.data.batches import TrainBatches
 from promot_jax.data.encoding import Encoder
 from promot_jax.data.examples import Example
 from promot_jax.data.vocabularies.load import load
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
+from promot_jax.models import DecoderConfig, build
 
-NORMAL, UNKNOWN, CONTROL, DEFINED, BYTE = 1, 2, 3, 4, 6
-RUNS = ["\n", "\n\n", "▁▁", "▁▁▁", "▁▁▁▁", "<b>", "\t"]  # user-defined, as Gemma's are
 PARTS = ["the", " cat", "  ", "   ", " ", "\n", "\n\n", "\t", "▁", "<pad>", "<bos>", "<b>", "<0x41>", "é", "猫", "7."]
-
-
-def train(prefix: bool) -> tuple[Any, dict[str, Any]]:
-    """A SentencePiece model with byte fallback like Gemma's (or, with a space put in front, Llama 2's), and the
-    metadata that a GGUF file of it has."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for text in CORPUS for line in text.split("\n") if line] * 20),
-        model_writer=model, model_type="bpe", vocab_size=400, byte_fallback=True, add_dummy_prefix=prefix,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-        split_digits=True, pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>",
-        bos_piece="<bos>", hard_vocab_limit=False, minloglevel=2,
-        user_defined_symbols=[] if prefix else RUNS,
-    )  # fmt: skip
-    oracle = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    ids = range(oracle.get_piece_size())
-    pieces = [oracle.id_to_piece(i) for i in ids]
-    controls = [CONTROL if oracle.is_control(i) else UNKNOWN if oracle.is_unknown(i) else NORMAL for i in ids]
-    fields = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        # Converters write runs of spaces as spaces.
-        "tokenizer.ggml.tokens": [p.replace("▁", " ") if len(p) > 1 and not p.strip("▁") else p for p in pieces],
-        "tokenizer.ggml.scores": np.array([oracle.get_score(i) for i in ids], np.float32),
-        "tokenizer.ggml.token_type": np.array(
-            [BYTE if oracle.is_byte(i) else kind for i, kind in zip(ids, controls, strict=True)], np.int32
-        ),
-        "tokenizer.ggml.bos_token_id": 2,
-        "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.ggml.unknown_token_id": 3,
-        "tokenizer.ggml.padding_token_id": 0,
-        "tokenizer.ggml.add_space_prefix": prefix,
-    }
-    for piece in () if prefix else RUNS:
-        fields["tokenizer.ggml.token_type"][pieces.index(piece)] = DEFINED
-    return oracle, fields
 
 
 @pytest.fixture(name="gemma", scope="module")
@@ -159,7 +123,7 @@ def test_a_control_token_of_another_type(
         "tokenizer.ggml.token_type": np.append(fields["tokenizer.ggml.token_type"], np.int32(kind)),
     }
     vocabulary = TokenizerVocabulary.from_gguf(fields)
-    assert "Warning: the GGUF file types '<end_of_turn>' as text" in capsys.readouterr().out
+    assert "Warning: the tokenizer has '<end_of_turn>' as text" in capsys.readouterr().out
     text, control = "the <end_of_turn> cat", oracle.get_piece_size()
     ids = vocabulary.encode(text)
     assert ids == oracle.encode(text) and control not in ids and vocabulary.decode(ids) == text
@@ -175,6 +139,18 @@ def test_a_token_that_would_cross_into_the_target_does_not(llama: tuple[Any, Tok
     assert tokens.inputs == [2, *oracle.encode("the answer: ")]
     assert tokens.targets == [*oracle.encode("\nthe")[len(oracle.encode("\n")) :], 1]
     assert oracle.decode([*tokens.inputs[1:], *tokens.targets[:-1]]) == "the answer: the"
+
+
+def test_an_answer_of_one_piece_needs_room_for_one(llama: tuple[Any, TokenizerVocabulary]) -> None:
+    """It trains on SentencePiece's one piece of the text of both and EOS, not on a space piece before them, too."""
+    oracle, vocabulary = llama
+    layout = build(DecoderConfig(vocabulary.vocab_size, 16, 2, 1, 1, 8, 24)).layout
+    example = Example("task", "id", "the answer:", "the", (), "", 0)
+    encoder = Encoder.of(vocabulary, continues=True)
+    lengths = {"inputs": 32, "targets": 2}
+    stream = TrainBatches(itertools.repeat(example), encoder, layout, batch_size=1, feature_lengths=lengths)
+    batch = next(iter(stream))
+    assert batch["targets"][batch["weights"] > 0].tolist() == [oracle.piece_to_id("▁the"), vocabulary.eos_id]
 
 
 @hypothesis.settings(max_examples=200)

@@ -134,6 +134,46 @@ def test_a_model_without_its_suffix(tmp_path, t5):
         load.load(copied)
 
 
+def test_a_model_that_is_called_json(tmp_path, t5):
+    (tmp_path / "model.json").write_bytes(t5.read_bytes())
+    assert load.load(tmp_path / "model.json").encode("the film") == SentencePieceVocabulary(t5).encode("the film")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "char", "word"])
+def test_a_model_with_a_beginning_of_sequence_is_none_of_t5(tmp_path, kind):
+    """T5's have none, and sentinels that are invented for another model would be ids of nothing; umT5 has its own."""
+    size = {"unigram": 40, "char": 20, "word": 16}[kind]
+    model = tiny.sentencepiece_model(tmp_path / "m.model", bos_id=3, vocab_size=size, model_type=kind)
+    with pytest.raises(UserError, match=r"has a beginning of sequence, which T5's have not.*give the tokenizer.json"):
+        load.load(model)
+    umt5 = tiny.sentencepiece_model(tmp_path / "umt5.model", sentinels=100, bos_id=3)
+    assert len(load.load(umt5).sentinels) == 100
+
+
+def test_a_tiktoken_file(tmp_path):
+    """The `tokenizer.model` of Meta's own Llama 3 releases."""
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\nIw== 2\n")
+    with pytest.raises(UserError, match=r"is not a SentencePiece model but a tiktoken file; give the tokenizer.json"):
+        load.load(tmp_path)
+
+
+@pytest.mark.parametrize("added", [(), ("</s>",), ("<pad>", "</s>")])
+def test_a_tokenizer_json_whose_control_tokens_are_no_added_tokens(tmp_path, t5, added):
+    """SeqIO's ids, in which data is text; the roles of its config name the control tokens."""
+    SentencePieceVocabulary(t5).save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in data["added_tokens"]:
+        token["special"] &= token["content"] not in added
+    data["added_tokens"] = [
+        token for token in data["added_tokens"] if added or token["content"] not in ("</s>", "<pad>")
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    vocabulary = load.load(tmp_path)
+    text = "the </s> film <pad>"
+    assert vocabulary.encode(text) == list(SentencePieceVocabulary(t5).encode(text))
+    assert vocabulary.decode([0, *vocabulary.encode("film"), 1]) == "film"
+
+
 def test_bytes():
     vocabulary = ByteVocabulary()
     assert vocabulary.vocab_size == 384

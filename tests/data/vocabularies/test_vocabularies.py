@@ -13,17 +13,15 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from tiny_tokenizers import CORPUS
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from promot_jax import assets
 from promot_jax.checkpoints.gguf.load import read_metadata
+from promot_jax.data.vocabularies.load import load
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
 from promot_jax.errors import UserError
 
-CORPUS = (
-    "In 2026 the cat, the café's cat, isn't on 12345 mats.\n\nQuestion:  where?\tAnswer: nowhere at all; there, there.",
-    "def f(x):\n    return x + 1\n\n\n    # ни кошки, ни 猫\n",
-)
 WILD = (
     "", " ", "  ", "\n", "\n\n7", " \n 8", "  9", "a  1", "\t12", "hello 123", "3.14159", "1,000,000", "x²+½=Ⅷ",
     "１２٣४", " leading", "trailing ", "don't we'll I'M they're", "Capital:", "Country: France\nCapital: Paris\n\n",
@@ -222,13 +220,16 @@ def test_names_that_llama_cpp_gives_the_same_rule(fields: dict[str, Any], alias:
 
 @pytest.mark.parametrize("name", ["mpt", "gpt2", "deepseek-v3", None])
 def test_an_unknown_rule_is_not_guessed(fields: dict[str, Any], name: str | None) -> None:
+    """llama.cpp has other rules for the first three, or none."""
     with pytest.raises(UserError, match=r"[sS]et VOCABULARY") as caught:
         TokenizerVocabulary.from_gguf(fields | {"tokenizer.ggml.pre": name})
     assert "did you mean" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [1, 4])
-@pytest.mark.parametrize("name", ["<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|fim_prefix|>", "<|mine|>"])
+@pytest.mark.parametrize(("name", "kind"), [
+    *itertools.product(["<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|fim_prefix|>"], [0, 1, 4, 5, 6]),
+    ("<|mine|>", 1), ("<|mine|>", 4),
+])  # fmt: skip
 def test_control_tokens_of_another_type(
     fields: dict[str, Any], kind: int, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,13 +244,13 @@ def test_control_tokens_of_another_type(
     if name == "<|mine|>":
         fields["tokenizer.ggml.eot_token_id"] = control
     vocabulary = TokenizerVocabulary.from_gguf(fields)
-    assert capsys.readouterr().out.startswith(f"Warning: the GGUF file types {name!r} as text; read as control tokens")
+    assert capsys.readouterr().out.startswith(f"Warning: the tokenizer has {name!r} as text; read as control tokens")
     ids = vocabulary.encode(f"the {name} cat")
     assert control not in ids and vocabulary.decode(ids) == f"the {name} cat"
     assert vocabulary.decode([*vocabulary.encode("the"), control]) == "the"
     assert vocabulary.token_strings()[control] == ""
     assert control - 1 in vocabulary.encode(f"{name}x")  # another user-defined token is text
-    # A tokenizer.json that does not mark it as special is read the same.
+    # A tokenizer.json that does not mark it as special is read the same, by llama.cpp's list of names.
     vocabulary.save(tmp_path)
     data = json.loads((tmp_path / "tokenizer.json").read_text())
     for token in data["added_tokens"]:
@@ -258,6 +259,51 @@ def test_control_tokens_of_another_type(
     loaded = TokenizerVocabulary.load(tmp_path)
     assert (control in loaded.encode(name)) == (name == "<|mine|>")
     assert (loaded.decode([control]) == "") == (name != "<|mine|>")
+
+
+@pytest.mark.parametrize("named", [
+    {"eos_token": "</s>"},
+    {"eos_token": "<|im_end|>", "pad_token": {"__type": "AddedToken", "content": "</s>"}},
+    {"eos_token": "<|im_end|>", "additional_special_tokens": ["</s>"]},
+    {"eos_token": "<|im_end|>", "extra_special_tokens": {"end": "</s>"}},
+    {"eos_token": "<|im_end|>", "added_tokens_decoder": {"0": {"content": "</s>", "special": True}}},
+])  # fmt: skip
+def test_a_special_token_that_only_the_config_names(
+    fields: dict[str, Any], named: dict[str, Any], tmp_path: Path
+) -> None:
+    """A piece that merges make, which no added token is: transformers drops it from texts, and no data has it."""
+    from transformers import AutoTokenizer
+
+    fields = dict(fields)
+    tokens, merges = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.merges"]
+    fields["tokenizer.ggml.tokens"] = [*tokens, "</", "</s", "</s>"]
+    fields["tokenizer.ggml.token_type"] = np.append(fields["tokenizer.ggml.token_type"], [1, 1, 1]).astype(np.int32)
+    fields["tokenizer.ggml.merges"] = [*merges, "< /", "</ s", "</s >"]
+    TokenizerVocabulary.from_gguf(fields).save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != "</s>"]
+    data["model"]["merges"] += [["<", "/"], ["</", "s"], ["</s", ">"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | named)
+    )
+    control, vocabulary = len(tokens) + 2, TokenizerVocabulary.load(tmp_path)
+    ids = vocabulary.encode("a</s>b")
+    assert control not in ids and vocabulary.decode(ids) == "a</s>b"
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    ids = [*reference("a").input_ids, control, *reference("b").input_ids]
+    assert reference("a</s>b").input_ids == ids and reference.decode(ids, skip_special_tokens=True) == "ab"
+    assert vocabulary.decode(ids) == ("a" if vocabulary.eos_id == control else "ab")
+
+
+def test_a_character_that_pads_stays_text(vocabulary: TokenizerVocabulary, tmp_path: Path) -> None:
+    """Some published files pad with "!"."""
+    vocabulary.save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"pad_token": "!"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = TokenizerVocabulary.load(tmp_path)
+    assert loaded.encode("the cat!") == vocabulary.encode("the cat!")
+    assert loaded.decode(loaded.encode("the cat!")) == "the cat!" and loaded.pad_id in loaded.encode("!")
 
 
 def test_a_control_token_that_merges_make(fields: dict[str, Any]) -> None:
@@ -302,6 +348,14 @@ def test_random_metadata_is_a_user_error_or_a_tokenizer(fields: dict[str, Any]) 
         except UserError:
             continue
         vocabulary.decode(vocabulary.encode("the cat's 12 mats"))
+
+
+def test_a_byte_order_mark_before_a_tokenizer(vocabulary: TokenizerVocabulary, tmp_path: Path) -> None:
+    vocabulary.save(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tmp_path / name).read_text("utf-8"), "utf-8-sig")
+    (tmp_path / "without_suffix").write_bytes((tmp_path / "tokenizer.json").read_bytes())
+    assert load(tmp_path) == load(tmp_path / "without_suffix") == vocabulary
 
 
 def test_load_reads_folders_of_hugging_face(vocabulary: TokenizerVocabulary, tmp_path: Path) -> None:
