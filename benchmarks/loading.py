@@ -17,7 +17,7 @@ def cases(quick: bool) -> Sequence[Case]:
     """Hugging Face folders in float32 and bfloat16, a 4-bit GGUF file, a T5X checkpoint; a quick run is the same."""
     float32, bfloat16 = models.smollm2(), models.smollm2("bfloat16") / "stripped"
     gguf = Path(assets.resolve("asset:smollm2-135m-instruct"))
-    t5x = float32 / "t5x" / "checkpoint_0"
+    t5x = float32 / "t5x" / "checkpoint_1"
     tokenizer = str(float32 / "stripped")
     gguf_baseline = {"folder": str(gguf.parent), "gguf_file": gguf.name}
     return [

@@ -27,7 +27,7 @@ LLAMA_TINY = {
 
 
 def smollm2(dtype: str = "float32") -> Path:
-    """The folder with the exports of SmolLM2-135M: `stripped/` (Hugging Face), and in float32 `t5x/checkpoint_0`."""
+    """The folder with the exports of SmolLM2-135M: `stripped/` (Hugging Face), and in float32 `t5x/checkpoint_1`."""
     workdir = FOLDER / f"smollm2_{dtype}"
     if not (workdir / "results.json").is_file():
         formats = ("huggingface", "t5x") if dtype == "float32" else ("huggingface",)

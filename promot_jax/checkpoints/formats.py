@@ -18,7 +18,8 @@ from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError, nearest
 
 FORMATS = ("huggingface", "peft", "t5x")
-STRIPPED, PROMPTED, BASE, PEFT, T5X = "stripped", "with_prompts", "base", "peft", "t5x/checkpoint_0"
+STEP = 1  # of the T5X checkpoint: T5X does not find one of step 0 by its parent folder
+STRIPPED, PROMPTED, BASE, PEFT, T5X = "stripped", "with_prompts", "base", "peft", f"t5x/checkpoint_{STEP}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def write(workdir: Path, name: str, exported: Exported) -> Path:
     if name == T5X:
         from promot_jax.checkpoints.t5x import write as t5x
 
-        t5x.write(target.parent, 0, exported.base.params)
+        t5x.write(target.parent, STEP, exported.base.params)
     elif name == PEFT:
         with files.replacing(target) as folder:
             folder.mkdir()

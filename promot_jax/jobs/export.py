@@ -30,7 +30,7 @@ def export(
 
     Args:
         workdir: gets `stripped/` and, with prompts, `with_prompts/` (Hugging Face folders); `peft/`, an adapter for
-            each prompt and for the run's LoRA, and `base/` where PEFT needs it for that; `t5x/checkpoint_0`. None of
+            each prompt and for the run's LoRA, and `base/` where PEFT needs it for that; `t5x/checkpoint_1`. None of
             them may be there already; those of the same export that was killed are kept.
         experiment: model and prompts (`prompt_path`).
         dtype: of the Hugging Face folders, "float32" or "bfloat16"; other files are float32.
