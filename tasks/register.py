@@ -103,9 +103,12 @@ def register(
     _check_free(name)
     _check_arguments(name, rows, template, metric_fns, labels, splits)
     default = postprocess.label(labels, template.prefix) if labels else postprocess.text(template.prefix)
+    source = rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits, name)
+    if isinstance(source, RowsSource) and not preprocessors:
+        source.fill = _filler(template)
     task = seqio.TaskRegistry.add(
         name,
-        source=rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits, name),
+        source=source,
         preprocessors=[
             *preprocessors,
             functools.partial(_fill, task=name, template=template, labels=tuple(labels)),
@@ -176,6 +179,19 @@ def _check_arguments(
 def _register_shots(name: str) -> None:
     for k in SHOTS:
         examples.get(f"{name}_{k}shot")
+
+
+def _filler(template: Template) -> Callable[[Mapping[str, str]], tuple[str, str]]:
+    """What `_fill` does, of one row."""
+    inputs, targets = (
+        [(text, field) for text, field, *_ in string.Formatter().parse(pattern)]
+        for pattern in (template.inputs, template.targets)
+    )
+
+    def fill(pieces: list[tuple[str, str | None]], row: Mapping[str, str]) -> str:
+        return "".join(text + (row[field] if field else "") for text, field in pieces)
+
+    return lambda row: (fill(inputs, row), fill(targets, row))
 
 
 def _fill(data: tf.data.Dataset, task: str, template: Template, labels: tuple[str, ...]) -> tf.data.Dataset:
