@@ -24,7 +24,7 @@ import tensorflow as tf
 from promot_jax.data import examples
 from promot_jax.data.files import SPLITS as SPLITS  # of every task unless it names others
 from promot_jax.data.rows import Row, RowsSource
-from promot_jax.errors import UserError, nearest
+from promot_jax.errors import UserError, half_character, nearest
 
 from . import postprocess
 from .templates import Template
@@ -174,6 +174,11 @@ def _check_arguments(
     for key, names in {"labels": labels, "splits": splits}.items():
         if isinstance(names, str) or not all(isinstance(each, str) and each.strip() for each in names):
             raise UserError(f"{key} of task {name!r} is {names!r}: give a list of texts")
+    texts = [*((f"the template's {key}", text) for key, text in vars(template).items())]
+    texts += [*(("a label", label) for label in labels), *(("a split", split) for split in splits)]
+    for what, text in texts:
+        if problem := half_character(text):
+            raise UserError(f"{what} of task {name!r}, {text!r}, {problem}")
 
 
 def _register_shots(name: str) -> None:
