@@ -8,7 +8,7 @@ import collections
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,11 @@ _SPACELESS = re.compile(
 def _spaced(text: str) -> str:
     """The text with spaces around each character of a script that has none between words; other text stays as it is."""
     return _SPACELESS.sub(r" \g<0> ", text)
+
+
+def _spacing(answers: Iterable[str]) -> Callable[[str], str]:
+    """How right answers, and a prediction beside them, are cut: by the script of the answers alone."""
+    return _spaced if any(map(_SPACELESS.search, answers)) else str
 
 
 class _Words(tokenizers.Tokenizer):
@@ -115,8 +120,11 @@ def _trivia_equal(target: Target, prediction: str) -> float:
 
 
 def _squad_f1(target: Target, prediction: str) -> float:
-    found = _spaced(normalise(prediction)).split()
-    return max(_token_f1(_spaced(normalise(t)).split(), found) for t in references(target))
+    def score(answer: str) -> float:
+        cut = _spacing([answer])
+        return _token_f1(cut(normalise(answer)).split(), cut(normalise(prediction)).split())
+
+    return max(map(score, references(target)))
 
 
 def _token_f1(target: list[str], prediction: list[str]) -> float:
@@ -131,14 +139,19 @@ def _rouge2(target: Target, prediction: str) -> float:
 
 
 def _rouge(target: str) -> rouge_scorer.RougeScorer:
-    """The scorer for a target: rouge-score's own tokens are ASCII alone, so other scripts than Latin have theirs."""
-    latin = all(c.isascii() or not c.isalpha() or unicodedata.name(c, "").startswith("LATIN") for c in target)
-    return _ROUGE if latin and re.search("[A-Za-z0-9]", target) else _ROUGE_OF_WORDS
+    """The scorer for a target: rouge-score's own tokens, which are ASCII, where they hold all its letters and digits.
+
+    Either way a text of fewer than two words has no pair and scores 0, against itself too.
+    """
+    covered = all(c.isascii() or unicodedata.category(c)[0] not in "LNM" for c in target.lower())
+    return _ROUGE if covered else _ROUGE_OF_WORDS
 
 
 def _bleu_statistics(target: Target, prediction: str) -> list[int]:
     """Returns the matching and all n-grams (n = 1 to 4 each), and the lengths of prediction and closest reference."""
-    score = _BLEU.sentence_score(_spaced(prediction), list(map(_spaced, references(target))))
+    answers = references(target)
+    cut = _spacing(answers)
+    score = _BLEU.sentence_score(cut(prediction), list(map(cut, answers)))
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
@@ -152,5 +165,5 @@ accuracy = MeanMetric("accuracy", _equal)
 exact_match = MeanMetric("exact_match", _squad_equal)
 trivia_match = MeanMetric("exact_match", _trivia_equal)
 token_f1 = MeanMetric("token_f1", _squad_f1)
-rouge2 = MeanMetric("rouge2", _rouge2)
+rouge2 = MeanMetric("rouge2", _rouge2)  # rouge-score's F measure; texts of one word score 0, as there
 bleu = CorpusMetric("bleu", _bleu_statistics, _bleu_of_sums)  # sacreBLEU's 13a tokens, case sensitive

@@ -24,7 +24,7 @@ import tensorflow as tf
 from promot_jax.data import examples
 from promot_jax.data.files import SPLITS as SPLITS  # of every task unless it names others
 from promot_jax.data.rows import Row, RowsSource
-from promot_jax.errors import UserError, nearest
+from promot_jax.errors import UserError, half_character, nearest
 
 from . import postprocess
 from .templates import Template
@@ -103,9 +103,12 @@ def register(
     _check_free(name)
     _check_arguments(name, rows, template, metric_fns, labels, splits)
     default = postprocess.label(labels, template.prefix) if labels else postprocess.text(template.prefix)
+    source = rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits, name)
+    if isinstance(source, RowsSource) and not preprocessors:
+        source.fill = _filler(template)
     task = seqio.TaskRegistry.add(
         name,
-        source=rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits, name),
+        source=source,
         preprocessors=[
             *preprocessors,
             functools.partial(_fill, task=name, template=template, labels=tuple(labels)),
@@ -171,11 +174,29 @@ def _check_arguments(
     for key, names in {"labels": labels, "splits": splits}.items():
         if isinstance(names, str) or not all(isinstance(each, str) and each.strip() for each in names):
             raise UserError(f"{key} of task {name!r} is {names!r}: give a list of texts")
+    texts = [*((f"the template's {key}", text) for key, text in vars(template).items())]
+    texts += [*(("a label", label) for label in labels), *(("a split", split) for split in splits)]
+    for what, text in texts:
+        if problem := half_character(text):
+            raise UserError(f"{what} of task {name!r}, {text!r}, {problem}")
 
 
 def _register_shots(name: str) -> None:
     for k in SHOTS:
         examples.get(f"{name}_{k}shot")
+
+
+def _filler(template: Template) -> Callable[[Mapping[str, str]], tuple[str, str]]:
+    """What `_fill` does, of one row."""
+    inputs, targets = (
+        [(text, field) for text, field, *_ in string.Formatter().parse(pattern)]
+        for pattern in (template.inputs, template.targets)
+    )
+
+    def fill(pieces: list[tuple[str, str | None]], row: Mapping[str, str]) -> str:
+        return "".join(text + (row[field] if field else "") for text, field in pieces)
+
+    return lambda row: (fill(inputs, row), fill(targets, row))
 
 
 def _fill(data: tf.data.Dataset, task: str, template: Template, labels: tuple[str, ...]) -> tf.data.Dataset:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from promot_jax.checkpoints.huggingface import load as hf
+from promot_jax.checkpoints.huggingface.generation import GENERATION as GENERATION
 from promot_jax.data.vocabularies.gguf import END_NAMES
 from promot_jax.errors import UserError
 
-GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
+TOKENIZER = "tokenizer_config.json"
 TEMPLATE, FURTHER_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 

@@ -10,6 +10,7 @@ import jax
 
 from promot_jax import assets, methods, trees
 from promot_jax.checkpoints.answers import Answers, of_folder, of_gguf, template_of
+from promot_jax.checkpoints.huggingface import generation
 from promot_jax.checkpoints.huggingface import load as hf
 from promot_jax.checkpoints.huggingface.config import family_of
 from promot_jax.checkpoints.locate import is_remote, locate, spelled
@@ -176,6 +177,7 @@ def _text_of_folder(folder: Path, vocabulary: str) -> ModelText:
     for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model", "tokenizer.model"):
         if os.path.lexists(folder / name):
             hf.inside(folder, name)
+    generation.read(folder)  # may refuse
     family = family_of(hf.read_json(folder, hf.CONFIG).get("model_type"))
     tokenizer = load_vocabulary(vocabulary or folder)
     return ModelText(tokenizer, family == "decoder", of_folder(folder, Path(vocabulary or folder)))
@@ -217,6 +219,8 @@ def _read_hf(folder: Path, partitioner: Partitioner, without: Collection[str], o
         agree(CONFIGS[family](**sizes), options.config, str(folder))
 
     loaded = hf.read(folder, partitioner, without, accept)
+    if preferred := generation.read(folder):
+        print(f"Warning: {folder} prefers {', '.join(preferred)} in generation, which is not applied.", flush=True)
     leaves = {"loaded": len(trees.flatten(loaded.placed.params)), "new": 0, "unused": len(loaded.unused)}
     return CONFIGS[loaded.family](**loaded.config), loaded.placed, leaves, text
 

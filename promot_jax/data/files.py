@@ -168,6 +168,11 @@ def _open(file: Path) -> Any:
     return file.open(encoding=encoding, newline="")
 
 
+def _unmarked(line: str) -> str:
+    """The line without the byte order mark that it starts with where files were joined."""
+    return line.removeprefix("\ufeff")
+
+
 def _separated(file: Path) -> Iterator[Record]:
     """Rows of a CSV or TSV file; a CSV whose header has semicolons and no comma is separated by them."""
     csv.field_size_limit(2**31 - 1)  # 128 kB otherwise
@@ -175,7 +180,7 @@ def _separated(file: Path) -> Iterator[Record]:
         header = text.readline()
         text.seek(0)
         delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in header and "," not in header else ","
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(map(_unmarked, text), delimiter=delimiter, strict=True)
         names: list[str] = []
         begins = 1
         try:
@@ -207,7 +212,7 @@ def _header(names: list[str], where: str) -> list[str]:
 
 def _json_lines(file: Path) -> Iterator[Record]:
     with _open(file) as text:
-        for number, line in enumerate(text, 1):
+        for number, line in enumerate(map(_unmarked, text), 1):
             if line.strip():
                 where = f"{file} line {number}"
                 try:

@@ -1,13 +1,15 @@
 """Rows in memory as a SeqIO source: what a user's module of tasks gives, as text, or an error that names the row."""
 
 import collections
+import itertools
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from promot_jax.data import examples
+from promot_jax.data.vocabularies import controls
 
 # isort: split
 import seqio
@@ -59,6 +61,8 @@ class RowsSource(seqio.DataSource):
         super().__init__(splits=[*splits, *([examples.EXEMPLARS] if "train" in splits else [])])
         self._given, self._task, self.marked = rows, task, marked
         self._read: dict[str, list[dict[str, str]]] = {}  # by split
+        # Makes input and target of a row, as the task does; None where that has preprocessors of its own.
+        self.fill: Callable[[Mapping[str, str]], tuple[str, str]] | None = None
 
     def _rows(self, split: str) -> list[dict[str, str]]:
         """The rows of a split as text."""
@@ -88,9 +92,22 @@ class RowsSource(seqio.DataSource):
         return len(self._rows(split))
 
     def empty_fields(self, split: str) -> collections.Counter[str]:
-        """Returns how many of a split's first `examples.POOL_ROWS` rows have no text in a field, by field."""
-        rows = self._rows(split)[: examples.POOL_ROWS]
-        return collections.Counter(field for row in rows for field, text in row.items() if not text.strip())
+        """Returns how many of a split's rows have no text in a field, by field."""
+        return collections.Counter(
+            field for row in self._rows(split) for field, text in row.items() if not text.strip()
+        )
+
+    def filled(self, split: str, start: int) -> Iterator[tuple[str, str, str]]:
+        """Yields id, input and target of the rows from `start` on, as `examples.stored` has them, in microseconds each.
+
+        None where `fill` is None.
+        """
+        if self.fill is None:
+            return
+        for row in itertools.islice(self._rows(split), start, None):
+            texts = self.fill(row)
+            inputs, targets = texts if self.marked else map(controls.unmarked, texts)
+            yield row["id"] if "id" in row else examples.stable_hash(*row.values()), inputs, targets
 
     def list_shards(self, split: str) -> list[str]:
         """Returns one shard per split."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def _inputs(path: str) -> list[tuple[str, str | None]]:
         return [(path, None)]
     try:
         whole = sys.stdin.read() if path == "-" else Path(path).read_text("utf-8")
-        whole = whole.removeprefix("\ufeff")  # a byte order mark
+        whole = re.sub("^\ufeff", "", whole, flags=re.MULTILINE)  # byte order marks, also of files that were joined
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read the inputs in {path!r}: {error}.") from error
     lines = whole.removesuffix("\n").split("\n") if whole else []  # splitlines() would cut at U+2028 within a text

@@ -8,6 +8,7 @@ prompt prepends its ids to the input; stripping it leaves them out (paper, secti
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,8 @@ def load(
     """Reads a saved prompt.
 
     Args:
-        path: the array file, its folder, or the working folder of the run that trained it. An array without
-            description, as prompt-tuning releases them, needs a `task`.
+        path: the array file, its folder, or the working folder of the run that trained it; of prompt-tuning's
+            checkpoints the newest. An array without description, as prompt-tuning releases them, needs a `task`.
         accepted: fingerprints of the base models whose prompts fit the model.
         force: also accept a prompt of another base model.
         task: name of an array without description.
@@ -216,13 +217,26 @@ def undescribed(array: np.ndarray, path: str | os.PathLike[str], task: str) -> P
 
 
 def array_path(path: str | os.PathLike[str]) -> Path:
-    """Returns the file of a saved prompt, given as in `load`; raises UserError where there is none."""
+    """Returns the file of a saved prompt, given as in `load`; raises UserError where there is none, or several are."""
     if not str(path):
         raise UserError("PROMPT_PATH is empty; set it to a prompt file or to stage 1's working folder.")
-    # The last is what prompt-tuning writes, a file named after the parameter.
-    for place in ("", "prompt.npy", "prompt/prompt.npy", "stage1/prompt/prompt.npy", "encoder.prompt.prompt.prompt"):
-        if (Path(path) / place).is_file():
-            return Path(path) / place
+    root = Path(path)
+    for place in ("", "prompt.npy", "prompt/prompt.npy", "stage1/prompt/prompt.npy"):
+        if (root / place).is_file():
+            return root / place
+    # What prompt-tuning writes: `numpy_checkpoints/checkpoint_N/encoder.prompt.prompt.prompt`, after the parameter.
+    steps = {
+        int(found[1]): step
+        for step in (*root.glob("checkpoint_*"), *root.glob("numpy_checkpoints/checkpoint_*"))
+        if (found := re.fullmatch(r"checkpoint_(\d{1,18})", step.name))
+    }
+    for folder in (root, *(steps[step] for step in sorted(steps, reverse=True))):
+        prompts = sorted(file for file in folder.glob("*.prompt") if file.is_file())
+        if len(prompts) > 1:
+            names = ", ".join(file.name for file in prompts)
+            raise UserError(f"{folder} holds {len(prompts)} prompts ({names}); give the file of one of them.")
+        if prompts:
+            return prompts[0]
     raise UserError(f"No prompt at {path}; give a prompt.npy or the working folder of a finished stage 1.")
 
 
@@ -230,6 +244,8 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:  # np.load would also open archives
             array = np.lib.format.read_array(file, allow_pickle=False)
+            if array.dtype == np.dtype("V2"):  # what NumPy makes of bfloat16, which it does not know
+                array = array.view(jnp.bfloat16).astype(np.float32)
     except Exception as error:  # numpy parses the header as Python: a damaged one raises nearly anything
         raise UserError(f"{path} is not a prompt array (.npy): {error}.") from error
     return checked(array, str(path))

@@ -45,6 +45,18 @@ def test_tables_as_spreadsheets_save_them(
     assert read(tmp_path / name) == ROWS
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_that_were_joined(tmp_path: Path, encoding: str) -> None:
+    """Each with its byte order mark, as its codec writes it."""
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(line.encode(encoding) for line in lines))
+    assert read(tmp_path / "a.jsonl") == ROWS
+    header, *rows = (table([row], lineterminator="\n").partition("\n") for row in ROWS)
+    parts = ["".join(header), *(row for _, _, row in rows)]
+    (tmp_path / "b.csv").write_bytes(b"".join(part.encode(encoding) for part in parts))
+    assert read(tmp_path / "b.csv") == ROWS
+
+
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 def test_json_lines(tmp_path: Path, start: str) -> None:
     lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]

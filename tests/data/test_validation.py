@@ -1,11 +1,13 @@
 """A run's rows, looked at before its model is loaded."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from promot_jax.data import examples, validation
+from promot_jax.data.rows import RowsSource
 from promot_jax.errors import UserError
 from promot_jax.tasks import metrics, register, templates
 
@@ -118,6 +120,80 @@ def test_a_split_that_the_users_table_lacks() -> None:
 
     with pytest.raises(UserError, match=r"Reading split 'validation' of task 'reviewed' fails \(KeyError"):
         check()
+
+
+@pytest.fixture
+def short_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A split's first two rows are read as examples, the others are checked as they are in memory."""
+    for module in (examples, validation):
+        monkeypatch.setattr(module, "POOL_ROWS", 2)
+
+
+@pytest.mark.usefixtures("short_pool")
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"label": "so so"}, r"The target of example 4 .* 'test3'.* split 'test' .* is 'so so', .* \['bad', 'good'\]"),
+        ({"id": "test0"}, r"The id of example 4 .* 'test0'.* split 'test' .* is that of example 1 too"),
+        ({"id": "test2"}, "The id of example 4 .* is that of example 3 too"),
+    ],
+)
+def test_all_rows_in_memory_are_checked(fields: dict[str, str], says: str, trained: bool) -> None:
+    task(changed("test", 3, **fields))
+
+    with pytest.raises(UserError, match=says):
+        check(trained)
+
+
+@pytest.mark.usefixtures("short_pool")
+def test_a_label_outside_among_the_last_rows_of_train() -> None:
+    task(changed("train", 3, label="so so"))
+
+    with pytest.raises(UserError, match=r"The target of example 4 .* split 'train' .* is 'so so'"):
+        check()
+
+
+@pytest.mark.usefixtures("short_pool")
+def test_an_empty_input_among_the_last_rows() -> None:
+    register.register(
+        "reviewed", changed("test", 3, text=" "), templates.Template("{text}", "{label}"), [metrics.accuracy]
+    )
+
+    with pytest.raises(UserError, match=r"The input of example 4 .* of split 'test' of task 'reviewed' is empty"):
+        check()
+
+
+@pytest.mark.usefixtures("short_pool")
+def test_labels_that_a_post_processor_makes_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    task(changed("test", 3, label="Bad"), postprocess_fn=lambda output, **_: output.strip().lower())
+
+    check()
+
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_rows_in_memory_are_filled_as_seqio_fills_them(ids: bool) -> None:
+    """The reference is what SeqIO's data set yields."""
+    given = [row | {"text": "\ufdd2caf\u00e9\ufdd3 {a} \0"} for row in rows("test")]
+    task(lambda _: given if ids else [{"text": row["text"], "label": row["label"]} for row in given])
+    found = examples.get("reviewed")
+    assert isinstance(found.source, RowsSource)
+
+    read = [(e.id, e.inputs, e.targets) for e in examples.stored(found, "test")]
+
+    assert list(found.source.filled("test", 0)) == read and list(found.source.filled("test", 3)) == read[3:]
+
+
+def test_an_empty_label() -> None:
+    """Of a task of SeqIO's own, since `register` refuses one."""
+    task(rows)
+    first = next(examples.stored(examples.get("reviewed"), "test"))
+    empty = dataclasses.replace(first, labels=("good", " "))
+
+    with pytest.raises(UserError, match=r"A label of example 1 .* is empty"):
+        validation._check_split(examples.get("reviewed"), "test", [empty], print)
 
 
 @pytest.mark.parametrize(

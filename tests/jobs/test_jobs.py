@@ -474,6 +474,10 @@ def test_infer_reads_files_and_standard_input(tiny_folder: Path, monkeypatch: py
     # As the codec utf-8-sig writes it, with blank lines: outputs may be asked again.
     (tiny_folder / "again.jsonl").write_text(outputs + "\n  \n", "utf-8-sig")
     assert infer(tiny_folder, "again", tiny_folder / "again.jsonl") == want
+    # Joined files have a mark each.
+    for name, parts in (("joined.txt", lines), ("joined.jsonl", outputs.removesuffix("\n").split("\n"))):
+        (tiny_folder / name).write_bytes(b"".join(f"{part}\n".encode("utf-8-sig") for part in parts))
+        assert infer(tiny_folder, f"of_{name}", tiny_folder / name) == want
 
 
 def test_infer_mixes_prompts_and_none(tiny_folder: Path, two_prompts: dict[str, str]) -> None:

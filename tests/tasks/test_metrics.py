@@ -189,6 +189,18 @@ def test_trivias_normalisation_is_that_of_its_script(answer: str) -> None:
 
 IDENTICAL = ["今日は天気がいいです。", "今天天气很好。", "Сегодня хорошая погода", "오늘은 날씨가 좋다"]
 IDENTICAL += ["आज मौसम अच्छा है", "วันนี้อากาศดี", "اليوم الطقس جميل", "é à"]
+IDENTICAL += [
+    "Ở đâu",
+    "ăn ở",
+    "à la",
+    "été là",
+    "æ og ø",
+    "œuvre à",
+    "Ő él",
+    "Ï á b",
+    "e\u0301te\u0301 la\u0300",
+    "1 é",
+]
 
 
 @pytest.mark.parametrize("text", IDENTICAL)
@@ -203,6 +215,7 @@ def test_rouge2_of_other_scripts_is_that_of_their_words() -> None:
     pairs = [
         ("мама мыла раму вчера", "мама мыла окно вчера", "m w r v", "m w o v"),
         ("今天天气很好", "今天很好", "j t t q h g", "j t h g"),
+        ("l\u2019été là-bas", "l\u2019âme là-bas", "l e l b", "l a l b"),
         ("आज मौसम अच्छा है", "आज मौसम है", "a m c h", "a m h"),
     ]
     scorer = rouge_scorer.RougeScorer(["rouge2"])
@@ -211,6 +224,25 @@ def test_rouge2_of_other_scripts_is_that_of_their_words() -> None:
 
         assert 0 < expected < 100
         assert metrics.rouge2([target], [prediction])["rouge2"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["Ja", "Ở", "好", "😀 😀", "!!!", ""])
+def test_rouge2_of_texts_without_two_words_is_0_as_in_rouge_score(text: str) -> None:
+    assert rouge_scorer.RougeScorer(["rouge2"]).score(text, text)["rouge2"].fmeasure == 0
+    assert metrics.rouge2([text], [text]) == {"rouge2": 0.0}
+
+
+@pytest.mark.parametrize("prediction", ["Das ist ein kleines 房子 am See.", "世界", "This is the façade, 1 \u00bd."])
+@pytest.mark.parametrize("target", ["Das ist ein kleines Haus am See.", "This is the front \u2013 1!"])
+def test_the_right_answers_choose_the_tokens(target: str, prediction: str) -> None:
+    """Whatever script a prediction has; as sacreBLEU (13a), rouge-score and SQuAD's script, which splits at spaces."""
+    bleu, rouge = sacrebleu.corpus_bleu([prediction], [[target]]).score, rouge_scorer.RougeScorer(["rouge2"])
+    both = [metrics.normalise(text).split() for text in (target, prediction)]
+    f1 = 200 * len(set(both[0]) & set(both[1])) / sum(map(len, both))  # no word comes twice
+
+    assert metrics.bleu([target], [prediction])["bleu"] == pytest.approx(bleu)
+    assert metrics.rouge2([target], [prediction])["rouge2"] == 100 * rouge.score(target, prediction)["rouge2"].fmeasure
+    assert metrics.token_f1([target], [prediction])["token_f1"] == pytest.approx(f1)
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,16 @@ def test_a_mixture_of_no_list(tasks: list[str]) -> None:
         ({"labels": "True"}, "labels of task 'wrong' is 'True': give a list"),
         ({"labels": [1, 2]}, "give a list of texts"),
         ({"splits": "train"}, "splits of task 'wrong' is 'train': give a list"),
+        # What `str.encode` refuses.
+        (
+            {"labels": ["good", "bad\ud83d"]},
+            r"a label of task 'wrong', 'bad\\ud83d', has half a character, \\ud83d at 3",
+        ),
+        ({"splits": ["train", "\udc00"]}, "a split of task 'wrong', .* has half a character"),
+        ({"template": templates.Template("\ud83d: {country}", "x")}, "the template's inputs of task 'wrong', .* at 0"),
+        ({"template": templates.Template("{country}", "x\ud83d")}, "the template's targets of task 'wrong'"),
+        ({"template": templates.Template("{country}", "x", "\ud83d")}, "the template's prefix of task 'wrong'"),
+        ({"template": templates.Template("{country}", "x", "", "\ud83d")}, "the template's suffix of task 'wrong'"),
     ],
 )
 def test_arguments_of_the_wrong_kind(wrong: dict[str, object], says: str) -> None:

@@ -56,6 +56,11 @@ _T5: Json = {
     "layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "dense_act_fn": None, "is_gated_act": None,
     "tie_word_embeddings": True, "scale_decoder_outputs": ...,  # as the embeddings are tied
 }  # fmt: skip
+# Other names of T5's keys (`attribute_map`): where both are there, transformers takes these.
+_T5_ALIASES = {
+    "hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv",
+}  # fmt: skip
+_T5 |= dict.fromkeys(_T5_ALIASES, ...)  # as the plain key
 USED: dict[str, Json] = {
     "llama": _LLAMA,
     "qwen2": _QWEN2,
@@ -265,6 +270,8 @@ def _read_t5(kind: str, reader: _Reader, tensors: Collection[str]) -> Json:
     values = reader.values
     if values["num_decoder_layers"] is None:
         values["num_decoder_layers"] = values["num_layers"]
+    for alias, key in _T5_ALIASES.items():
+        values[key] = values[key] if values[alias] is ... else values[alias]
     # "gated-gelu" is an activation and whether it gates; where both are said, these are what transformers computes.
     gated, _, activation = str(values["feed_forward_proj"]).rpartition("-")
     activation = "gelu_new" if (gated, activation) == ("gated", "gelu") else activation

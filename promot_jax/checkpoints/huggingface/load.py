@@ -144,7 +144,7 @@ def _shards(folder: Path) -> list[Path]:
     A whole file wins over an index, as in transformers, which leaves an old index behind. What the files hold counts,
     not what the index says of them: of a complete model either may name tensors that the other does not.
     """
-    if (folder / SINGLE).exists() or not (folder / INDEX).is_file():
+    if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         if not (folder / SINGLE).exists() and any(folder.glob("*.bin")):
             raise UserError(f"{folder} has its weights in pickle files, which are not opened; convert to safetensors.")
         return [inside(folder, SINGLE)]

@@ -44,14 +44,16 @@ def is_checkpoint(path: Path) -> bool:
 def refuse_tensorflow(path: Path) -> None:
     """Raises UserError for a checkpoint that TensorFlow wrote, as those of Mesh TensorFlow's T5 are.
 
-    It is a file `checkpoint` of text, or files `model.ckpt-N.index`, `.meta` and `.data-*`, of which N may be meant.
+    It is a file `checkpoint` of text, which may be the path itself, or files `model.ckpt-N.index`, `.meta` and
+    `.data-*`, of which N may be meant.
     """
-    state, part = path / "checkpoint", re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))
+    part = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", str(path))
     start = b""
-    with contextlib.suppress(OSError), state.open("rb") as stream:
+    folder = path.is_dir()
+    with contextlib.suppress(OSError), (path / "checkpoint" if folder else path).open("rb") as stream:
         start = stream.read(21)
-    folder = path.is_dir() and any(path.glob("model.ckpt-*.index"))
-    if folder or start == b"model_checkpoint_path" or os.path.isfile(f"{part}.index"):
+    indexed = folder and any(path.glob("model.ckpt-*.index"))
+    if indexed or start == b"model_checkpoint_path" or os.path.isfile(f"{part}.index"):
         raise UserError(
             f"{path} is a TensorFlow checkpoint (Mesh TensorFlow's T5), a format that is not read; give the model's "
             "T5X or Hugging Face form, or convert it with T5X's convert_tf_checkpoint."

@@ -305,6 +305,21 @@ def test_a_whole_file_wins_over_an_index(llama: tuple[Path, Any], tmp_path: Path
     assert fingerprint(flat(tmp_path)[0].placed.params) == fingerprint(flat(folder)[0].placed.params)
 
 
+def test_a_folder_in_the_place_of_the_whole_file(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    """transformers reads the shards: `from_pretrained` asks for a file."""
+    from transformers import AutoModelForCausalLM
+
+    folder, model = llama
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    (tmp_path / load.SINGLE).mkdir()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).model.norm.weight
+    assert (theirs == model.model.norm.weight).all()
+    assert fingerprint(flat(tmp_path)[0].placed.params) == fingerprint(flat(folder)[0].placed.params)
+    (tmp_path / load.INDEX).unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is not a file"):
+        flat(tmp_path)
+
+
 def test_an_index_and_shards_that_name_different_tensors(llama: tuple[Path, Any], tmp_path: Path) -> None:
     """transformers loads each of these without a missing tensor: the model is complete."""
     from transformers import AutoModelForCausalLM

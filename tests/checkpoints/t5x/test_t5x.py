@@ -30,6 +30,7 @@ from promot_jax.errors import StorageError, UserError
 from promot_jax.experiments.initial_params import load_prompts
 from promot_jax.experiments.settings import Experiment
 from promot_jax.models import DecoderConfig, build
+from promot_jax.params import soft_prompts
 
 
 @pytest.mark.parametrize("form", ["file", "gcs", "old", "placeholder", "bare", "bounds", "inline"])
@@ -197,6 +198,28 @@ def test_prompts_of_prompt_tuning_are_attached(
         load_prompts(dataclasses.replace(experiment, prompt_path={"": where}), base)
 
 
+def test_arrays_of_prompt_tuning_are_found(tmp_path: Path) -> None:
+    """google-research/prompt-tuning writes `numpy_checkpoints/checkpoint_N/`, a file named after each parameter."""
+    rows = np.random.default_rng(1).standard_normal((3, 4)).astype(ml_dtypes.bfloat16)
+    for step in (5, 10, 9):
+        folder = tmp_path / "numpy_checkpoints" / f"checkpoint_{step}"
+        folder.mkdir(parents=True)
+        with (folder / "encoder.prompt.prompt.prompt").open("wb") as file:
+            np.save(file, (rows * (step == 10)).astype(np.float32))
+    for path in ("", "numpy_checkpoints", "numpy_checkpoints/checkpoint_10"):
+        loaded, _ = soft_prompts.load(tmp_path / path, (), task="rte")
+        np.testing.assert_array_equal(loaded, rows.astype(np.float32))
+    np.save(tmp_path / "bfloat16.npy", rows)
+    loaded, _ = soft_prompts.load(tmp_path / "bfloat16.npy", (), task="rte")
+    assert loaded.dtype == np.float32 and np.array_equal(loaded, rows.astype(np.float32))
+    newest = tmp_path / "numpy_checkpoints" / "checkpoint_10"
+    shutil.copy(newest / "encoder.prompt.prompt.prompt", newest / "decoder.prompt.prompt.prompt")
+    with pytest.raises(UserError, match=r"checkpoint_10 holds 2 prompts \(decoder\.\S+, encoder\.\S+\); give the file"):
+        soft_prompts.load(tmp_path, (), task="rte")
+    (newest / "encoder.prompt.prompt.prompt").unlink()
+    assert soft_prompts.array_path(tmp_path).name == "decoder.prompt.prompt.prompt"
+
+
 def test_checkpoints_of_tensorflow_are_named(tmp_path: Path) -> None:
     """Reference: TensorFlow itself, which writes what Mesh TensorFlow's T5 models were released as."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
@@ -205,7 +228,7 @@ def test_checkpoints_of_tensorflow_are_named(tmp_path: Path) -> None:
         tf.compat.v1.train.Saver().save(session, str(tmp_path / "model.ckpt"), global_step=1000)
     files = [path.name for path in tmp_path.iterdir()]
     assert {"checkpoint", "model.ckpt-1000.index", "model.ckpt-1000.meta"} < set(files)
-    for name in ("", "model.ckpt-1000", *(name for name in files if name != "checkpoint")):
+    for name in ("", "model.ckpt-1000", *files):
         with pytest.raises(UserError, match=r"is a TensorFlow checkpoint \(Mesh TensorFlow's T5\)"):
             pretrained.load(str(tmp_path / name), Partitioner())
     (tmp_path / "checkpoint").unlink()
