@@ -139,12 +139,13 @@ def _rouge2(target: Target, prediction: str) -> float:
 
 
 def _rouge(target: str) -> rouge_scorer.RougeScorer:
-    """The scorer for a target: rouge-score's own tokens, which are ASCII, where they hold all its letters and digits.
+    """The scorer for a target: rouge-score's own tokens, which are ASCII, for Latin text of which they leave two.
 
-    Either way a text of fewer than two words has no pair and scores 0, against itself too.
+    So that published scores stay comparable, which drop accented letters too. Either way a text of fewer than two words
+    has no pair and scores 0, against itself too.
     """
-    covered = all(c.isascii() or unicodedata.category(c)[0] not in "LNM" for c in target.lower())
-    return _ROUGE if covered else _ROUGE_OF_WORDS
+    latin = all(c.isascii() or not c.isalpha() or unicodedata.name(c, "").startswith("LATIN") for c in target)
+    return _ROUGE if latin and len(re.findall("[a-z0-9]+", target.lower())) > 1 else _ROUGE_OF_WORDS
 
 
 def _bleu_statistics(target: Target, prediction: str) -> list[int]:
