@@ -92,7 +92,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",  # TensorFlow Text, which SeqIO needs, has no wheel for 3.14
-    entry_points={"console_scripts": ["promot_jax = promot_jax.main:main"]},
+    entry_points={"console_scripts": ["promot_jax = promot_jax.main:command"]},
     # gin/ has no __init__.py: in a checkout it would shadow the gin library.
     packages=[*find_packages(include=["promot_jax", "promot_jax.*"]), *tasks, "promot_jax.gin"],
     package_dir={"promot_jax": "promot_jax", "promot_jax.tasks": "tasks", "promot_jax.gin": "gin"},

@@ -20,6 +20,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,7 @@ TIMEOUTS = (
 )
 PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again later"
 INTERRUPTED = 130  # exit status, as shells have it
+GRACE = 10.0  # seconds that the threads of libraries get to end after an error
 SHARED = ("compare",)  # jobs of which several processes work in one workdir; of others the second is refused
 
 USAGE = """\
@@ -195,6 +197,27 @@ def _one_voice() -> Iterator[None]:
             yield
 
 
+@contextlib.contextmanager
+def _callbacks_in_silence() -> Iterator[None]:
+    """Drops what Python prints of two errors in callbacks, which are said otherwise.
+
+    Of Ctrl-C the flag counts (`distributed.preemption`). Of a save that fails, tensorstore prints a traceback for each
+    other array that it was writing.
+    """
+    before = sys.unraisablehook
+
+    def print_others(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is not KeyboardInterrupt and str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = print_others
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is print_others:
+            sys.unraisablehook = before
+
+
 def _prepare(workdir: Path) -> None:
     """Makes the workdir, deletes what killed runs left half written, and says in a new one what will run there."""
     files.check_workdir(workdir)
@@ -214,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where task modules are, as with python -m
     try:
-        with preemption.interruptible():
+        with preemption.interruptible(), _callbacks_in_silence():
             return run(sys.argv[1:] if argv is None else argv)
     except (UserError, TrainingError) as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends this
@@ -257,5 +280,23 @@ def _of_the_system(error: OSError) -> str:
     )
 
 
+def command() -> None:
+    """As `main`, and ends the process; after an error without what libraries do at an exit.
+
+    Threads of Orbax wait ten minutes for a folder that they could not make, and print tracebacks of what they could not
+    write.
+    """
+    with _callbacks_in_silence():
+        status = main()
+        if status:
+            others = {thread for thread in threading.enumerate() if not thread.daemon} - {threading.main_thread()}
+            until = time.monotonic() + GRACE
+            while any(thread.is_alive() for thread in others) and time.monotonic() < until:
+                time.sleep(0.1)
+            sys.stderr.flush()
+            os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

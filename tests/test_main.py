@@ -461,3 +461,34 @@ def test_the_script_finds_modules_of_the_current_folder(tmp_path: Path, monkeypa
     monkeypatch.setattr("sys.path", [path for path in sys.path if path])
     monkeypatch.setattr("sys.argv", ["promot_jax", "--help"])
     assert main.main() == 0 and str(tmp_path) in sys.path
+
+
+def test_a_process_ends_after_an_error_though_a_thread_of_a_library_waits() -> None:
+    """As Orbax's do, ten minutes for a folder that they could not make."""
+    code = (
+        "import threading; from promot_jax import main; main.main, main.GRACE = lambda: 3, 0.1; "
+        "threading.Thread(target=threading.Event().wait, args=(600,)).start(); main.command()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 3
+
+
+@pytest.mark.parametrize(("error", "shown"), [
+    (KeyboardInterrupt(), False), (RuntimeError("Event loop is closed"), False), (RuntimeError("of a user"), True),
+])  # fmt: skip
+def test_what_is_said_elsewhere_is_not_printed_of_a_callback(
+    error: BaseException, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python prints a traceback of what a callback of its garbage collector raises (`sys.unraisablehook`)."""
+    printed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_value))
+
+    class Raises:
+        def __del__(self) -> None:
+            raise error
+
+    with main._callbacks_in_silence():
+        Raises()
+    assert printed == [error] * shown
+    Raises()
+    assert printed[shown:] == [error]

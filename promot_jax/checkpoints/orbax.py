@@ -183,6 +183,10 @@ class Checkpoints(Saved):
             if path.name.isdigit() and path.is_dir() and not (path / _FINISHED).is_file():
                 # Left by a kill while Orbax deleted it. Orbax would refuse to write this step, or keep it forever.
                 shutil.rmtree(path)
+        for step in self.steps():  # Orbax reads all scores when it opens a folder
+            if (scores := self.folder / str(step) / "metrics" / "metrics").is_file():
+                with self._reading(step):
+                    json.loads(scores.read_text("utf-8"))
 
     def latest(self) -> int | None:
         """The newest finished step, or None."""

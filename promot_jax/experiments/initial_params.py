@@ -12,12 +12,11 @@ from promot_jax import trees
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.checkpoints.t5x import load as t5x
 from promot_jax.errors import UserError, nearest
-from promot_jax.experiments.session import Session
+from promot_jax.experiments.session import Session, prompt_init
 from promot_jax.experiments.settings import Experiment
 from promot_jax.methods.base import Stage
 from promot_jax.params import soft_prompts
 from promot_jax.params.lora import Lora
-from promot_jax.params.soft_prompts import PromptInit
 
 
 def start(session: Session, plan: Sequence[Stage]) -> trees.Tree:
@@ -54,12 +53,6 @@ def fresh_prompt(session: Session, stage: Stage) -> trees.Tree:
         labels,
     )
     return experiment.partitioner.place({"prompt": {experiment.task: rows}})["prompt"]
-
-
-def prompt_init(experiment: Experiment, stage: Stage) -> PromptInit:
-    """The initialiser of a stage's prompt: `Experiment.prompt_init`, with the method that the stage asks for."""
-    initialiser = stage.fixed_prompt or ("text" if stage.prompt_text else experiment.prompt_init.method)
-    return dataclasses.replace(experiment.prompt_init, method=initialiser)
 
 
 def fresh_lora(session: Session, settings: Lora) -> trees.Tree:

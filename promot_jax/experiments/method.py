@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from promot_jax import files, trees
-from promot_jax.checkpoints.stage_folder import STAGE_FILE
+from promot_jax.checkpoints.orbax import Saved
+from promot_jax.checkpoints.stage_folder import STAGE_FILE, describe
 from promot_jax.errors import UserError
 from promot_jax.experiments.final_evaluation import close
 from promot_jax.experiments.initial_params import fresh_prompt, start, task_prompts
@@ -54,8 +55,8 @@ def run_method(session: Session, folder: Path, method: str, tuning: Tuning) -> R
     return results
 
 
-def check_prompts(folder: Path, stages: Sequence[Stage]) -> None:
-    """Raises UserError where a finished run has lost a soft prompt.
+def check_kept(folder: Path, stages: Sequence[Stage]) -> None:
+    """Raises UserError where a finished run has lost a soft prompt, or the checkpoint that its last stage left.
 
     A stage whose folder was deleted as a whole is not missed: the run's results are there.
     """
@@ -65,6 +66,12 @@ def check_prompts(folder: Path, stages: Sequence[Stage]) -> None:
         pattern = f"{stage.name}/*/{STAGE_FILE}" if stage.per_task else f"{stage.name}/{STAGE_FILE}"
         for record in sorted(folder.glob(pattern)):
             check_prompt(record.parent, again=folder)
+    last = folder / stages[-1].name if stages else folder
+    if (done := describe(last)) and done.best_step not in Saved(last / "checkpoints").steps():
+        raise UserError(
+            f"The run in {folder} is finished, but {last / 'checkpoints' / str(done.best_step)} is gone: put it back, "
+            f"or delete {folder} to train it anew."
+        )
 
 
 def _finished_run(folder: Path, settings: dict[str, Any]) -> Run | None:

@@ -67,6 +67,9 @@ YOUNGER = {
 }
 
 
+# What a run or a stage makes in its folder.
+FOLDERS = ("checkpoints", "events", "outputs", "preempted", "prompt")
+
 # Settings of the final evaluation alone.
 FINAL = ("split", "shots", "examples", "target_examples", "exemplar_draws", "samples")
 _IMMATERIAL = ("/log_period", "/keep_period", "/cache_tokens", "/profile")  # settings that change no result
@@ -84,8 +87,11 @@ def keep_settings(folder: Path, settings: Json, finished: str = "results.json") 
         A digest of the settings that the run was started with.
 
     Raises:
-        UserError: other settings, damaged ones, or none beside finished work.
+        UserError: other settings, damaged ones, none beside finished work, or a file in the place of a folder.
     """
+    for name in FOLDERS:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise UserError(f"{folder / name} is a file, where the run makes a folder; take it away.")
     path = folder / "settings.json"
     advice = f"put it back, or delete {folder} to start again"
     if not path.exists():

@@ -16,8 +16,9 @@ from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments import data_check, early_checks
 from promot_jax.experiments.settings import Experiment
-from promot_jax.methods.base import Method
+from promot_jax.methods.base import Method, Stage
 from promot_jax.params import soft_prompts
+from promot_jax.params.soft_prompts import PromptInit
 from promot_jax.training.settings import Tuning
 
 # TensorFlow comes in with the data, after the settings have been checked: what needs it is imported in functions.
@@ -182,6 +183,8 @@ def check_method(experiment: Experiment, method: Method, tuning: Tuning) -> None
             "MIXTURE_OR_TASK_NAME to a mixture."
         )
     for stage in method.stages:
+        if stage.leaves_prompt and not stage.prompt_text:
+            prompt_init(experiment, stage).check(experiment.prompt_length)
         rows = tuning.of(stage).batch_size
         for parts, what in ((experiment.partitioner.rows(), "devices"), (experiment.data_shards, "DATA_SHARDS")):
             if rows % parts and stage.candidates is None:
@@ -192,6 +195,12 @@ def check_method(experiment: Experiment, method: Method, tuning: Tuning) -> None
         for task in examples.task_names(stage.replay.task) if stage.replay else ():
             if "train" not in examples.get(task).splits:
                 raise UserError(f"The replay task {task!r} has no split 'train', which is the one that is replayed.")
+
+
+def prompt_init(experiment: Experiment, stage: Stage) -> PromptInit:
+    """The initialiser of a stage's prompt: `Experiment.prompt_init`, with the method that the stage asks for."""
+    initialiser = stage.fixed_prompt or ("text" if stage.prompt_text else experiment.prompt_init.method)
+    return dataclasses.replace(experiment.prompt_init, method=initialiser)
 
 
 def text_of(experiment: Experiment) -> pretrained.ModelText:

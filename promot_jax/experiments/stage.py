@@ -14,9 +14,8 @@ from promot_jax.distributed import hosts
 from promot_jax.errors import UserError
 from promot_jax.experiments import given_targets, hooks
 from promot_jax.experiments.final_evaluation import settings_of
-from promot_jax.experiments.initial_params import prompt_init
 from promot_jax.experiments.resume_guard import keep_settings, shared_settings
-from promot_jax.experiments.session import Session
+from promot_jax.experiments.session import Session, prompt_init
 from promot_jax.experiments.train_stream import stage_batches
 from promot_jax.methods.base import Candidates, Stage
 from promot_jax.models import build

@@ -12,7 +12,7 @@ from promot_jax.distributed import hosts
 from promot_jax.errors import UserError, nearest
 from promot_jax.experiments.final_evaluation import close, settings_of
 from promot_jax.experiments.initial_params import start, task_prompts
-from promot_jax.experiments.method import check_prompts, run_method
+from promot_jax.experiments.method import check_kept, run_method
 from promot_jax.experiments.resume_guard import YOUNGER, earlier_run, shared_settings
 from promot_jax.experiments.session import Session, check_method, open_session
 from promot_jax.experiments.settings import Experiment
@@ -114,5 +114,5 @@ def train_method(workdir: Path, experiment: Experiment, tuning: Tuning, method: 
 def _run_whole(session: Session, workdir: Path, method: str, tuning: Tuning) -> Run:
     """Runs a method; of a finished run, its prompts have to be there as well."""
     run = run_method(session, workdir, method, tuning)
-    hosts.decide(lambda: check_prompts(workdir, tuning.method(method).stages), "the run's prompts")
+    hosts.decide(lambda: check_kept(workdir, tuning.method(method).stages), "what the run left")
     return run

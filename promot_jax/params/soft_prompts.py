@@ -66,6 +66,15 @@ class PromptInit:
         if self.scale <= 0 or self.first < 0:
             raise UserError(f"A prompt's scale is positive and first is not negative, not {self.scale}, {self.first}.")
 
+    def check(self, length: int) -> None:
+        """Raises UserError where a prompt of `length` rows cannot be made so; without a model not all is known."""
+        if self.method == "text" and not self.text.strip():
+            raise UserError("The prompt initialiser 'text' was given an empty text; set PromptInit.text.")
+        if self.method in ("vocabulary", "labels") and 0 < self.first < length:
+            raise UserError(
+                f"Cannot draw {length} prompt rows from the first {self.first} embeddings: raise PromptInit.first."
+            )
+
     def rows(
         self,
         key: Array,

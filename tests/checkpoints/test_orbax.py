@@ -327,6 +327,15 @@ def test_a_part_that_is_missing_or_cut_is_one_sentence(opened, tmp_path, part, h
         opened().restore(4, make_state())
 
 
+def test_scores_that_are_cut_are_one_sentence(opened, tmp_path):
+    """Orbax reads them when it opens the folder."""
+    save(opened(), {4: 10})
+    scores = tmp_path / "checkpoints/4/metrics/metrics"
+    scores.write_bytes(scores.read_bytes()[:5])
+    with pytest.raises(UserError, match=r"The checkpoint .*/4 is damaged"):
+        opened()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other writes
 @pytest.mark.parametrize("fault", ["a quota", "a file in the way"])
 def test_a_save_that_fails_is_one_sentence_and_the_last_one_stays(opened, tmp_path, fault, caplog, capfd):

@@ -65,6 +65,21 @@ def test_a_finished_run_without_its_prompt_is_not_called_finished(
 
 
 @pytest.mark.usefixtures("runs")
+def test_a_finished_run_without_its_model_is_not_called_finished(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = tiny_folder / "tested_False/stage2/checkpoints"
+    checkpoints.rename(checkpoints.with_name("moved"))
+    try:
+        assert main.main(_command(tiny_folder, False)) == 2
+    finally:
+        checkpoints.with_name("moved").rename(checkpoints)
+    error = capsys.readouterr().err
+    assert f"{checkpoints}/" in error and f"is gone: put it back, or delete {tiny_folder / 'tested_False'}" in error
+    assert main.main(_command(tiny_folder, False)) == 0
+
+
+@pytest.mark.usefixtures("runs")
 def test_a_finished_run_whose_settings_were_deleted(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another rate would be written beside results that it did not make."""
     file = tiny_folder / "tested_False/settings.json"

@@ -435,6 +435,30 @@ def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monk
     assert json.loads((tiny_folder / "texts" / "results.json").read_text())["n"] == len(QUESTIONS)
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "events"])
+def test_a_file_in_the_place_of_a_folder(
+    name: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).touch()
+    message = refusal(capsys, tiny_folder, "finetune.gin", tmp_path)
+    assert f"{tmp_path / name} is a file, where the run makes a folder; take it away." in message
+
+
+def test_a_quota_is_one_sentence_of_a_process(tiny_folder: Path, tmp_path: Path) -> None:
+    """Whatever else Orbax was writing when one of its writes failed; the reason is that of the system, errno(3)."""
+    code = (
+        "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from promot_jax.main import command; command()"
+    )
+    command = [sys.executable, "-c", code, *tiny.command(tiny_folder, "finetune.gin", tmp_path / "run")]
+    paths = os.pathsep.join(map(str, Path(__file__).parents[2:0:-1]))
+    environment = os.environ | {"PYTHONPATH": paths, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]  # JAX warns of its cache before
+    assert line.startswith(f"Cannot save a checkpoint in {tmp_path}/run/checkpoints (File too large); make room there")
+
+
 def test_an_input_makes_no_control_token(tiny_folder: Path) -> None:
     """Nor do the marks by which chat templates make them: the tokens of the text alone, as transformers splits it."""
     texts = [f"a{controls.mark(tiny.TOKENS[2])}b", f"a{tiny.TOKENS[2]}b"]
@@ -651,6 +675,19 @@ def test_what_would_fail_after_training_is_said_before_the_model_is_loaded(
     jobs = {"finetune.gin": {}, "method.gin": {"METHOD": "finetune"}, "compare.gin": {"METHODS": ("finetune",)}}
     for gin_file, more in jobs.items():
         assert message in refusal(capsys, tiny_folder, gin_file, tmp_path / "run", **(macros | more))
+
+
+@pytest.mark.parametrize(("macros", "message"), [
+    ({"PromptInit.method": "text"}, "was given an empty text; set PromptInit.text"),
+    ({"PromptInit.method": "vocabulary", "PromptInit.first": 1}, "rows from the first 1 embeddings: raise PromptInit"),
+])  # fmt: skip
+@pytest.mark.parametrize("gin_file", ["promot_stage1.gin", "promot.gin"])
+def test_a_prompt_that_cannot_be_made_is_said_before_the_model_is_loaded(
+    tiny_folder: Path, tmp_path: Path, gin_file: str, macros: dict[str, object], message: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(pretrained, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert message in refusal(capsys, tiny_folder, gin_file, tmp_path / "run", **macros)
 
 
 def test_a_run_keeps_its_settings(
