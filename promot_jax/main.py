@@ -33,7 +33,7 @@ from absl import flags
 from promot_jax import files
 from promot_jax.config import binding, gin_files
 from promot_jax.distributed import compilation_cache, hosts, preemption
-from promot_jax.errors import PreemptedError, TakenOverError, TrainingError, UserError, nearest
+from promot_jax.errors import PreemptedError, StorageError, TakenOverError, TrainingError, UserError, nearest
 from promot_jax.sweep import leases
 
 # Every name a gin file may use, and where it lives. A job takes `workdir` and what else it needs. None of these modules
@@ -73,7 +73,8 @@ TIMEOUTS = (
 )
 PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again later"
 INTERRUPTED = 130  # exit status, as shells have it
-GRACE = 10.0  # seconds that the threads of libraries get to end after an error
+GRACE = 10.0  # seconds that other threads get to end after a save that failed
+_cannot_save = False  # whether a save of this process has failed
 SHARED = ("compare",)  # jobs of which several processes work in one workdir; of others the second is refused
 
 USAGE = """\
@@ -198,7 +199,7 @@ def _one_voice() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _callbacks_in_silence() -> Iterator[None]:
+def _quiet_callbacks() -> Iterator[None]:
     """Drops what Python prints of two errors in callbacks, which are said otherwise.
 
     Of Ctrl-C the flag counts (`distributed.preemption`). Of a save that fails, tensorstore prints a traceback for each
@@ -234,14 +235,16 @@ def _prepare(workdir: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `argv` (default: the command line) and returns the exit status; errors become one sentence on stderr."""
+    global _cannot_save
     if argv is None and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where task modules are, as with python -m
     try:
-        with preemption.interruptible(), _callbacks_in_silence():
+        with preemption.interruptible():
             return run(sys.argv[1:] if argv is None else argv)
     except (UserError, TrainingError) as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends this
         message = " ".join(message.split())
+        _cannot_save = isinstance(error, StorageError)
         status = 2 if isinstance(error, UserError) else PREEMPTED if isinstance(error, TakenOverError) else 1
         hosts.fail(error, message, status)
         print(message, file=sys.stderr, flush=True)
@@ -281,21 +284,27 @@ def _of_the_system(error: OSError) -> str:
 
 
 def command() -> None:
-    """As `main`, and ends the process; after an error without what libraries do at an exit.
+    """As `main`, and ends the process.
 
-    Threads of Orbax wait ten minutes for a folder that they could not make, and print tracebacks of what they could not
-    write.
+    After a save that failed, Orbax's threads would keep it for ten minutes, waiting for a folder that they could not
+    make, and print tracebacks of what they could not write.
     """
-    with _callbacks_in_silence():
+    with _quiet_callbacks():
         status = main()
-        if status:
-            others = {thread for thread in threading.enumerate() if not thread.daemon} - {threading.main_thread()}
-            until = time.monotonic() + GRACE
-            while any(thread.is_alive() for thread in others) and time.monotonic() < until:
-                time.sleep(0.1)
+        if _cannot_save:
+            with contextlib.suppress(KeyboardInterrupt):
+                _wait_for_threads()
             sys.stderr.flush()
             os._exit(status)
     sys.exit(status)
+
+
+def _wait_for_threads() -> None:
+    """Gives other threads that would keep the process some seconds to end."""
+    others = {thread for thread in threading.enumerate() if not thread.daemon} - {threading.main_thread()}
+    until = time.monotonic() + GRACE
+    while any(thread.is_alive() for thread in others) and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

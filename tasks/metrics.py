@@ -139,10 +139,10 @@ def _rouge2(target: Target, prediction: str) -> float:
 
 
 def _rouge(target: str) -> rouge_scorer.RougeScorer:
-    """The scorer for a target: rouge-score's own tokens, which are ASCII, for Latin text of which they leave two.
+    """The scorer for a target: by rouge-score's own tokens, which are ASCII, if it is Latin and has two of them.
 
-    So that published scores stay comparable, which drop accented letters too. Either way a text of fewer than two words
-    has no pair and scores 0, against itself too.
+    Published scores drop accented letters in the same way. Either way a text of fewer than two words has no pair and
+    scores 0, against itself too.
     """
     latin = all(c.isascii() or not c.isalpha() or unicodedata.name(c, "").startswith("LATIN") for c in target)
     return _ROUGE if latin and len(re.findall("[a-z0-9]+", target.lower())) > 1 else _ROUGE_OF_WORDS

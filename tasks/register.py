@@ -105,7 +105,7 @@ def register(
     default = postprocess.label(labels, template.prefix) if labels else postprocess.text(template.prefix)
     source = rows if isinstance(rows, seqio.DataSource) else RowsSource(rows, splits, name)
     if isinstance(source, RowsSource) and not preprocessors:
-        source.fill = _filler(template)
+        source.fillers[name] = _filler(template)
     task = seqio.TaskRegistry.add(
         name,
         source=source,

@@ -463,11 +463,11 @@ def test_the_script_finds_modules_of_the_current_folder(tmp_path: Path, monkeypa
     assert main.main() == 0 and str(tmp_path) in sys.path
 
 
-def test_a_process_ends_after_an_error_though_a_thread_of_a_library_waits() -> None:
+def test_a_process_ends_after_a_failed_save_though_a_thread_of_a_library_waits() -> None:
     """As Orbax's do, ten minutes for a folder that they could not make."""
     code = (
         "import threading; from promot_jax import main; main.main, main.GRACE = lambda: 3, 0.1; "
-        "threading.Thread(target=threading.Event().wait, args=(600,)).start(); main.command()"
+        "main._cannot_save = True; threading.Thread(target=threading.Event().wait, args=(600,)).start(); main.command()"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 3
@@ -487,7 +487,7 @@ def test_what_is_said_elsewhere_is_not_printed_of_a_callback(
         def __del__(self) -> None:
             raise error
 
-    with main._callbacks_in_silence():
+    with main._quiet_callbacks():
         Raises()
     assert printed == [error] * shown
     Raises()

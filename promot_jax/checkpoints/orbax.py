@@ -186,7 +186,7 @@ class Checkpoints(Saved):
         for step in self.steps():  # Orbax reads all scores when it opens a folder
             if (scores := self.folder / str(step) / "metrics" / "metrics").is_file():
                 with self._reading(step):
-                    json.loads(scores.read_text("utf-8"))
+                    float(json.loads(scores.read_text("utf-8"))["score"])
 
     def latest(self) -> int | None:
         """The newest finished step, or None."""

@@ -1,11 +1,12 @@
 """Chats: messages of roles, through a model's own chat template, as one input and one answer."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promot_jax.data.vocabularies import controls
@@ -31,8 +32,9 @@ class ChatTemplate:
     def split(self, messages: Any, where: str) -> tuple[str, str]:
         """Returns the input, everything up to the last answer, and that answer.
 
-        The template's control tokens are marked in the input (`vocabularies.controls`); those in messages stay text.
-        An input whose answer the template writes without a space is marked, too.
+        The template's control tokens are marked in the input (`vocabularies.controls`), as are the beginning of
+        sequence that it starts with, and the end of an input whose answer the template writes without a space. Control
+        tokens in messages stay text.
 
         Args:
             messages: `[{"role": ..., "content": text}, ...]`, the last of the role "assistant".
@@ -47,14 +49,19 @@ class ChatTemplate:
         *before, answer = safe
         answer["content"] = answer["content"].strip()
         try:
-            template = _environment().from_string(self.source)
+            template = _template(self.source)
             raw = template.render(messages=before, add_generation_prompt=True, **self.variables)
-            whole = template.render(messages=safe, add_generation_prompt=False, **self.variables)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise UserError(f"The model's chat template refuses {where}: {' '.join(str(error).split())}.") from error
         text = controls.marked(raw, self.control_tokens).replace(_CUT, "")
-        if raw[-1:].strip() and text[-1] != controls.END and whole.startswith(raw + answer["content"]):
-            text += controls.NO_SPACE
+        if self.control_tokens and raw[-1:].strip() and text[-1] != controls.END:
+            try:
+                whole = template.render(messages=safe, add_generation_prompt=False, **self.variables)
+            except (TemplateError, TypeError, ValueError, KeyError):  # it writes no answers: they follow as others do
+                whole = ""
+            text += controls.NO_SPACE * whole.startswith(raw + answer["content"])
+        if (bos := self.variables.get("bos_token")) and text.startswith(first := controls.mark(bos)):
+            text = controls.BEGIN + text.removeprefix(first)
         return text, answer["content"].replace(_CUT, "")
 
 
@@ -75,8 +82,9 @@ def _checked(messages: Any, where: str) -> list[dict[str, str]]:
     return checked
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as transformers sets it up for chat templates."""
+@functools.cache
+def _template(source: str) -> Template:
+    """The template in Jinja as transformers sets it up."""
 
     def refuse(message: str) -> str:
         raise TemplateError(message)
@@ -87,4 +95,4 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     # Without `strftime_now`, with which a resumed run would have other inputs: templates then write a fixed date.
     environment.globals["raise_exception"] = refuse
-    return environment
+    return environment.from_string(source)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from promot_jax.data import examples as text
 from promot_jax.data.encoding import joined
 from promot_jax.data.examples import Example, stable_hash
+from promot_jax.data.vocabularies import controls
 from promot_jax.errors import UserError
 
 SEPARATOR = "\n\n"
@@ -123,6 +124,7 @@ def compose(
     shots = [joined(e.inputs, e.targets) for e in exemplars]
     for dropped in range(len(shots) + 1):
         prompt = SEPARATOR.join([*shots[dropped:], example.inputs])
+        prompt = prompt[:1] + prompt[1:].replace(controls.BEGIN, "")
         tokens = count_tokens(prompt)
         if tokens <= max_tokens:
             return prompt, dropped

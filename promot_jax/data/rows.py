@@ -61,8 +61,8 @@ class RowsSource(seqio.DataSource):
         super().__init__(splits=[*splits, *([examples.EXEMPLARS] if "train" in splits else [])])
         self._given, self._task, self.marked = rows, task, marked
         self._read: dict[str, list[dict[str, str]]] = {}  # by split
-        # Makes input and target of a row, as the task does; None where that has preprocessors of its own.
-        self.fill: Callable[[Mapping[str, str]], tuple[str, str]] | None = None
+        # What makes input and target of a row, by task; not of those that have preprocessors of their own.
+        self.fillers: dict[str, Callable[[Mapping[str, str]], tuple[str, str]]] = {}
 
     def _rows(self, split: str) -> list[dict[str, str]]:
         """The rows of a split as text."""
@@ -97,15 +97,15 @@ class RowsSource(seqio.DataSource):
             field for row in self._rows(split) for field, text in row.items() if not text.strip()
         )
 
-    def filled(self, split: str, start: int) -> Iterator[tuple[str, str, str]]:
-        """Yields id, input and target of the rows from `start` on, as `examples.stored` has them, in microseconds each.
+    def filled(self, split: str, start: int, task: str) -> Iterator[tuple[str, str, str]]:
+        """Yields id, input and target of the rows from `start` on, as `examples.stored` has them, without TensorFlow.
 
-        None where `fill` is None.
+        Nothing of a task that has preprocessors of its own.
         """
-        if self.fill is None:
+        if (fill := self.fillers.get(task)) is None:
             return
         for row in itertools.islice(self._rows(split), start, None):
-            texts = self.fill(row)
+            texts = fill(row)
             inputs, targets = texts if self.marked else map(controls.unmarked, texts)
             yield row["id"] if "id" in row else examples.stable_hash(*row.values()), inputs, targets
 

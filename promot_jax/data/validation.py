@@ -84,7 +84,7 @@ def _check_split(task: seqio.Task, split: str, rows: Iterable[Example], warn: Wa
     if last is None:
         raise UserError(f"Task {task.name!r} has no example in its split {split!r}.")
     if isinstance(task.source, RowsSource) and not caches.used(task):
-        for example_id, inputs, targets in task.source.filled(split, seen.count):
+        for example_id, inputs, targets in task.source.filled(split, seen.count, base_task(task.name)):
             seen.add(example_id, inputs, targets, last)
     if split != "train" and len({str(target) for target, _ in judged}) > 1:  # a correlation of equal targets is none
         scores(task, *zip(*judged, strict=True))

@@ -82,9 +82,10 @@ def _has_prompt(path: str) -> bool:
 
 
 def _answer(model: _Model, text: str, prompt: str) -> str:
+    from promot_jax.data.vocabularies.controls import unmarked
     from promot_jax.evaluation.sampler import Request
 
-    ((_, raw, _),) = model.session.sampler.stream(model.params, [Request(text, prompt)])
+    ((_, raw, _),) = model.session.sampler.stream(model.params, [Request(unmarked(text), prompt)])
     return printable(model.session.sampler.answer(raw).strip())
 
 

@@ -112,7 +112,7 @@ def train_method(workdir: Path, experiment: Experiment, tuning: Tuning, method: 
 
 
 def _run_whole(session: Session, workdir: Path, method: str, tuning: Tuning) -> Run:
-    """Runs a method; of a finished run, its prompts have to be there as well."""
+    """Runs a method; of a finished run, its prompts and its model have to be there as well."""
     run = run_method(session, workdir, method, tuning)
     hosts.decide(lambda: check_kept(workdir, tuning.method(method).stages), "what the run left")
     return run

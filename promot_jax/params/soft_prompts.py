@@ -240,7 +240,7 @@ def array_path(path: str | os.PathLike[str]) -> Path:
         if (found := re.fullmatch(r"checkpoint_(\d{1,18})", step.name))
     }
     for folder in (root, *(steps[step] for step in sorted(steps, reverse=True))):
-        prompts = sorted(file for file in folder.glob("*.prompt") if file.is_file())
+        prompts = sorted(file for file in folder.glob("*prompt.prompt.prompt") if file.is_file())
         if len(prompts) > 1:
             names = ", ".join(file.name for file in prompts)
             raise UserError(f"{folder} holds {len(prompts)} prompts ({names}); give the file of one of them.")

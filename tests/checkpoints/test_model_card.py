@@ -101,7 +101,7 @@ def test_card_of_a_run(run: Path) -> None:
 
 def test_what_a_card_says(run: Path, tmp_path: Path) -> None:
     card = run_card.card_of(str(run), hub="org/mine")
-    text = model_card.stripped(card, "decoder")
+    text = model_card.stripped(card, "decoder", tiny.vocabulary())
     front = yaml.safe_load(text.split("---")[1])
     assert front == {
         "license": "apache-2.0", "library_name": "transformers", "tags": ["promot", "prompt-tuning", "ProMoT"],
@@ -121,5 +121,7 @@ def test_licences(tmp_path: Path) -> None:
     hf_like = tmp_path / "config.json"
     hf_like.write_text("{}")
     assert run_card.card_of(str(tmp_path)).license == "gemma"
-    front = yaml.safe_load(model_card.stripped(Card(license="Gemma Terms of Use (x)"), "t5").split("---")[1])
+    front = yaml.safe_load(
+        model_card.stripped(Card(license="Gemma Terms of Use (x)"), "t5", tiny.vocabulary()).split("---")[1]
+    )
     assert (front["license"], front["license_name"]) == ("other", "Gemma Terms of Use (x)")

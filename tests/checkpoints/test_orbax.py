@@ -327,11 +327,11 @@ def test_a_part_that_is_missing_or_cut_is_one_sentence(opened, tmp_path, part, h
         opened().restore(4, make_state())
 
 
-def test_scores_that_are_cut_are_one_sentence(opened, tmp_path):
+@pytest.mark.parametrize("content", ["", '{"sco', "5", "[]", '{"other": 1}', '{"score": "high"}'])
+def test_damaged_scores_are_one_sentence(opened, tmp_path, content):
     """Orbax reads them when it opens the folder."""
     save(opened(), {4: 10})
-    scores = tmp_path / "checkpoints/4/metrics/metrics"
-    scores.write_bytes(scores.read_bytes()[:5])
+    (tmp_path / "checkpoints/4/metrics/metrics").write_text(content)
     with pytest.raises(UserError, match=r"The checkpoint .*/4 is damaged"):
         opened()
 

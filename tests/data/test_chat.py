@@ -11,6 +11,7 @@ import tiny
 from promot_jax.data.chat import ChatTemplate
 from promot_jax.data.encoding import Encoder, joined
 from promot_jax.data.examples import Example
+from promot_jax.data.exemplars import compose
 from promot_jax.data.replay import passages
 from promot_jax.data.vocabularies import controls
 from promot_jax.data.vocabularies.tokenizer import TokenizerVocabulary
@@ -114,6 +115,35 @@ def test_ids_of_tokenizers_that_mark_a_beginning_are_those_of_transformers(
     assert [*inputs, *found.targets[:-1]] == whole[: len(inputs) + len(found.targets) - 1]
 
 
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_chats_as_exemplars_have_one_beginning(vocabulary: TokenizerVocabulary, add_bos: bool) -> None:
+    """Where the template writes one at the start of every chat; those within a chat stay."""
+    begun = TokenizerVocabulary(vocabulary.tokenizer_json, eos_id=2, bos_id=0, add_bos=add_bos)
+    template = ChatTemplate("{{ bos_token }}" + CHATML, tuple(begun.control_ids), {"bos_token": "<|endoftext|>"})
+    chat = Example("t", "1", *template.split(CHAT[:2], "here"), (), "", 0)
+    prompt, _ = compose(chat, [chat, chat], lambda text: len(begun.encode(text)), 1000)
+    ids = Encoder.of(begun, continues=True).inputs(prompt)
+    assert ids[0] == 0 and ids.count(0) == 1 and ids.count(1) == 3 * vocabulary.encode(chat.inputs).count(1)
+    assert controls.unmarked(prompt).count("Review") == 3 and "\ufdd5" not in controls.unmarked(prompt)
+
+
+@pytest.mark.parametrize("kind", ["T5", "ByT5"])
+def test_chats_of_an_encoder_decoder_have_no_marks(tmp_path: Path, kind: str) -> None:
+    """Their vocabularies have no control tokens that a text could mark."""
+    from promot_jax.data.vocabularies.sentencepiece import ByteVocabulary, SentencePieceVocabulary
+
+    made = SentencePieceVocabulary(tiny.sentencepiece_model(tmp_path / "m.model")) if kind == "T5" else ByteVocabulary()
+    source = "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{% endfor %}"
+    messages = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "good"}]
+    inputs, answer = ChatTemplate(source, tuple(made.control_ids)).split(messages, "here")
+    assert (inputs, answer) == ("user:the film", "good")
+
+
+def test_a_mark_of_a_token_that_is_not_there_is_text(vocabulary: TokenizerVocabulary) -> None:
+    """As of a control token past the rows of an embedding table, which the model's tokenizer has not (`within`)."""
+    assert vocabulary.encode(f"a{controls.mark('<|new|>')}b") == vocabulary.encode("a<|new|>b")
+
+
 def test_only_the_answer_is_a_target(vocabulary: TokenizerVocabulary, template: ChatTemplate) -> None:
     inputs, answer = template.split(CHAT, "here")
     example = Example("chat", "1", inputs, answer, (), "", 0)
@@ -136,9 +166,10 @@ def test_a_message_makes_no_control_token(vocabulary: TokenizerVocabulary, templ
 @pytest.mark.parametrize("bos_id", [None, 1])
 def test_a_beginning_is_there_once(vocabulary: TokenizerVocabulary, source: str, bos_id: int | None) -> None:
     """Whether the template writes it, or the encoder of inputs adds it, or both; in passages of replay too."""
-    template = ChatTemplate(source, tuple(vocabulary.control_ids), {"bos_token": "<|im_start|>"})
+    begun = TokenizerVocabulary(vocabulary.tokenizer_json, eos_id=0, bos_id=1)
+    template = ChatTemplate(source, tuple(begun.control_ids), {"bos_token": "<|im_start|>"})
     example = Example("t", "1", *template.split(CHAT[:2], "here"), (), "", 0)
-    encoder = Encoder(vocabulary.encode, vocabulary.eos_id, bos_id)
+    encoder = Encoder(begun.encode, begun.eos_id, bos_id)
     (passage,) = passages(iter([example]), encoder, 64, 64)
     once = int("bos_token" in source or bos_id == 1)
     for ids in (encoder.tokens(example).inputs, passage.inputs):

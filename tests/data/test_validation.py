@@ -183,7 +183,18 @@ def test_rows_in_memory_are_filled_as_seqio_fills_them(ids: bool) -> None:
 
     read = [(e.id, e.inputs, e.targets) for e in examples.stored(found, "test")]
 
-    assert list(found.source.filled("test", 0)) == read and list(found.source.filled("test", 3)) == read[3:]
+    for start in (0, 3):
+        assert list(found.source.filled("test", start, found.name)) == read[start:]
+
+
+def test_tasks_that_share_their_rows_are_checked_each_by_its_template() -> None:
+    source = RowsSource(rows, SPLITS, "shared")
+    swapped = templates.Template("{label}", "{text}")
+    for name, template in (("reviewed", TEMPLATE), ("swapped", swapped)):
+        register.register(name, source, template, [metrics.accuracy])
+    for name in ("reviewed", "swapped"):
+        read = [(e.id, e.inputs, e.targets) for e in examples.stored(examples.get(name), "test")]
+        assert list(source.filled("test", 0, name)) == read
 
 
 def test_an_empty_label() -> None:

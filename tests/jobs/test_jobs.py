@@ -435,7 +435,7 @@ def test_infer_texts(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monk
     assert json.loads((tiny_folder / "texts" / "results.json").read_text())["n"] == len(QUESTIONS)
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "events"])
+@pytest.mark.parametrize("name", resume_guard.FOLDERS)
 def test_a_file_in_the_place_of_a_folder(
     name: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -444,6 +444,7 @@ def test_a_file_in_the_place_of_a_folder(
     assert f"{tmp_path / name} is a file, where the run makes a folder; take it away." in message
 
 
+@pytest.mark.slow  # a job in a process of its own
 def test_a_quota_is_one_sentence_of_a_process(tiny_folder: Path, tmp_path: Path) -> None:
     """Whatever else Orbax was writing when one of its writes failed; the reason is that of the system, errno(3)."""
     code = (

@@ -51,4 +51,7 @@ def read(folder: Path) -> list[str]:
                 f"{folder / name} sets {key} = {repr(values[key])[:80]}, which our models do not compute; take it out "
                 "if answers without it are meant."
             )
+    suppressed, size = values.get("suppress_tokens"), config.get("vocab_size")
+    if suppressed and isinstance(size, int) and suppressed == [*range(size - len(suppressed), size)]:
+        values = values | {"suppress_tokens": None}  # soft prompts as tokens, in our own exports: never generated
     return [f"{key} = {repr(values[key])[:80]}" for key in PREFERENCES if values.get(key) not in PREFERENCES[key]]

@@ -10,6 +10,8 @@ from collections.abc import Collection
 
 START, END = "\ufdd2", "\ufdd3"
 NO_SPACE = START + END  # at the end of an input: its target follows without a space
+BEGIN = "\ufdd5"  # at the start of an input: its beginning of sequence, where no other text is before it
+_MARKED = re.compile(f"{START}([^{START}{END}]*){END}")
 
 
 def pattern(controls: Collection[str]) -> re.Pattern[str]:
@@ -27,6 +29,11 @@ def mark(control: str) -> str:
     return f"{START}{control}{END}"
 
 
+def known(text: str, controls: Collection[str]) -> str:
+    """The text in which control tokens that a tokenizer does not have are text."""
+    return _MARKED.sub(lambda match: match[0] if match[1] in controls else match[1], text)
+
+
 def unmarked(text: str) -> str:
     """The text as a person reads it, and as it comes in with data: without marks."""
-    return text.replace(START, "").replace(END, "")
+    return text.replace(START, "").replace(END, "").replace(BEGIN, "")

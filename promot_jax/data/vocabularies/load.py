@@ -42,7 +42,7 @@ def load(path: str | os.PathLike[str]) -> Vocabulary:
 def _is_sentencepiece(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a SentencePiece model and no JSON, by its content; by its name where it is remote.
 
-    A damaged `.json` is one: it has no zero bytes, which the scores of a model's first pieces are.
+    A file called `.json` counts as JSON, damaged or not, unless it has zero bytes, as a model's first scores have.
     """
     if not Path(path).is_file():
         return str(path).endswith(".model")

@@ -29,7 +29,8 @@ def load(path: str | os.PathLike[str]) -> "SentencePieceVocabulary | TokenizerVo
     if fields:
         return TokenizerVocabulary.from_gguf(fields)
     vocabulary = SentencePieceVocabulary(path)
-    if processor.bos_id() >= 0 and vocabulary.extra_ids:  # umT5 has a BOS, and its sentinels
+    # By this name transformers calls T5's files alone, of which some have a BOS that is never used.
+    if processor.bos_id() >= 0 and vocabulary.extra_ids and Path(path).name != "spiece.model":
         raise UserError(
             f"The SentencePiece model {os.fspath(path)!r} has a beginning of sequence, which T5's have not, and is not "
             "BPE as Llama's and Gemma's: give the tokenizer.json of its model."

@@ -195,8 +195,7 @@ class TokenizerVocabulary:
         unmarked = (_special_tokens(config) & tokenizer.get_vocab().keys()) | (gguf.CONTROL_NAMES & added.keys())
         unmarked -= {token for token, settings in added.items() if settings.special}
         if unmarked:
-            new = [AddedToken(token, normalized=False, special=True) for token in sorted(unmarked)]
-            tokenizer.add_special_tokens(new)
+            tokenizer.add_special_tokens([_special(token, added.get(token)) for token in sorted(unmarked)])
             text = tokenizer.to_str()
         return cls(
             text, eos_id=eos_id, bos_id=bos_id, pad_id=token_id("pad"), unk_id=token_id("unk"), add_bos=bool(add_bos)
@@ -238,9 +237,12 @@ class TokenizerVocabulary:
 
         Marked control tokens (`controls`), as a chat's input has, become their ids.
         """
-        tokenizer = self._of_chats if controls.START in s else self._of_data
-        text = s.replace(controls.NO_SPACE, "").encode("utf-8", "replace").decode()
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        tokenizer = self._of_data
+        if controls.START in s or controls.BEGIN in s:
+            begin = None if self.bos_id is None else self._tokenizer.id_to_token(self.bos_id)
+            s = controls.known(s.replace(controls.BEGIN, controls.mark(begin or "")), self.control_ids)
+            tokenizer = self._of_chats
+        return tokenizer.encode(s.encode("utf-8", "replace").decode(), add_special_tokens=False).ids
 
     @functools.cached_property
     def _of_chats(self) -> Tokenizer:
@@ -274,6 +276,12 @@ def _content(token: Any) -> str | None:
     """The text of a token of a `tokenizer_config.json`, which has it bare or with settings."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
+
+
+def _special(token: str, like: AddedToken | None) -> AddedToken:
+    """A special token that takes the space beside it, or not, as the added token that it was."""
+    flags = {} if like is None else {"lstrip": like.lstrip, "rstrip": like.rstrip, "single_word": like.single_word}
+    return AddedToken(token, normalized=False, special=True, **flags)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> set[str]:

@@ -84,6 +84,14 @@ def test_it_is_read_where_transformers_reads_it(tmp_path: Path) -> None:
         pretrained.load_text(str(folder))
 
 
+def test_soft_prompts_that_are_never_generated_are_no_preference(tmp_path: Path) -> None:
+    """The last tokens of the table, as `with_prompts/` of our own exports has them; others are one."""
+    size = json.loads((saved(tmp_path / "plain", "t5", {}) / "config.json").read_text())["vocab_size"]
+    for number, (suppressed, named) in enumerate([([size - 2, size - 1], 0), ([size - 2], 1), ([5, size - 1], 1)]):
+        folder = saved(tmp_path / str(number), "t5", {"suppress_tokens": suppressed})
+        assert len(generation.read(folder)) == named
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

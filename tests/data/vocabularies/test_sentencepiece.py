@@ -141,13 +141,13 @@ def test_a_model_that_is_called_json(tmp_path, t5):
 
 @pytest.mark.parametrize("kind", ["unigram", "char", "word"])
 def test_a_model_with_a_beginning_of_sequence_is_none_of_t5(tmp_path, kind):
-    """T5's have none, and sentinels that are invented for another model would be ids of nothing; umT5 has its own."""
+    """T5's have none, but for some that transformers calls `spiece.model`; sentinels of others are ids of nothing."""
     size = {"unigram": 40, "char": 20, "word": 16}[kind]
     model = tiny.sentencepiece_model(tmp_path / "m.model", bos_id=3, vocab_size=size, model_type=kind)
     with pytest.raises(UserError, match=r"has a beginning of sequence, which T5's have not.*give the tokenizer.json"):
         load.load(model)
-    umt5 = tiny.sentencepiece_model(tmp_path / "umt5.model", sentinels=100, bos_id=3)
-    assert len(load.load(umt5).sentinels) == 100
+    for name, sentinels in (("spiece.model", 0), ("other.model", 100)):
+        assert len(load.load(tiny.sentencepiece_model(tmp_path / name, sentinels, bos_id=3)).sentinels) == 100
 
 
 def test_a_tiktoken_file(tmp_path):
