@@ -145,12 +145,11 @@ class Model:
         Raises:
             UserError: an unknown soft prompt, several of which none is named, or an input that is too long.
         """
-        from promot_jax.data.vocabularies.controls import unmarked
         from promot_jax.evaluation.sampler import Request
 
         name = self.only_prompt() if prompt is None else prompt
         sampler = self._sampler(decoding)
-        outputs = sampler.ask(self.params, [Request(unmarked(text), name) for text in texts])
+        outputs = sampler.ask(self.params, [Request(text, name) for text in texts])
         return [sampler.answer(output).strip() for output in outputs]
 
     def only_prompt(self) -> str:

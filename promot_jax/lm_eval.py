@@ -172,7 +172,7 @@ class PromotLM(TemplateLM):
 
         settings = Evaluation(decoding=decoding, tokens_per_batch=self._tokens_per_batch)
         sampler = Sampler(self.model.base, settings, self.model.partitioner)
-        return sampler.ask(self.model.params, [Request(unmarked(text), self._prompt) for text in texts])
+        return sampler.ask(self.model.params, [Request(text, self._prompt) for text in texts])
 
     def _shortened(self, text: str, output: int) -> str:
         """A context without its beginning where it would leave the output no room, as in lm-eval's other models."""

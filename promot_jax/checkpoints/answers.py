@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from promot_jax.checkpoints.huggingface import load as hf
-from promot_jax.checkpoints.huggingface.generation import GENERATION as GENERATION
+from promot_jax.checkpoints.huggingface.generation import GENERATION
 from promot_jax.data.vocabularies.gguf import END_NAMES
 from promot_jax.errors import UserError
 

@@ -18,9 +18,10 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
 from promot_jax import files, trees
-from promot_jax.checkpoints.answers import GENERATION, TOKENIZER
+from promot_jax.checkpoints.answers import TOKENIZER
 from promot_jax.checkpoints.huggingface import config as hf_config
 from promot_jax.checkpoints.huggingface import model_card, names, safetensors
+from promot_jax.checkpoints.huggingface.generation import GENERATION
 from promot_jax.checkpoints.huggingface.load import CONFIG, INDEX, SINGLE
 from promot_jax.checkpoints.huggingface.model_card import Card
 from promot_jax.checkpoints.huggingface.safetensors import Source

@@ -12,6 +12,7 @@ import numpy as np
 
 from promot_jax.checkpoints.pretrained import Pretrained
 from promot_jax.data.encoding import Encoder
+from promot_jax.data.vocabularies.controls import unmarked
 from promot_jax.decoding.continuous_batching import generate_all
 from promot_jax.decoding.inputs import Engine, Input
 from promot_jax.decoding.output_text import SENTINELS, first_span, spelled, stop_mask
@@ -77,8 +78,12 @@ class Sampler:
         self._stops = stop_mask([*strings, *("" for _ in padding)], settings.decoding.stop, *base.end_ids, *padding)
 
     def ask(self, params: Params, requests: Sequence[Request]) -> list[str]:
-        """Returns the model's raw output for every request, in order, and shows progress meanwhile; see `stream`."""
-        replies = sorted(shown(self.stream(params, requests), len(requests), "Outputs"))
+        """Returns the model's raw output for every request, in order, and shows progress meanwhile; see `stream`.
+
+        Texts are a person's: marks of control tokens in them count for nothing (`vocabularies.controls`).
+        """
+        safe = [dataclasses.replace(request, text=unmarked(request.text)) for request in requests]
+        replies = sorted(shown(self.stream(params, safe), len(safe), "Outputs"))
         return [reply.text for reply in replies]
 
     def stream(self, params: Params, requests: Sequence[Request]) -> Iterator[Reply]:

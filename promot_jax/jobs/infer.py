@@ -42,7 +42,6 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         if problem := half_character(text):
             raise UserError(f"Input {number} {problem}.")
     session = open_session(experiment, reads_data=False)
-    from promot_jax.data.vocabularies.controls import unmarked
     from promot_jax.evaluation.sampler import Request
 
     params: trees.Tree = {"model": session.base.params}
@@ -50,7 +49,7 @@ def infer(workdir: Path, experiment: Experiment, inputs: str | Sequence[str]) ->
         params["prompt"] = saved_prompts(session)
     default = next(iter(params.get("prompt", {})), "")
     print(_announced(default, experiment.evaluation.decoding), flush=True)
-    requests = [Request(unmarked(text), default if prompt is None else prompt) for text, prompt in texts]
+    requests = [Request(text, default if prompt is None else prompt) for text, prompt in texts]
     outputs = session.sampler.ask(params, requests)
     answers = [session.sampler.answer(output).strip() for output in outputs]
     rows = [

@@ -271,7 +271,8 @@ def _read_t5(kind: str, reader: _Reader, tensors: Collection[str]) -> Json:
     if values["num_decoder_layers"] is None:
         values["num_decoder_layers"] = values["num_layers"]
     for alias, key in _T5_ALIASES.items():
-        values[key] = values[key] if values[alias] is ... else values[alias]
+        if values[alias] is not ...:
+            values[key] = values[alias]
     # "gated-gelu" is an activation and whether it gates; where both are said, these are what transformers computes.
     gated, _, activation = str(values["feed_forward_proj"]).rpartition("-")
     activation = "gelu_new" if (gated, activation) == ("gated", "gelu") else activation
