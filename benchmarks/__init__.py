@@ -20,5 +20,6 @@ QUESTIONS = (
     "start_up",
     "loading",
     "generation",
+    "cpu_library",
     "cost_growth",
 )

@@ -153,6 +153,7 @@ def generate(
     batch_size: int,
     stop: str = "ids",
     bfloat16: bool = False,
+    every: int = 1,
 ) -> Measures:
     """Seconds for the outputs of the prompts of a file, in batches sorted by length, after a batch to warm up.
 
@@ -164,6 +165,7 @@ def generate(
         batch_size: prompts at a time.
         stop: how outputs end at a line break: "ids", every token with one ends the sequence; or "strings".
         bfloat16: whether the model is in bfloat16.
+        every: 1 for all prompts, 2 for every second one, and so on.
     """
     import torch
     import transformers
@@ -179,7 +181,7 @@ def generate(
         options = {"eos_token_id": list(dict.fromkeys(np.hstack(ends).tolist()))}
     if beams > 1:
         options |= {"num_beams": beams, "length_penalty": 0.6}
-    texts = sorted((row["text"] for row in read(prompts)), key=lambda text: -len(tokenizer.encode(text)))
+    texts = sorted((row["text"] for row in read(prompts)[::every]), key=lambda text: -len(tokenizer.encode(text)))
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     peak = Peak()
 
@@ -200,7 +202,9 @@ def generate(
     return {"seconds": seconds, "tokens_per_s": tokens / seconds, "tokens": tokens, **peak.measures()}
 
 
-def lm_eval(folder: str, prompts: str, batch_size: int, task_limits: bool, bfloat16: bool = False) -> Measures:
+def lm_eval(
+    folder: str, prompts: str, batch_size: int, task_limits: bool, bfloat16: bool = False, every: int = 1
+) -> Measures:
     """Seconds for the outputs of the prompts of a file by lm-eval's transformers back end, after loading.
 
     Args:
@@ -209,6 +213,7 @@ def lm_eval(folder: str, prompts: str, batch_size: int, task_limits: bool, bfloa
         batch_size: of lm-eval.
         task_limits: whether each task bounds its outputs as this package's evaluation does, instead of all by 48.
         bfloat16: whether the model is in bfloat16.
+        every: 1 for all prompts, 2 for every second one, and so on.
     """
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -217,7 +222,7 @@ def lm_eval(folder: str, prompts: str, batch_size: int, task_limits: bool, bfloa
     dtype = "bfloat16" if bfloat16 else "float32"
     model = HFLM(folder, backend="causal", device="cpu", dtype=dtype, batch_size=batch_size, attn_implementation="sdpa")
     requests = []
-    for index, row in enumerate(read(prompts)):
+    for index, row in enumerate(read(prompts)[::every]):
         limit = row["limit"] if task_limits else 48
         settings = {"until": ["\n"], "do_sample": False, "max_gen_toks": limit}
         requests.append(Instance("generate_until", {}, (row["text"], settings), index))

@@ -37,6 +37,7 @@ class Side:
     settings: Mapping[str, Any]  # its keyword arguments
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})  # further ones
     optional: bool = False  # whether a variant may fail (a compiler that is not installed) while another does not
+    race: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # arguments in the race alone: less work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _race(side: Side, name: str, run: Run) -> dict[str, float | str]:
     found: dict[str, float | str] = {}
     for label, settings in side.variants.items():
         try:
-            found[label] = run(side.function, {**side.settings, **settings})[name]
+            found[label] = run(side.function, {**side.settings, **settings, **side.race})[name]
         except FailedError as error:
             if not side.optional:
                 raise

@@ -26,6 +26,7 @@ def _case(key: str, exemplars: str, quick: bool) -> Case:
     settings["Evaluation.exemplars"] = exemplars
     command = models.job_command(None, "icl_eval.gin", INITIAL_CHECKPOINT_PATH=folder, **settings)
     ours = {"command": command, "outputs": f"outputs/icl_{prompts.SHOTS}shot.jsonl"}
+    theirs = {"folder": str(folder), "prompts": str(file)}
     variants = {
         f"batches of {size}, {'limits per task' if limits else 'limit 48'}": {"batch_size": size, "task_limits": limits}
         for size in ((8,) if quick else (8, 16, 32, 64))
@@ -33,7 +34,7 @@ def _case(key: str, exemplars: str, quick: bool) -> Case:
     }
     sides = (
         Side("ours_f32", "benchmarks.commands:job", ours),
-        Side("lm_eval_f32", "benchmarks.baselines:lm_eval", {"folder": str(folder), "prompts": str(file)}, variants),
+        Side("lm_eval_f32", "benchmarks.baselines:lm_eval", theirs, variants, race={"every": 4}),
     )
     ratios = [Ratio(key, "wall_seconds", "ours_f32", "lm_eval_f32")]
     return Case(exemplars, sides, tuple(ratios), race="wall_seconds", warm_up=("ours_f32",))

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from promot_jax.distributed import forward_programs
 from promot_jax.results import provenance
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that matter for matrix products
@@ -36,7 +37,7 @@ def describe() -> dict[str, Any]:
 
 def flags() -> list[str]:
     """Those of `FLAGS` that the CPU has."""
-    has = _cpu_field("flags").split()
+    has = forward_programs.cpu_flags()
     return [flag for flag in FLAGS if flag in has]
 
 

@@ -31,6 +31,7 @@ from promot_jax.decoding.inputs import Engine, Input, Waiting, prefix_state, wai
 from promot_jax.decoding.likelihood import of_batch, of_continuations
 from promot_jax.decoding.settings import Decoding
 from promot_jax.distributed import hosts, preemption
+from promot_jax.distributed.forward_programs import jit_forward
 from promot_jax.distributed.partitioning import activations, constrain
 from promot_jax.models import Model
 from promot_jax.models.stack import CACHE, KEYS, apart
@@ -243,7 +244,7 @@ def _moved(model: Model, chosen: Array, rows: Rows, state: Any, width: int, step
     return _pinned(model, (taken, model.move(state, chosen, width, steps)))
 
 
-@partial(jax.jit, static_argnames=("model", "settings"), donate_argnames="state")
+@partial(jit_forward, static_argnames=("model", "settings"), donate_argnames="state")
 def _start(
     model: Model,
     settings: Decoding,

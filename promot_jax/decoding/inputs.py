@@ -15,6 +15,7 @@ import numpy as np
 
 from promot_jax.data import batches
 from promot_jax.decoding.settings import Decoding
+from promot_jax.distributed.forward_programs import jit_forward
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.models import Model
 from promot_jax.models.batch_layout import Batch
@@ -140,6 +141,6 @@ def prefix_state(engine: Engine, prefix: tuple[int, ...], known: dict[tuple[int,
     return known.get(prefix)
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(jit_forward, static_argnames="model")
 def _prefix_state(model: Model, params: Any, table: Array | None, batch: Any) -> Any:
     return model.prefill(params, table, batch, 0)[1]

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from promot_jax.distributed.forward_programs import jit_forward
 from promot_jax.models import Model
 
 Array = jax.Array
 
 
-@partial(jax.jit, static_argnames="model")
+@partial(jit_forward, static_argnames="model")
 def of_batch(model: Model, params: Any, table: Array | None, batch: Any) -> Array:
     """Returns the log-likelihoods of a batch's continuations alone; see `of_continuations`."""
     return of_continuations(model, params, table, batch, None)[0]

@@ -8,6 +8,7 @@ import jax
 
 from promot_jax import trees
 from promot_jax.data.packing import Packer
+from promot_jax.distributed.forward_programs import jit_forward
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.experiments.log_likelihood import log_likelihoods
 from promot_jax.experiments.session import Session
@@ -103,13 +104,13 @@ def _given(session: Session, examples: Sequence[Tokens]) -> GivenTargets:
     return GivenTargets(session.base.model, experiment.partitioner, examples, experiment.evaluation.tokens_per_batch)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit_forward, static_argnums=0)
 def _summed_loss(model: Model, params: Any, table: Array | None, batch: Any) -> Array:
     hidden = model.hidden(params, table, batch)
     return chunked_cross_entropy(model, params, hidden, batch["targets"], batch["weights"], 0.0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit_forward, static_argnums=0)
 def _summed_divergence(model: Model, base: Any, params: Any, batch: Any) -> Array:
     hidden, base_hidden = (model.hidden(each, None, batch) for each in (params, base))
     return chunked_divergence(model, params, hidden, base, base_hidden, batch["weights"])

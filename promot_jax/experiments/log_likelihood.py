@@ -10,6 +10,7 @@ import numpy as np
 
 from promot_jax.data.batches import WIDTHS
 from promot_jax.distributed import hosts
+from promot_jax.distributed.forward_programs import jit_forward
 from promot_jax.distributed.partitioning import Partitioner
 from promot_jax.errors import UserError
 from promot_jax.methods.base import log_prob
@@ -80,7 +81,7 @@ def _width(length: int) -> int:
     return next(width for width in (8, 16, *WIDTHS) if width >= length)
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jit_forward, static_argnames="model")
 def _per_token(model: Model, params: Any, table: Array | None, batch: Any) -> tuple[Array, Array]:
     """Log-probability of each target token, and 1 where it is the likeliest one, `[batch, targets]`."""
 

@@ -53,6 +53,15 @@ def test_the_fastest_variant_runs_in_the_pairs() -> None:
     assert found["ratios"] == {"time": 0.5}
 
 
+def test_a_race_may_have_less_work_than_the_pairs() -> None:
+    variants = {"batches of 8": {"batch": 8}, "batches of 16": {"batch": 16}}
+    theirs = Side("theirs", "b", {"every": 1}, variants, race={"every": 4})
+    run = Script(a=[1.0], b=[5.0, 4.0, 2.0])
+    harness.measure(Case("generation", (Side("ours", "a", {}), theirs), RATIOS[:1]), 1, run)
+    of_theirs = [settings for name, settings in run.calls if name == "b"]
+    assert of_theirs == [{"every": 4, "batch": 8}, {"every": 4, "batch": 16}, {"every": 1, "batch": 16}]
+
+
 def test_an_optional_variant_may_fail_and_the_reason_is_kept() -> None:
     variants = {"as it is": {}, "compiled": {"fail": True}}
     ours, theirs = Side("ours", "a", {}), Side("theirs", "b", {}, variants, optional=True)
