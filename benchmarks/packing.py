@@ -3,7 +3,7 @@
 `batch` runs the same examples in fewer rows (`Training.pack_batch`), `rows` fills the rows with more examples
 (`Training.pack`). The job itself runs; the time between its progress lines is measured, and divided by the examples of
 an update. SmolLM2-135M, batches of 8 rows.
-Time: 20 minutes on two cores; --quick --pairs 1: 5 minutes.
+Time: 45 minutes on two cores; --quick --pairs 1: 5 minutes.
 """
 
 from collections.abc import Sequence

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from promot_jax.data.examples import Example
     from promot_jax.data.replay import Replay
 
-# Widths that evaluation batches are padded to: each compiles once.
-WIDTHS = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-MIN_ROWS = 8
+# Widths that evaluation batches are padded to, four from one power of two to the next: each compiles once.
+WIDTHS = (24, 32, *(quarters << octave for octave in range(3, 11) for quarters in (5, 6, 7, 8)))
+COARSE_WIDTHS = (24, *WIDTHS[1::2])  # where a program has two widths
+MIN_ROWS = 4
 
 
 class TrainBatches:
@@ -155,13 +156,16 @@ def buckets(
     order: Sequence[int] | np.ndarray = (),
     extra: int = 0,
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Groups inputs of similar length into batches of a few fixed shapes: a width of `WIDTHS`, rows a power of two.
+    """Groups inputs of similar length into batches of a few fixed shapes, a width of `WIDTHS` and rows.
+
+    A full batch has a power of two of rows. What does not fill one goes to the next width, up to a power of two; the
+    last batch before that has three or four quarters of a power of two.
 
     Args:
         inputs: token ids per example.
         budget: tokens of a batch; wide buckets get fewer rows.
         multiple: rows are a multiple of this (the number of data shards of the mesh).
-        order: one number per example; within a width, examples are sorted by it.
+        order: one number per example; the examples of a width are sorted by it.
         extra: tokens of each row beside its input, which count for the budget alone.
 
     Yields:
@@ -175,22 +179,32 @@ def buckets(
     check_lengths(lengths)
     ranks = np.asarray(order) if len(order) else np.zeros(len(inputs), np.int32)
     bucket = np.searchsorted(WIDTHS, lengths)
-    for index in np.unique(bucket):
+    used = np.unique(bucket)
+    members = np.zeros(0, np.int64)
+    for index, after in zip(used, [*used[1:], None], strict=False):
         length = WIDTHS[index]
-        max_rows = 1 << max(budget // (length + extra), 1).bit_length() - 1
-        members = np.flatnonzero(bucket == index)
+        members = np.union1d(members, np.flatnonzero(bucket == index))
         members = members[np.lexsort((lengths[members], ranks[members]))]
-        while len(members):
-            # Few sizes, so that few programs are compiled; where a quarter of a large one would be padding, half of it.
-            rows = max(MIN_ROWS, 1 << (len(members) - 1).bit_length())
-            rows = min(max_rows, rows // 2 if len(members) <= rows * 3 // 4 and rows > 4 * MIN_ROWS else rows)
-            rows = -(-rows // multiple) * multiple
+        most = 1 << max(budget // (length + extra), 1).bit_length() - 1
+        is_last = after is None or _octave(WIDTHS[after]) > _octave(length)
+        while len(members) >= (1 if is_last else most):
+            rows = -(-min(most, _rows(len(members))) // multiple) * multiple
             chosen, members = members[:rows], members[rows:]
             yield chosen, _filled([inputs[example] for example in chosen], rows, length)
 
 
+def _octave(length: int) -> int:
+    return (length - 1).bit_length()
+
+
+def _rows(count: int) -> int:
+    """Rows for what is left, of few sizes: a power of two, or three quarters of it."""
+    power = 1 << (count - 1).bit_length()
+    return max(MIN_ROWS, power * 3 // 4 if count <= power * 3 // 4 else power)
+
+
 def padded(rows: Sequence[Sequence[int]]) -> Batch:
-    """Returns rows as one batch of the least of `WIDTHS`: `tokens` `[rows, width]` and `lengths` `[rows]`."""
+    """Returns rows as one batch of the least of `COARSE_WIDTHS`: `tokens` `[rows, width]` and `lengths` `[rows]`."""
     lengths = np.array([len(ids) for ids in rows], np.int32)
     check_lengths(lengths)
     return _filled(rows, len(rows), width(lengths.max()))
@@ -206,8 +220,8 @@ def _filled(inputs: Sequence[Sequence[int]], rows: int, length: int) -> Batch:
 
 
 def width(length: int) -> int:
-    """Returns the least of `WIDTHS` that holds so many tokens."""
-    return WIDTHS[np.searchsorted(WIDTHS, length)]
+    """Returns the least of `COARSE_WIDTHS` that holds so many tokens."""
+    return COARSE_WIDTHS[np.searchsorted(COARSE_WIDTHS, length)]
 
 
 def check_lengths(lengths: np.ndarray) -> None:

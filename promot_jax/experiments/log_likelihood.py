@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_jax.data.batches import WIDTHS
+from promot_jax.data.batches import COARSE_WIDTHS
 from promot_jax.distributed import hosts
 from promot_jax.distributed.forward_programs import jit_forward
 from promot_jax.distributed.partitioning import Partitioner
@@ -76,9 +76,9 @@ def _groups(pairs: Sequence[Tokens], budget: int, parts: int) -> Iterator[tuple[
 
 def _width(length: int) -> int:
     """Room for so many tokens: few widths, since each compiles once."""
-    if not 0 < length <= WIDTHS[-1]:
-        raise UserError(f"A text of {length} tokens has no log-likelihood; it needs 1 to {WIDTHS[-1]}.")
-    return next(width for width in (8, 16, *WIDTHS) if width >= length)
+    if not 0 < length <= COARSE_WIDTHS[-1]:
+        raise UserError(f"A text of {length} tokens has no log-likelihood; it needs 1 to {COARSE_WIDTHS[-1]}.")
+    return next(width for width in (8, 16, *COARSE_WIDTHS) if width >= length)
 
 
 @functools.partial(jit_forward, static_argnames="model")

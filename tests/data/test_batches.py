@@ -330,27 +330,40 @@ def test_buckets_hold_every_input_once_and_in_order(inputs, budget, multiple, ra
         rows, width = batch["tokens"].shape
         assert 1 <= len(members) <= rows and rows % multiple == 0 and width in WIDTHS
         assert rows - multiple < max(budget // width, 1)
-        assert rows - len(members) < max(rows // (2 if rows < 64 else 4), batches.MIN_ROWS) + multiple  # padding rows
+        assert rows - len(members) < max(rows / 3, batches.MIN_ROWS) + multiple  # padding rows
         for row, member in enumerate(members):
             length = int(batch["lengths"][row])
             assert batch["tokens"][row, :length].tolist() == inputs[member]
             assert not batch["tokens"][row, length:].any()
-            assert length <= width and (width == WIDTHS[0] or length > WIDTHS[WIDTHS.index(width) - 1])
+            assert length <= width and (width <= WIDTHS[1] or width < 2 * length)
         assert not batch["lengths"][len(members) :].any() and not batch["tokens"][len(members) :].any()
         seen += [(width, ranks[member], len(inputs[member]), int(member)) for member in members]
         shapes.add((rows, width))
     assert seen == sorted(seen)  # narrow to wide, then by rank, then by length, then as given
     assert sorted(member for *_, member in seen) == list(range(len(inputs)))
-    for width in {width for _, width in shapes}:  # few shapes, each compiled once: powers of two from MIN_ROWS on
-        rows = {rows for rows, wide in shapes if wide == width}
-        assert rows <= {-(-(1 << power) // multiple) * multiple for power in range(10)} and len(rows) <= 4
+    for width in {width for _, width in shapes}:  # few shapes, each compiled once: a full one, and that of what is left
+        assert len({rows for rows, wide in shapes if wide == width}) <= 2
+
+
+def test_what_fills_no_batch_goes_to_the_next_width_up_to_a_power_of_two():
+    inputs = [[1] * length for length in [40] * 5 + [50] * 3 + [64] + [70] * 10]
+    found = [(batch["tokens"].shape, sorted(map(int, members))) for members, batch in batches.buckets(inputs, 160)]
+    assert found == [
+        ((4, 40), [0, 1, 2, 3]),
+        ((2, 56), [4, 5]),
+        ((2, 56), [6, 7]),
+        ((2, 64), [8]),
+        *(((2, 80), [9 + i, 10 + i]) for i in range(0, 10, 2)),
+    ]
+    ((members, batch),) = batches.buckets(inputs[9:], 4096)
+    assert len(members) == 10 and batch["tokens"].shape == (12, 80)
 
 
 def test_buckets_at_the_edges():
     widths = {
         length: next(iter(batches.buckets([[5] * length], 1)))[1]["tokens"].shape[1] for length in (1, 25, 33, 49, 8192)
     }
-    assert widths == {1: 24, 25: 32, 33: 48, 49: 64, 8192: 8192}
+    assert widths == {1: 24, 25: 32, 33: 40, 49: 56, 8192: 8192}
     assert list(batches.buckets([], 100)) == []
     with pytest.raises(UserError, match="An input is empty"):
         list(batches.buckets([[1], []], 100))
