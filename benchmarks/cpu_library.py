@@ -1,7 +1,7 @@
 """XLA's two libraries for matrix products on a CPU, YNNPACK (its default) and Eigen, in what this package runs.
 
 A prefill, a decoding step and an update of SmolLM2-135M, float32. `distributed/forward_programs.py` goes by the answer,
-which is another one on another kind of CPU.
+which may be another one on another kind of CPU.
 Time: 25 minutes on two cores; --quick --pairs 1: 2 minutes.
 """
 

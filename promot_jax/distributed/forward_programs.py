@@ -1,6 +1,7 @@
 """Compiles programs that are one long forward pass, with the CPU library that is fastest at it."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,8 +10,8 @@ import jax
 
 Result = TypeVar("Result")
 
-# Which parts of a program XLA leaves to YNNPACK: none, so that Eigen multiplies matrices.
-WITHOUT_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": ""}
+OPTION = "xla_cpu_experimental_ynn_fusion_type"  # which parts of a program XLA leaves to YNNPACK
+WITHOUT_YNNPACK = {OPTION: ""}  # none, so that Eigen multiplies matrices
 
 
 def jit_forward(function: Callable[..., Result], **options: Any) -> Callable[..., Result]:
@@ -18,7 +19,8 @@ def jit_forward(function: Callable[..., Result], **options: Any) -> Callable[...
 
     On an x86 CPU with AVX2 and without AVX-512 XLA's default, YNNPACK, takes some 1.4 times as long for products of
     thousands of rows as Eigen does (docs/performance.md). It is faster at those of a decoding step, and as fast or
-    faster in an update, which therefore keep it. So do CPUs with AVX-512, where this has not been measured.
+    faster in an update, which therefore keep it. So do CPUs with AVX-512, where this has not been measured. Who has
+    set XLA's option in `XLA_FLAGS` keeps it for all programs.
 
     Args:
         function: to be compiled when it is first called.
@@ -47,6 +49,8 @@ def cpu_flags() -> frozenset[str]:
 @functools.cache
 def _compiler_options() -> dict[str, str]:
     flags = cpu_flags()
+    if OPTION in os.environ.get("XLA_FLAGS", ""):
+        return {}
     if jax.default_backend() != "cpu" or "avx2" not in flags or "avx512f" in flags:
         return {}
     try:  # the option is experimental: another version of XLA may not have it

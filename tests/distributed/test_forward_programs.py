@@ -29,6 +29,12 @@ def test_the_library_goes_by_the_cpu(flags: str, expected: dict[str, str], monke
     assert forward_programs._compiler_options() == expected
 
 
+def test_who_has_chosen_the_library_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_programs, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setenv("XLA_FLAGS", f"--{forward_programs.OPTION}=LIBRARY_FUSION_TYPE_DOT")
+    assert forward_programs._compiler_options() == {}
+
+
 def test_a_version_of_xla_without_the_option_runs_by_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_programs, "cpu_flags", lambda: frozenset({"avx2"}))
     monkeypatch.setattr(forward_programs, "WITHOUT_YNNPACK", {"xla_cpu_of_another_version": ""})
