@@ -4,10 +4,9 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
-from promot_jax.distributed import forward_programs
+from promot_jax.distributed import cpu
 from promot_jax.results import provenance
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # that matter for matrix products
@@ -24,7 +23,7 @@ def describe() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return {
-        "cpu": _cpu_field("model name") or platform.processor(),
+        "cpu": cpu.field("model name") or platform.processor(),
         "flags": flags(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -37,17 +36,10 @@ def describe() -> dict[str, Any]:
 
 def flags() -> list[str]:
     """Those of `FLAGS` that the CPU has."""
-    has = forward_programs.cpu_flags()
+    has = cpu.field("flags").split()
     return [flag for flag in FLAGS if flag in has]
 
 
 def fast_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 faster than float32."""
     return any(flag in BFLOAT16 for flag in flags())
-
-
-def _cpu_field(name: str) -> str:
-    """A field of the first CPU in /proc/cpuinfo, "" where there is none."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from promot_jax.distributed import cpu
+
 VARIABLE = "PROMOT_COMPILATION_CACHE"
 LEAST_SECONDS = 0.2  # programs that compile faster are not kept
 HALF_WRITTEN_SECONDS = 600  # after which a program without its time is not being written any more
@@ -58,8 +60,6 @@ def _delete_half_written(folder: Path) -> None:
 
 def _machine() -> str:
     """A name of this kind of CPU: programs compiled for one do not run on every other that shares the folder."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    described = [line for line in dict.fromkeys(lines) if line.startswith(("model name", "flags", "Features"))]
+    described = [line for line in dict.fromkeys(cpu.lines()) if line.startswith(("model name", "flags", "Features"))]
     text = "\n".join([platform.machine(), *described])
     return f"{platform.machine()}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

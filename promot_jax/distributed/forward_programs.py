@@ -3,10 +3,11 @@
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+
+from promot_jax.distributed import cpu
 
 Result = TypeVar("Result")
 
@@ -39,16 +40,9 @@ def jit_forward(function: Callable[..., Result], **options: Any) -> Callable[...
     return call
 
 
-def cpu_flags() -> frozenset[str]:
-    """The instruction sets of the first CPU in /proc/cpuinfo, as Linux names them; none where there is no such file."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
-
-
 @functools.cache
 def _compiler_options() -> dict[str, str]:
-    flags = cpu_flags()
+    flags = cpu.field("flags").split()
     if OPTION in os.environ.get("XLA_FLAGS", ""):
         return {}
     if jax.default_backend() != "cpu" or "avx2" not in flags or "avx512f" in flags:

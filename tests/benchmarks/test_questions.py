@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import QUESTIONS, harness, machine, models, performance, prompts, question
 from benchmarks.harness import Case
-from promot_jax.distributed import forward_programs
+from promot_jax.distributed import cpu
 
 
 @pytest.fixture
@@ -106,9 +106,9 @@ def test_several_questions_have_one_too(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_flags_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_programs, "cpu_flags", lambda: {"fpu", "avx2", "avx512f", "amx_bf16x"})
+    monkeypatch.setattr(cpu, "field", lambda name: "fpu avx2 avx512f amx_bf16x")
     assert machine.flags() == ["avx2", "avx512f"] and not machine.fast_bfloat16()
-    monkeypatch.setattr(forward_programs, "cpu_flags", lambda: {"fpu", "avx2", "avx512f", "amx_bf16"})
+    monkeypatch.setattr(cpu, "field", lambda name: "fpu avx2 avx512f amx_bf16")
     assert machine.fast_bfloat16()
 
 

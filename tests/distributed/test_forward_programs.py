@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_jax.distributed import forward_programs
+from promot_jax.distributed import cpu, forward_programs
 from promot_jax.distributed.forward_programs import WITHOUT_YNNPACK, jit_forward
 
 
@@ -25,24 +25,24 @@ def fresh() -> Iterator[None]:
     ids=["AVX2", "AVX-512", "neither", "no Linux, or no x86"],
 )
 def test_the_library_goes_by_the_cpu(flags: str, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_programs, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(cpu, "field", lambda name: flags)
     assert forward_programs._compiler_options() == expected
 
 
 def test_who_has_chosen_the_library_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_programs, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(cpu, "field", lambda name: "avx2")
     monkeypatch.setenv("XLA_FLAGS", f"--{forward_programs.OPTION}=LIBRARY_FUSION_TYPE_DOT")
     assert forward_programs._compiler_options() == {}
 
 
 def test_a_version_of_xla_without_the_option_runs_by_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_programs, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(cpu, "field", lambda name: "avx2")
     monkeypatch.setattr(forward_programs, "WITHOUT_YNNPACK", {"xla_cpu_of_another_version": ""})
     assert forward_programs._compiler_options() == {}
 
 
 def test_products_are_computed_without_ynnpack_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_programs, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(cpu, "field", lambda name: "avx2")
     left, right = (jax.random.normal(jax.random.key(i), (256, 256)) for i in range(2))
 
     def product(left: jax.Array, right: jax.Array, *, power: int) -> jax.Array:
